@@ -1,0 +1,1 @@
+"""Commands that evaluate, measure, train and show."""

@@ -1,0 +1,1 @@
+"""TokenCarve for JAX."""
