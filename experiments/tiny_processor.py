@@ -125,6 +125,6 @@ def normalise(images: np.ndarray) -> np.ndarray:
         float32 [B, 3, 336, 336], bit for bit the processor's `pixel_values`.
     """
     levels = (np.arange(256) * (1 / 255)).astype(np.float32)
-    mean, std = np.float32(OPENAI_CLIP_MEAN), np.float32(OPENAI_CLIP_STD)
+    mean, std = (np.array(x, np.float32) for x in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     table = (levels - mean[:, None]) / std[:, None]
     return np.stack([np.take(table[channel], images[..., channel]) for channel in range(3)], axis=1)
