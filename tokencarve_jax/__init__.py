@@ -1,1 +1,23 @@
-"""TokenCarve for JAX."""
+"""TokenCarve for JAX: training-free compression of visual tokens inside multimodal language models.
+
+The method of arXiv 2503.10501 as pure functions, arrays in and arrays out. Shapes are static, leading dimensions are
+free, and nothing here knows about any particular model.
+"""
+
+from tokencarve_jax.attention import last_query_attention, remove_trend
+from tokencarve_jax.budget import Budget, plan
+from tokencarve_jax.carve import Carved, carve
+from tokencarve_jax.information import information_contribution
+from tokencarve_jax.sequence import CarvedSequence, carve_sequence
+
+__all__ = [
+    "Budget",
+    "Carved",
+    "CarvedSequence",
+    "carve",
+    "carve_sequence",
+    "information_contribution",
+    "last_query_attention",
+    "plan",
+    "remove_trend",
+]

@@ -1,0 +1,32 @@
+"""Ordering with every tie decided: by the lower original index, on every backend."""
+
+import fractions
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def best_first(score: jax.Array, tier: jax.Array | None = None) -> jax.Array:
+    """Indices from the highest to the lowest score along the last axis; a higher tier comes before any score."""
+    index = lax.broadcasted_iota(jnp.int32, score.shape, score.ndim - 1)
+    keys = (-score, index) if tier is None else (-tier, -score, index)
+    return lax.sort(keys, num_keys=len(keys))[-1]
+
+
+def invert(order: jax.Array) -> jax.Array:
+    """The inverse of permutations along the last axis: the place at which each index stands."""
+    return jnp.argsort(order, axis=-1)
+
+
+def fuse_ranks(attention: jax.Array, information: jax.Array, tier: jax.Array, weight: float) -> jax.Array:
+    """Weighted sum of rank points, best first gets N points and the last gets 1; [..., N] int32.
+
+    The weight enters as a fraction p / q and the score is p * points + (q - p) * points in integers, so that equal
+    scores are equal on every backend and in every batch layout: rounding cannot decide a tie.
+    """
+    n = attention.shape[-1]
+    exact = fractions.Fraction(weight).limit_denominator(max(1, min(10_000, (2**31 - 1) // n)))
+    by_attention = n - invert(best_first(attention, tier))
+    by_information = n - invert(best_first(information, tier))
+    return exact.numerator * by_attention + (exact.denominator - exact.numerator) * by_information

@@ -1,0 +1,204 @@
+"""TokenCarve itself: rank by attention and by information, prune, merge the most similar, keep K of N tokens."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from tokencarve_jax._ranking import best_first, fuse_ranks
+from tokencarve_jax.attention import remove_trend
+from tokencarve_jax.budget import Budget, plan
+from tokencarve_jax.information import check_method, information_contribution, to_unit_scale
+
+USABLE = 2  # tiers: 0 padding, 1 valid but not finite, 2 usable
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens", "indices", "assignment"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Carved:
+    """What is left of N tokens; a pytree.
+
+    Attributes:
+        tokens: [..., K, D] in the input's dtype: kept tokens, some of them the mean of a group.
+        indices: [..., K] int32, where each row stood among the N, strictly ascending. A merged row stands where its
+            anchor stood.
+        assignment: [..., N] int32, the row of `tokens` that token n lives on in, or -1 where it was dropped.
+    """
+
+    tokens: jax.Array
+    indices: jax.Array
+    assignment: jax.Array
+
+
+def carve(
+    tokens: ArrayLike,
+    attention: ArrayLike,
+    *,
+    keep: float | int,
+    attention_weight: float = 0.5,
+    oversample: float = 1.5,
+    information: str = "gram",
+    features: ArrayLike | None = None,
+    debias: bool = False,
+    valid: ArrayLike | None = None,
+) -> Carved:
+    """Shrink N tokens to K without training: prune by rank fusion, then merge the most similar of what is left.
+
+    Pure and static: every output shape follows from the input shapes and from Python numbers, so it runs under `jit`,
+    `vmap`, `scan`, `grad`, `export` and any mesh that shards leading dimensions. Ties go to the lower index.
+
+    Args:
+        tokens: [..., N, D], any float dtype. In a decoder: the visual rows of the hidden state entering the layer.
+        attention: [..., N], any float dtype: how much each token is attended to, e.g. from `last_query_attention`.
+            Only its order matters.
+        keep: A Python float in (0, 1] (a fraction) or a Python int in 1..N (a count). `1.0` is the identity.
+        attention_weight: The weight of the attention ranks, in [0, 1]; the information ranks get the rest. 0 and 1 are
+            the single-score ablations.
+        oversample: How many tokens per kept one pass the pruning, in [1, 2]; 1 turns the merging off.
+        information: The route to the information score, see `information_contribution`.
+        features: [..., N, F], what the information score is computed from instead of `tokens`: the attention output of
+            the layer, as the paper's text has it, where the released code takes the hidden state.
+        debias: Divide the attention by its exponential trend along N first (`remove_trend`).
+        valid: [..., N] bool, False marks padding: it has no influence on anything, is never merged, and is kept only
+            where fewer than K valid tokens exist.
+
+    Returns:
+        A `Carved`. A token with a NaN or an infinity (in its features or its attention too) ranks behind all others,
+        ahead of padding only, is never merged, and does not touch the others. Gradients flow through the merged values,
+        not through the choice.
+
+    Raises:
+        TypeError: An array that must be floating is not, or `keep` is no Python number.
+        ValueError: A shape or an option does not fit; the message says which.
+
+    Source: TokenCarve (arXiv 2503.10501), stages I (IPGS) and II (similarity merging), as in the released code
+    github.com/ShawnTan86/TokenCarve, which breaks ties by chance.
+
+    Examples:
+        >>> tokens = jnp.array([[9.0, 0.0], [1.0, 1.0], [0.0, 8.0], [0.0, 0.2], [0.0, 7.0], [0.1, 0.0]])
+        >>> attention = jnp.array([0.3, 0.05, 0.3, 0.05, 0.28, 0.02])
+        >>> carved = carve(tokens, attention, keep=3)
+        >>> print(carved.indices, carved.assignment)
+        [0 1 2] [ 0  1  2 -1  2 -1]
+        >>> print(carved.tokens)  # the third is the mean of tokens 2 and 4
+        [[9.  0. ]
+         [1.  1. ]
+         [0.  7.5]]
+    """
+    tokens, attention = _floating("tokens", tokens), _floating("attention", attention)
+    if tokens.ndim < 2:
+        raise ValueError(f"tokens must be [..., N, D], got shape {tokens.shape}")
+    shape = tokens.shape[:-1]
+    features = None if features is None else _floating("features", features)
+    valid = jnp.ones(shape, dtype=bool) if valid is None else jnp.asarray(valid, dtype=bool)
+    for name, got in (
+        ("attention", attention.shape),
+        ("valid", valid.shape),
+        ("features (without its last axis)", shape if features is None else features.shape[:-1]),
+    ):
+        if got != shape:
+            raise ValueError(f"{name} must have shape {shape}, one entry per token, got {got}")
+    check_method(information)
+    if isinstance(attention_weight, bool) or not isinstance(attention_weight, float | int):
+        raise TypeError(f"attention_weight must be a Python number in [0, 1], got {attention_weight!r}")
+    if not 0 <= attention_weight <= 1:
+        raise ValueError(f"attention_weight must be in [0, 1], got {attention_weight}")
+    budget = plan(shape[-1], keep, oversample)
+    if budget.kept == shape[-1]:
+        indices = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
+        return Carved(tokens=tokens, indices=indices, assignment=indices)
+
+    usable = valid & jnp.isfinite(attention) & jnp.isfinite(tokens).all(-1)
+    if features is not None:
+        usable &= jnp.isfinite(features).all(-1)
+    tier = jnp.where(usable, USABLE, valid.astype(jnp.int32))
+    # Only orders are taken from the scores, so no gradient goes through them.
+    contribution = _information(lax.stop_gradient(tokens if features is None else features), usable, information)
+    attention = lax.stop_gradient(attention)
+    if debias:
+        attention = remove_trend(attention, valid=usable)
+    points = fuse_ranks(attention, contribution, tier, attention_weight)
+    one = functools.partial(_prune_and_merge, budget=budget)
+    rows, indices, assignment = jnp.vectorize(one, signature="(n,d),(n),(n)->(k,d),(k),(n)")(tokens, points, tier)
+    return Carved(tokens=rows, indices=indices, assignment=assignment)
+
+
+def _prune_and_merge(
+    tokens: jax.Array, points: jax.Array, tier: jax.Array, *, budget: Budget
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Both stages for one set of tokens [N, D]: rows [K, D], indices [K], assignment [N]."""
+    # Stage I. Each half in index order: the first of equals is then the one with the lower index.
+    order = best_first(points)
+    anchors = jnp.sort(order[: budget.anchors])
+    others = jnp.sort(order[budget.anchors : budget.survivors])
+    kept, row_of = jnp.sort(order[: budget.kept]), functools.partial(_row_of, num_tokens=tokens.shape[0])
+    if not budget.merged:
+        return jnp.take(tokens, kept, axis=0), kept, row_of(kept)
+
+    # Stage II. The closest pairs merge. Unusable tokens leave before any of them, and leave no trace.
+    values = jnp.where((tier == USABLE)[:, None], _at_least_float32(tokens), 0)
+    similarity = _cosine(jnp.take(values, others, axis=0), jnp.take(values, anchors, axis=0))
+    others_tier = jnp.take(tier, others)
+    leaving = best_first(similarity.max(-1), tier=-others_tier)
+    merging, staying = leaving[: budget.merged], leaving[budget.merged :]
+    kept = jnp.sort(jnp.concatenate([anchors, jnp.take(others, staying)]))
+    members, joins = jnp.take(others, merging), jnp.take(others_tier, merging) == USABLE
+    hosts = jnp.take(anchors, jnp.take(similarity.argmax(-1), merging))
+    assignment = row_of(kept)
+    row = jnp.where(joins, jnp.take(assignment, hosts), -1)
+    rows = _add_to_means(jnp.take(tokens, kept, axis=0), jnp.take(values, members, axis=0), row)
+    return rows, kept, assignment.at[members].set(row)
+
+
+def _row_of(kept: jax.Array, *, num_tokens: int) -> jax.Array:
+    """For each original index its row among `kept` [K], or -1; [N] int32."""
+    rows = jnp.arange(kept.size, dtype=jnp.int32)
+    return jnp.full(num_tokens, -1, dtype=jnp.int32).at[kept].set(rows)
+
+
+def _cosine(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Cosine similarity of all rows [b, D] with all rows [a, D]; [b, a]. A zero row is orthogonal to everything."""
+
+    def unit(rows: jax.Array) -> jax.Array:
+        # Largest entry first, then the norm: no square can overflow or vanish.
+        rows = lax.stop_gradient(rows)
+        rows = rows / _positive(jnp.abs(rows).max(-1, keepdims=True))
+        return rows / _positive(jnp.linalg.norm(rows, axis=-1, keepdims=True))
+
+    return jnp.matmul(unit(left), unit(right).T, precision=lax.Precision.HIGHEST)
+
+
+def _add_to_means(rows: jax.Array, members: jax.Array, row: jax.Array) -> jax.Array:
+    """Turn each of `rows` [K, D] into the plain mean of itself and the `members` [M, D] whose `row` [M] it is.
+
+    Rows without members stay as they are, bit for bit.
+    """
+    joins = row == jnp.arange(rows.shape[0])[:, None]
+    count = 1 + joins.sum(-1, keepdims=True)
+    total = jnp.matmul(joins.astype(members.dtype), members, precision=lax.Precision.HIGHEST)
+    mean = (rows.astype(members.dtype) + total) / count
+    return jnp.where(count > 1, mean.astype(rows.dtype), rows)
+
+
+def _information(matrix: jax.Array, usable: jax.Array, method: str) -> jax.Array:
+    """The information score of the usable tokens, up to a common factor; the others have no influence."""
+    scaled, _ = to_unit_scale(jnp.where(usable[..., None], _at_least_float32(matrix), 0))
+    return information_contribution(scaled, method=method)
+
+
+def _floating(name: str, array: ArrayLike) -> jax.Array:
+    array = jnp.asarray(array)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating, got {array.dtype}")
+    return array
+
+
+def _at_least_float32(array: jax.Array) -> jax.Array:
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def _positive(array: jax.Array) -> jax.Array:
+    return jnp.where(array > 0, array, 1)
