@@ -47,6 +47,8 @@ class SceneConfig:
             )
         if self.signs + self.cards == 0:
             raise ValueError("a scene needs a sign or a card, or there is nothing to read")
+        if not 1 <= self.digits <= 4:
+            raise ValueError(f"a card holds 1 to 4 digits, not {self.digits}")
         if not 2 <= self.shapes[0] <= self.shapes[1] < len(COLOURS) * len(SHAPES):
             raise ValueError(f"shapes is (least, greatest) with 2 <= least <= greatest < 36, not {self.shapes}")
 
