@@ -98,23 +98,46 @@ class ClipVisionTower(nnx.Module):
         self.layers = nnx.List([EncoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
         self.post_layernorm = _layer_norm(config, dtype, rngs)
 
-    def __call__(self, images: jax.Array, *, feature_layers: tuple[int, ...]) -> jax.Array:
-        """Hidden states of the layers asked for; deeper layers are not run.
+    def embed(self, patches: jax.Array, positions: jax.Array | None = None) -> jax.Array:
+        """Class token and patches with their position embeddings.
 
         Args:
-          images: [B, C, image_size, image_size], normalised as the checkpoint's processor does.
+          patches: [B, N, C * p * p] flattened patches.
+          positions: [B, N] int32, where in the raster each patch stands; None where they are the whole raster.
+
+        Returns:
+          [B, 1 + N, D], the class token first.
+        """
+        table = self.position_embedding[...]
+        x = self.patch_embedding(patches.astype(table.dtype))
+        x = x + (table[1:] if positions is None else jnp.take(table[1:], positions, axis=0))
+        class_token = jnp.broadcast_to(self.class_embedding[...] + table[0], (x.shape[0], 1, x.shape[2]))
+        return self.pre_layernorm(jnp.concatenate([class_token, x], axis=1))
+
+    def encode(self, x: jax.Array, *, feature_layers: tuple[int, ...]) -> jax.Array:
+        """Run the layers that are asked for, and no deeper one.
+
+        Args:
+          x: [B, 1 + N, D], from `embed`.
           feature_layers: 0 is the embedding's output, i the output of layer i.
 
         Returns:
-          [B, 1 + N, D * len(feature_layers)], the class token first, in the weights' dtype.
+          [B, 1 + N, D * len(feature_layers)].
         """
-        patches = patchify(images.astype(self.class_embedding[...].dtype), self.config.patch_size)
-        x = self.patch_embedding(patches)
-        class_token = jnp.broadcast_to(self.class_embedding[...], (x.shape[0], 1, x.shape[2]))
-        x = jnp.concatenate([class_token, x], axis=1) + self.position_embedding[...]
-        x = self.pre_layernorm(x)
         states = {0: x}
         for index in range(max(feature_layers)):
             x = self.layers[index](x)
             states[index + 1] = x
         return jnp.concatenate([states[layer] for layer in feature_layers], axis=-1)
+
+    def __call__(self, images: jax.Array, *, feature_layers: tuple[int, ...]) -> jax.Array:
+        """Hidden states of whole images.
+
+        Args:
+          images: [B, C, image_size, image_size], normalised as the checkpoint's processor does.
+          feature_layers: as for `encode`.
+
+        Returns:
+          [B, 1 + N, D * len(feature_layers)], the class token first, in the weights' dtype.
+        """
+        return self.encode(self.embed(patchify(images, self.config.patch_size)), feature_layers=feature_layers)

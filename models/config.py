@@ -73,6 +73,7 @@ class LlavaConfig:
       projector_activation: between the two linear layers of the projector.
       projector_bias: whether these have a bias.
       eos_token_ids: generation stops at any of them.
+      pad_token_id: fills rows that have ended.
     """
 
     vision: VisionConfig
@@ -83,6 +84,7 @@ class LlavaConfig:
     projector_activation: str
     projector_bias: bool
     eos_token_ids: tuple[int, ...]
+    pad_token_id: int
 
     @property
     def tokens_per_image(self) -> int:
@@ -148,6 +150,12 @@ def text_config(hf: Any) -> TextConfig:
     )
 
 
+def _special_token(hf: Any, name: str) -> Any:
+    """From the outer config, else the decoder's: published files have it on either."""
+    outer = getattr(hf, name, None)
+    return outer if outer is not None else getattr(hf.text_config, name, None)
+
+
 def llava_config(hf: Any) -> LlavaConfig:
     """`LlavaConfig` from a transformers `LlavaConfig`.
 
@@ -167,8 +175,9 @@ def llava_config(hf: Any) -> LlavaConfig:
         raise ConfigError(f"vision_feature_select_strategy is {strategy!r}; expected 'default' or 'full'")
     # transformers 5 keeps the tie on the outer config, older files on the decoder's: either one ties.
     tied = bool(hf.tie_word_embeddings) or text.tie_word_embeddings
-    eos = hf.eos_token_id if getattr(hf, "eos_token_id", None) is not None else hf.text_config.eos_token_id
+    eos = _special_token(hf, "eos_token_id")
     eos_ids = () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+    pad = _special_token(hf, "pad_token_id")
     return LlavaConfig(
         vision=vision,
         text=dataclasses.replace(text, tie_word_embeddings=tied),
@@ -178,6 +187,7 @@ def llava_config(hf: Any) -> LlavaConfig:
         projector_activation=_activation(hf.projector_hidden_act, "projector_hidden_act"),
         projector_bias=hf.multimodal_projector_bias,
         eos_token_ids=eos_ids,
+        pad_token_id=pad if pad is not None else (*eos_ids, 0)[0],
     )
 
 
@@ -193,13 +203,16 @@ def read_config(folder: str | Path) -> LlavaConfig:
     Raises:
       ConfigError: no readable `config.json`, or one that asks for something unsupported.
     """
-    from transformers import AutoConfig  # imported here: it takes a second that `--help` should not wait for
+    # Imported here: it takes a second that `--help` should not wait for.
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
 
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ConfigError(f"{folder} has no config.json; expected a checkpoint folder in Hugging Face format")
     try:
         hf = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be read as a model config: {error}") from error
+    except (ValueError, KeyError, OSError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} cannot be read as a model config: {reason}") from error
     return llava_config(hf)

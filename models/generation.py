@@ -1,0 +1,272 @@
+"""Prefill and greedy decoding as two compiled programs, with cuts that shorten the sequence on the way.
+
+    tokens -> embed + visual features -> layers [0, L) -> cut -> layers [L, end) -> logits, short cache -> decode loop
+
+A cut at layer L reads one attention row of layer L - 1 (the last prompt token's, from its query and the keys at hand:
+no attention map is built), replaces the hidden rows by the survivors, and gathers positions and the caches of all
+earlier layers with the same index, so that every layer's cache has one short length.
+
+Axis letters: B batch, S sequence, N visual tokens, T cache slots, D width, G key-value heads, d head width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from models.layers import attend, causal_mask
+from models.prompt import Prompt
+from models.schedule import Schedule, method
+from tokencarve_jax import last_query_attention
+
+if TYPE_CHECKING:
+    from models.llava import Llava
+
+KeyValue = tuple[jax.Array, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of every layer, with room for the tokens to come. A pytree.
+
+    Attributes:
+      layers: per layer, keys and values [B, T, G, d]; keys are rotated.
+      valid: [B, T] bool, slots that may be attended to.
+      positions: [B, T] int32, rotary position of each slot (survivors of a cut keep their original one).
+      next_position: [B] int32, rotary position of the next token.
+      slot: int32 scalar, where the next token is written (the same for all rows).
+    """
+
+    layers: tuple[KeyValue, ...]
+    valid: jax.Array
+    positions: jax.Array
+    next_position: jax.Array
+    slot: jax.Array
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values held, room for new tokens included."""
+        return sum(array.nbytes for array in jax.tree.leaves(self.layers))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefilled:
+    """What prefill hands to decoding. A pytree.
+
+    Attributes:
+      logits: [B, V] float32 of the token after the prompt.
+      cache: see `Cache`.
+      assignments: per cut, [B, N] int32: which survivor each visual token before that cut lives on in, or -1.
+      survivors: per cut, [B, K] int32: which of the visual tokens before that cut the survivors are.
+    """
+
+    logits: jax.Array
+    cache: Cache
+    assignments: tuple[jax.Array, ...]
+    survivors: tuple[jax.Array, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """The sequence between two layers: what a cut replaces."""
+
+    hidden: jax.Array  # [B, S, D]
+    positions: jax.Array  # [B, S]
+    lengths: jax.Array  # [B]
+    visual_positions: jax.Array  # [B, N]
+    visual_valid: jax.Array  # [B, N]
+
+    @property
+    def is_real(self) -> jax.Array:
+        return jnp.arange(self.hidden.shape[1]) < self.lengths[:, None]
+
+
+def _take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """[B, S, ...] at [B, R] -> [B, R, ...]."""
+    return jnp.take_along_axis(x, index.reshape(*index.shape, *([1] * (x.ndim - 2))), axis=1)
+
+
+def embed(llava: Llava, prompt: Prompt) -> jax.Array:
+    """Token embeddings with the visual features in their places: [B, S, D]."""
+    hidden = llava.decoder.embed_tokens(prompt.input_ids)
+    if prompt.pixel_values is None:
+        return hidden
+    features = llava.image_features(prompt.pixel_values).reshape(-1, hidden.shape[-1])
+    features = jnp.take(features, prompt.visual_features, axis=0)
+    rows = jnp.arange(hidden.shape[0])[:, None]
+    return hidden.at[rows, prompt.visual_positions].set(features.astype(hidden.dtype), unique_indices=True)
+
+
+def _cut(rows: _Rows, attention: jax.Array, *, name: str, keep: int, key: jax.Array):  # noqa: ANN202
+    """Apply one method; also returns its `CarvedSequence`."""
+    carved = method(name)(
+        rows.hidden, attention, rows.visual_positions, keep=keep, valid=rows.visual_valid, key=key
+    )
+    kept = carved.kept
+    survivor_valid = jnp.take_along_axis(rows.visual_valid, carved.indices, axis=1)
+    survivor_positions = jnp.take_along_axis(rows.visual_positions, carved.indices, axis=1)
+    new_slots = jax.vmap(jnp.searchsorted)(kept, survivor_positions).astype(jnp.int32)
+    lost = rows.visual_valid.sum(1) - survivor_valid.sum(1)
+    shorter = _Rows(
+        hidden=carved.hidden,
+        positions=_take_rows(rows.positions, kept),
+        lengths=(rows.lengths - lost).astype(jnp.int32),
+        visual_positions=new_slots,
+        visual_valid=survivor_valid,
+    )
+    return shorter, carved
+
+
+@functools.partial(jax.jit, static_argnames=("schedule", "room"))
+def prefill(llava: Llava, prompt: Prompt, seed: jax.Array, *, schedule: Schedule, room: int) -> Prefilled:
+    """Run the prompt, cutting where the schedule says.
+
+    Args:
+      llava: the model.
+      prompt: a packed batch.
+      seed: uint32 scalar, for methods that draw.
+      schedule: cuts with counts, as `schedule.resolve` gives. Static.
+      room: slots to leave in the cache for new tokens. Static.
+
+    Returns:
+      Logits of the next token, and the cache.
+    """
+    decoder = llava.decoder
+    hidden = embed(llava, prompt)
+    batch, size, _ = hidden.shape
+    rows = _Rows(
+        hidden=hidden,
+        positions=jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (batch, size)),
+        lengths=prompt.lengths,
+        visual_positions=prompt.visual_positions,
+        visual_valid=prompt.visual_valid,
+    )
+    cuts = {cut.layer: cut for cut in schedule}
+    window = decoder.config.sliding_window
+    layers: list[KeyValue] = []
+    assignments, survivors = [], []
+    attention = None
+    at = decoder.rotation(rows.positions)
+    mask = causal_mask(rows.lengths, size, positions=rows.positions, window=window)
+    for index, layer in enumerate(decoder.layers):
+        if index in cuts:
+            cut = cuts[index]
+            key = jax.random.fold_in(jax.random.key(seed), index)
+            rows, carved = _cut(rows, attention, name=cut.method, keep=cut.keep, key=key)
+            layers = [(_take_rows(k, carved.kept), _take_rows(v, carved.kept)) for k, v in layers]
+            assignments.append(carved.assignment)
+            survivors.append(carved.indices)
+            at = decoder.rotation(rows.positions)
+            mask = causal_mask(rows.lengths, rows.hidden.shape[1], positions=rows.positions, window=window)
+        key_value = layer.key_value(rows.hidden, at)
+        layers.append(key_value)
+        last = rows.lengths[:, None] - 1
+        if index + 1 == len(decoder.layers):
+            # Only the last token's output is read from here on, so only its query is computed.
+            hidden = _take_rows(rows.hidden, last)
+            query = layer.query(hidden, tuple(_take_rows(part, last) for part in at))
+            hidden = layer.finish(hidden, attend(query, *key_value, mask=_take_rows(mask, last)))
+            break
+        query = layer.query(rows.hidden, at)
+        if index + 1 in cuts:
+            attention = last_query_attention(
+                _take_rows(query, last)[:, 0], key_value[0], mask=_take_rows(mask, last)[:, 0]
+            )
+        rows = dataclasses.replace(rows, hidden=layer.finish(rows.hidden, attend(query, *key_value, mask=mask)))
+
+    slots = rows.positions.shape[1]
+    grow = [(0, 0), (0, room)]
+    cache = Cache(
+        layers=tuple((jnp.pad(k, [*grow, (0, 0), (0, 0)]), jnp.pad(v, [*grow, (0, 0), (0, 0)])) for k, v in layers),
+        valid=jnp.pad(rows.is_real, grow),
+        positions=jnp.pad(rows.positions, grow),
+        next_position=prompt.lengths,
+        slot=jnp.asarray(slots, jnp.int32),
+    )
+    return Prefilled(decoder.logits(hidden[:, 0]), cache, tuple(assignments), tuple(survivors))
+
+
+def decode_step(llava: Llava, cache: Cache, token: jax.Array) -> tuple[jax.Array, Cache]:
+    """One token per row.
+
+    Args:
+      llava: the model.
+      cache: with at least one free slot; the caller counts them.
+      token: [B] int32.
+
+    Returns:
+      Logits [B, V] float32 of the token after it, and the cache with it in.
+    """
+    decoder = llava.decoder
+    hidden = decoder.embed_tokens(token[:, None])
+    position = cache.next_position
+    at = decoder.rotation(position[:, None])
+    here = jnp.arange(cache.valid.shape[1]) == cache.slot
+    valid = cache.valid | here
+    positions = jnp.where(here, position[:, None], cache.positions)
+    mask = valid
+    if decoder.config.sliding_window is not None:
+        mask &= position[:, None] - positions < decoder.config.sliding_window
+    layers = []
+    for layer, (keys, values) in zip(decoder.layers, cache.layers, strict=True):
+        key, value = layer.key_value(hidden, at)
+        keys = jax.lax.dynamic_update_slice_in_dim(keys, key, cache.slot, axis=1)
+        values = jax.lax.dynamic_update_slice_in_dim(values, value, cache.slot, axis=1)
+        hidden = layer.finish(hidden, attend(layer.query(hidden, at), keys, values, mask=mask[:, None]))
+        layers.append((keys, values))
+    cache = Cache(tuple(layers), valid, positions, position + 1, cache.slot + 1)
+    return decoder.logits(hidden[:, 0]), cache
+
+
+@functools.partial(jax.jit, static_argnames=("room", "eos_token_ids", "pad_token_id"), donate_argnames=("state",))
+def decode(
+    llava: Llava,
+    state: Prefilled,
+    limit: jax.Array,
+    *,
+    room: int,
+    eos_token_ids: tuple[int, ...],
+    pad_token_id: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Greedy decoding until every row has ended or `limit` tokens are out, in one loop on the device.
+
+    Args:
+      llava: the model.
+      state: from `prefill`, with `room` free slots; donated.
+      limit: int32 scalar, 1 <= limit <= room + 1.
+      room: free slots. Static.
+      eos_token_ids: a row ends at any of these. Static.
+      pad_token_id: what a row that has ended is filled with. Static.
+
+    Returns:
+      New tokens [B, room + 1] int32, and how many columns were written, int32 scalar.
+    """
+    stops = jnp.asarray(eos_token_ids, jnp.int32)
+    batch = state.logits.shape[0]
+
+    def pick(logits: jax.Array, ended: jax.Array) -> tuple[jax.Array, jax.Array]:
+        token = jnp.where(ended, pad_token_id, jnp.argmax(logits, axis=-1).astype(jnp.int32))
+        return token, ended | (token[:, None] == stops).any(1)
+
+    def more(carry):  # noqa: ANN001, ANN202
+        _, _, ended, _, written = carry
+        return (written < limit) & ~ended.all()
+
+    def step(carry):  # noqa: ANN001, ANN202
+        cache, token, ended, out, written = carry
+        logits, cache = decode_step(llava, cache, token)
+        token, ended = pick(logits, ended)
+        out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], written, axis=1)
+        return cache, token, ended, out, written + 1
+
+    token, ended = pick(state.logits, jnp.zeros(batch, bool))
+    out = jnp.full((batch, room + 1), pad_token_id, jnp.int32).at[:, 0].set(token)
+    _, _, _, out, written = jax.lax.while_loop(more, step, (state.cache, token, ended, out, jnp.int32(1)))
+    return out, written

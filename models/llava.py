@@ -1,0 +1,188 @@
+"""LLaVA (arXiv 2304.08485, 2310.03744): tower, projector and decoder in one module, loaded from real checkpoints.
+
+Axis letters: B batch, S sequence, N visual tokens of an image, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models import generation, schedule
+from models.clip import ClipVisionTower
+from models.config import LlavaConfig, read_config
+from models.layers import ACTIVATIONS, causal_mask
+from models.llama import Decoder
+from models.prompt import Prompt, make_prompt, pack_order, round_up
+
+ROOM_BUCKET = 32  # the cache's room for new tokens is rounded up to a multiple of this
+
+
+class Projector(nnx.Module):
+    """Two linear layers from the tower's width to the decoder's."""
+
+    def __init__(self, config: LlavaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.activation = config.projector_activation
+        width_in, width = config.vision.hidden_size * len(config.feature_layers), config.text.hidden_size
+        bias = config.projector_bias
+        self.linear_1 = nnx.Linear(width_in, width, use_bias=bias, param_dtype=dtype, rngs=rngs)
+        self.linear_2 = nnx.Linear(width, width, use_bias=bias, param_dtype=dtype, rngs=rngs)
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """[images, N, tower width] -> [images, N, D]."""
+        return self.linear_2(ACTIVATIONS[self.activation](self.linear_1(features)))
+
+
+@jax.jit
+def _forward(llava: Llava, prompt: Prompt) -> jax.Array:
+    hidden = generation.embed(llava, prompt)
+    batch, size, _ = hidden.shape
+    positions = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (batch, size))
+    mask = causal_mask(prompt.lengths, size, positions=positions, window=llava.decoder.config.sliding_window)
+    return llava.decoder.logits(llava.decoder(hidden, positions, mask))
+
+
+class Llava(nnx.Module):
+    """A LLaVA model. `Llava.from_pretrained` is the way to get one with weights.
+
+    Args:
+      config: all architecture constants.
+      dtype: of weights and of hidden states; norms, rotary embedding, softmax and logits are float32 throughout.
+      rngs: for the random initialisation.
+    """
+
+    def __init__(self, config: LlavaConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.vision_tower = ClipVisionTower(config.vision, dtype=dtype, rngs=rngs)
+        self.projector = Projector(config, dtype=dtype, rngs=rngs)
+        self.decoder = Decoder(config.text, dtype=dtype, rngs=rngs)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> Llava:
+        """Load a checkpoint in Hugging Face format.
+
+        Args:
+          source: a local folder with `config.json` and safetensors, or a model id on the Hugging Face hub.
+          dtype: weights are cast to it as they are read.
+          mesh: not used yet.
+
+        Returns:
+          The model, weights on the default device.
+
+        Raises:
+          ConfigError: an architecture that is not supported.
+          CheckpointError: weights that are missing, surplus, damaged or of the wrong shape; it lists them all.
+          FileNotFoundError: neither a folder nor a model id that the hub has.
+        """
+        from models.checkpoint import load_weights
+        from models.tables import llava_table
+
+        folder = Path(source)
+        config = read_config(folder)
+        abstract = nnx.eval_shape(lambda: cls(config, dtype=dtype, rngs=nnx.Rngs(0)))
+        return load_weights(abstract, folder, llava_table(config), dtype=dtype)
+
+    def image_features(self, pixel_values: jax.Array) -> jax.Array:
+        """Visual tokens of images.
+
+        Args:
+          pixel_values: [images, C, image_size, image_size].
+
+        Returns:
+          [images, N, D] in the weights' dtype.
+        """
+        features = self.vision_tower(pixel_values, feature_layers=self.config.feature_layers)
+        if not self.config.keep_class_token:
+            features = features[:, 1:]
+        return self.projector(features)
+
+    def prompt(self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None, **options: Any) -> Prompt:
+        """Pack a processor's output for the compiled programs; see `models.prompt.make_prompt` for shapes and errors."""
+        return make_prompt(
+            input_ids,
+            pixel_values,
+            attention_mask,
+            image_token_id=self.config.image_token_id,
+            tokens_per_image=self.config.tokens_per_image,
+            vocab_size=self.config.text.vocab_size,
+            **options,
+        )
+
+    def __call__(self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None) -> jax.Array:
+        """Logits of a whole sequence, nothing cached or carved.
+
+        Args:
+          input_ids: [B, S] integers, image placeholders expanded, as the Hugging Face processor gives them.
+          pixel_values: [images, C, height, width] of all rows in order, or None without images.
+          attention_mask: [B, S], non-zero for real tokens; padding may stand on either side.
+
+        Returns:
+          [B, S, V] float32. Rows at padding are zero.
+
+        Raises:
+          ValueError: see `make_prompt`.
+        """
+        mask = np.ones(np.shape(input_ids), bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
+        logits = _forward(self, self.prompt(input_ids, pixel_values, attention_mask))
+        unpack = np.argsort(pack_order(mask), axis=1)  # the inverse permutation
+        return jnp.where(mask[..., None], jnp.take_along_axis(logits, unpack[..., None], axis=1), 0)
+
+    def generate(
+        self,
+        input_ids: Any,
+        pixel_values: Any = None,
+        *,
+        attention_mask: Any = None,
+        max_new_tokens: int,
+        carve: schedule.Carve = None,
+        seed: int = 0,
+    ) -> jax.Array:
+        """Greedy generation, with the visual tokens carved on the way where asked.
+
+        Args:
+          input_ids: [B, S] integers, image placeholders expanded.
+          pixel_values: [images, C, height, width] of all rows in order, or None.
+          attention_mask: [B, S], non-zero for real tokens; padding may stand on either side.
+          max_new_tokens: at least 1.
+          carve: None, a keep (a fraction such as 0.222, or a count such as 128: TokenCarve at layer 2), or a schedule
+            `((2, "tokencarve", 0.222),)` of (layer, registered method, keep).
+          seed: for methods that draw.
+
+        Returns:
+          [B, <= max_new_tokens] int32, new tokens only. A row that ended early is filled with the pad token.
+
+        Raises:
+          ValueError, TypeError: inputs that do not belong together, an impossible schedule.
+        """
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 1")
+        prompt = self.prompt(input_ids, pixel_values, attention_mask)
+        room = round_up(max_new_tokens, ROOM_BUCKET) - 1  # the last token is never fed back
+        state = self.prefill(prompt, carve=carve, seed=seed, room=room)
+        out, written = self.decode(state, max_new_tokens, room=room)
+        return out[:, : int(written)]
+
+    def prefill(
+        self, prompt: Prompt, *, carve: schedule.Carve = None, seed: int = 0, room: int = 0
+    ) -> generation.Prefilled:
+        """First half of `generate`: see `models.generation.prefill`. `carve` as there."""
+        cuts = schedule.parse(carve, num_layers=self.config.text.num_layers)
+        cuts = schedule.resolve(cuts, prompt.visual_positions.shape[1])
+        return generation.prefill(self, prompt, np.uint32(seed), schedule=cuts, room=room)
+
+    def decode(self, state: generation.Prefilled, limit: int, *, room: int) -> tuple[jax.Array, jax.Array]:
+        """Second half of `generate`: see `models.generation.decode`. `state` is donated."""
+        config = self.config
+        return generation.decode(
+            self,
+            state,
+            np.int32(limit),
+            room=room,
+            eos_token_ids=config.eos_token_ids,
+            pad_token_id=config.pad_token_id,
+        )
