@@ -1,0 +1,301 @@
+"""Train the small LLaVA that the repository ships, from scratch: `python -m experiments.train`.
+
+Five stages, each seeded and resumable: the tower on patches with objects, then on whole images; projector and decoder
+on visual tokens with objects (short questions, then whole ones), then on all 576. The result is a folder in Hugging
+Face format that `transformers.LlavaForConditionalGeneration` loads too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from tqdm import tqdm
+
+from experiments.tiny_processor import VOCABULARY, save_processor
+from experiments.training.decoder import answer_logits, answer_loss
+from experiments.training.pool import NUM_PATCHES, Pool, QuestionTokens, choose_patches, make_pool
+from experiments.training.tower import TowerWithHeads, grid_embedding, normalise_patches, scene_pairs, tower_loss
+from models.config import llava_config
+from models.llava import Llava
+
+QUESTION_WIDTH = 16  # tokens; the longest question with its answer has 15
+SAVE_EVERY = 100  # steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stretch of training with its own learning-rate schedule.
+
+    Attributes:
+      name: unique.
+      part: "tower" or "decoder".
+      steps: how many.
+      batch: images a step.
+      patches: visual tokens seen of each image; `NUM_PATCHES` means all.
+      rate: peak learning rate.
+      short: share of questions in their short form at the first and at the last step.
+    """
+
+    name: str
+    part: str
+    steps: int
+    batch: int
+    patches: int
+    rate: float
+    short: tuple[float, float] = (0.0, 0.0)
+
+
+STAGES = (
+    Stage("tower-objects", "tower", 700, 64, 96, 2e-3),
+    Stage("tower-whole", "tower", 60, 32, NUM_PATCHES, 5e-4),
+    Stage("decoder-short", "decoder", 500, 16, 96, 2e-3, (1.0, 0.5)),
+    Stage("decoder-objects", "decoder", 1000, 16, 96, 2e-3, (0.5, 0.0)),
+    Stage("decoder-whole", "decoder", 300, 16, NUM_PATCHES, 1e-3),
+)
+
+
+def hf_config() -> Any:
+    """The architecture, as a transformers `LlavaConfig`: LLaVA-1.5's geometry, a thousandth of its size."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    return LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=336,
+            patch_size=14,
+            hidden_act="quick_gelu",
+            projection_dim=128,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=-(-len(VOCABULARY) // 32) * 32,
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=4096,
+            rms_norm_eps=1e-5,
+            bos_token_id=VOCABULARY.index("<s>"),
+            eos_token_id=VOCABULARY.index("</s>"),
+            pad_token_id=VOCABULARY.index("<pad>"),
+        ),
+        image_token_index=VOCABULARY.index("<image>"),
+        image_token_id=VOCABULARY.index("<image>"),
+        projector_hidden_act="gelu",
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=False,
+    )
+
+
+def make_optimizer(stage: Stage) -> optax.GradientTransformation:
+    """AdamW with warm-up, cosine decay and clipping; norms and biases do not decay."""
+    warmup = min(100, stage.steps // 5)
+    rate = optax.warmup_cosine_decay_schedule(0.0, stage.rate, warmup, stage.steps, 0.02 * stage.rate)
+    decay = optax.adamw(rate, b2=0.98, weight_decay=0.02, mask=partial(jax.tree.map, lambda x: x.ndim > 1))
+    return optax.chain(optax.clip_by_global_norm(1.0), decay)
+
+
+LossFn = Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def run_stage(
+    stage: Stage, number: int, model: Any, loss_fn: LossFn, batch_at: Callable[[int], Any], folder: Path, log: Any
+) -> Any:
+    """Train `model` through one stage, picking up where an earlier run was cut off.
+
+    Args:
+      stage: what to do.
+      number: of the stage, for the log.
+      model: a pytree of weights (an NNX module).
+      loss_fn: (model, batch) -> loss, metrics.
+      batch_at: step -> batch; the same batch for the same step, so that a resumed run sees the same data.
+      folder: where this stage's checkpoints go.
+      log: an open text file; one JSON line per 20 steps.
+
+    Returns:
+      The trained model.
+    """
+    optimizer = make_optimizer(stage)
+    state = {"model": model, "optimizer": optimizer.init(model)}
+
+    @partial(jax.jit, donate_argnums=0)
+    def step_fn(state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["model"], batch)
+        updates, moments = optimizer.update(grads, state["optimizer"], state["model"])
+        return {"model": optax.apply_updates(state["model"], updates), "optimizer": moments}, {"loss": loss, **metrics}
+
+    structure = jax.tree.structure(state)
+    with ocp.CheckpointManager(
+        (folder / stage.name).absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2)
+    ) as saved:
+        first = saved.latest_step() or 0
+        if first:
+            leaves = saved.restore(first, args=ocp.args.StandardRestore(jax.tree.leaves(state)))
+            state = jax.tree.unflatten(structure, leaves)
+        bar = tqdm(range(first, stage.steps), stage.name, stage.steps, first, mininterval=2)
+        start = time.perf_counter()
+        for step in bar:
+            state, metrics = step_fn(state, batch_at(step))
+            done = step + 1
+            if done % 20 == 0 or done == stage.steps:
+                row = {name: round(float(value), 4) for name, value in metrics.items()}
+                bar.set_postfix(row)
+                seconds = round(time.perf_counter() - start, 1)
+                log.write(json.dumps({"stage": stage.name, "number": number, "step": done, "s": seconds, **row}) + "\n")
+                log.flush()
+            if done % SAVE_EVERY == 0 or done == stage.steps:
+                saved.save(done, args=ocp.args.StandardSave(jax.tree.leaves(state)))
+    return state["model"]
+
+
+def tower_batches(pool: Pool, stage: Stage, seed: int) -> Callable[[int], Any]:
+    """Batches for `tower_loss`."""
+
+    def batch_at(step: int) -> Any:
+        rng = np.random.default_rng([seed, stage.patches, step])
+        index = np.sort(rng.choice(len(pool), stage.batch, replace=False))
+        labels = pool.labels[index]
+        where = choose_patches(labels[:, 0], stage.patches, rng)
+        patches = np.stack([pool.patches[i][w] for i, w in zip(index, where, strict=True)])
+        seen = np.take_along_axis(labels, where[:, None], axis=2)
+        return patches, where.astype(np.int32), seen, scene_pairs(labels)
+
+    return batch_at
+
+
+def cache_features(tower: Any, pool: Pool, path: Path) -> np.ndarray:
+    """What the trained tower says of every scene, [P, N, D] float16, kept on disk."""
+    depth = tower.config.num_layers
+
+    @jax.jit
+    def features_of(tower: Any, patches: jax.Array) -> jax.Array:
+        x = tower.embed(normalise_patches(patches))
+        return tower.encode(x, feature_layers=(depth - 1,))[:, 1:].astype(jnp.float16)
+
+    if not path.exists():
+        part = path.with_suffix(".part")
+        shape = (len(pool), NUM_PATCHES, tower.config.hidden_size)
+        out = np.lib.format.open_memmap(part, "w+", np.float16, shape)
+        for start in tqdm(range(0, len(pool), 64), "features"):
+            out[start : start + 64] = features_of(tower, pool.patches[start : start + 64])
+        out.flush()
+        part.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
+def decoder_batches(pool: Pool, features: np.ndarray, stage: Stage, seed: int, questions: int) -> Callable[[int], Any]:
+    """Batches for the decoder's loss: features, their places, prefix, ids and targets."""
+    tokens = QuestionTokens()
+
+    def batch_at(step: int) -> Any:
+        rng = np.random.default_rng([seed, stage.patches, stage.steps, step])
+        index = np.sort(rng.choice(len(pool), stage.batch, replace=False))
+        where = choose_patches(pool.labels[index, 0], stage.patches, rng)
+        seen = np.stack([features[i][w] for i, w in zip(index, where, strict=True)]).astype(np.float32)
+        begin, end = stage.short
+        short = begin + (end - begin) * step / stage.steps
+        ids, targets = tokens.batch(
+            [pool.objects[i] for i in index], questions=questions, width=QUESTION_WIDTH, short=short, rng=rng
+        )
+        return seen, where.astype(np.int32), tokens.prefix, ids, targets
+
+    return batch_at
+
+
+def decoder_loss(model: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`answer_loss` of (projector, decoder) on one batch."""
+    features, where, prefix, ids, targets = batch
+    logits = answer_logits(*model, features, where, prefix, ids, num_visual=NUM_PATCHES)
+    return answer_loss(logits, targets)
+
+
+def scaled(stages: tuple[Stage, ...], factor: float) -> Iterator[Stage]:
+    """The same stages with more or fewer steps."""
+    for stage in stages:
+        yield dataclasses.replace(stage, steps=max(2, round(stage.steps * factor)))
+
+
+def train(*, work: Path, dest: Path, pool_size: int, questions: int, seed: int, factor: float) -> None:
+    """Run every stage and write the model to `dest`."""
+    stages = list(scaled(STAGES, factor))
+    work.mkdir(parents=True, exist_ok=True)
+    pool = make_pool(work, pool_size, seed)
+    config = hf_config()
+    model = Llava(llava_config(config), rngs=nnx.Rngs(seed))
+    table = model.vision_tower.position_embedding
+    table[...] = table[...].at[1:].set(0.5 * grid_embedding(24, table.shape[1]))
+    tower = TowerWithHeads(model.vision_tower, rngs=nnx.Rngs(seed + 1))
+    with (work / "log.jsonl").open("a") as log:
+        for number, stage in enumerate(stages):
+            if stage.part == "tower":
+                loss_fn: LossFn = lambda model, batch: tower_loss(model, *batch)  # noqa: E731
+                tower = run_stage(stage, number, tower, loss_fn, tower_batches(pool, stage, seed), work, log)
+        model.vision_tower = tower.tower
+        features = cache_features(model.vision_tower, pool, work / "features.npy")
+        answerer = (model.projector, model.decoder)
+        for number, stage in enumerate(stages):
+            if stage.part == "decoder":
+                batches = decoder_batches(pool, features, stage, seed, questions)
+                answerer = run_stage(stage, number, answerer, decoder_loss, batches, work, log)
+    model.projector, model.decoder = answerer
+    write_model(model, config, dest)
+
+
+def write_model(model: Llava, config: Any, dest: Path) -> None:
+    """Write weights, config, tokenizer and processor in Hugging Face format."""
+    from safetensors.numpy import save_file
+    from transformers import GenerationConfig
+
+    from models.tables import to_hf
+
+    dest.mkdir(parents=True, exist_ok=True)
+    save_file(to_hf(model), dest / "model.safetensors", metadata={"format": "pt"})
+    config.architectures = ["LlavaForConditionalGeneration"]
+    config.save_pretrained(dest)
+    text = config.text_config
+    GenerationConfig(
+        bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
+    ).save_pretrained(dest)
+    save_processor(dest)
+
+
+def main() -> None:
+    """Parse flags and train."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.train", description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("runs/tiny"), help="scenes, checkpoints and log go here")
+    parser.add_argument("--dest", type=Path, default=Path("runs/tiny/model"), help="the trained model goes here")
+    parser.add_argument("--pool", type=int, default=6000, help="training scenes (default: %(default)s)")
+    parser.add_argument("--questions", type=int, default=24, help="per image and step (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
+    parser.add_argument("--factor", type=float, default=1.0, help="times the steps of every stage")
+    flags = parser.parse_args()
+    train(
+        work=flags.work,
+        dest=flags.dest,
+        pool_size=flags.pool,
+        questions=flags.questions,
+        seed=flags.seed,
+        factor=flags.factor,
+    )
+
+
+if __name__ == "__main__":
+    main()

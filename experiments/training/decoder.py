@@ -1,0 +1,112 @@
+"""Teach projector and decoder to answer, many questions on one image at a time.
+
+Visual tokens are the same whatever is asked, so each image goes through the layers once and Q questions attend to its
+keys and values, each to itself and to the image only: exactly the computation of Q separate prompts, for a fraction
+of the price.
+
+Axis letters: B batch, N visual tokens, P = prefix + N, Q questions, T tokens of a question, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.training.pool import IGNORE
+from models.layers import attend
+from models.llama import Decoder, DecoderLayer
+from models.llava import Projector
+
+
+def _attend_two(query: jax.Array, image: tuple[jax.Array, jax.Array], own: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Causal attention of each question over the image's keys and its own.
+
+    Args:
+      query: [B, Q, T, H, d].
+      image: keys and values [B, P, G, d].
+      own: keys and values [B, Q, T, G, d].
+
+    Returns:
+      [B, Q * T, H * d].
+    """
+    batch, questions, length, heads, width = query.shape
+    groups = own[0].shape[3]
+    # Heads move to the front, so that each product is one plain batched matrix product.
+    query = query.reshape(batch, questions, length, groups, -1, width).transpose(0, 3, 1, 4, 2, 5) * width**-0.5
+    image_key, image_value = (x.transpose(0, 2, 1, 3) for x in image)  # [B, G, P, d]
+    own_key, own_value = (x.transpose(0, 3, 1, 2, 4) for x in own)  # [B, G, Q, T, d]
+    flat = (batch, groups, -1, width)
+    far = (query.reshape(flat) @ image_key.mT).reshape(*query.shape[:-1], -1)
+    near = query @ own_key.mT[:, :, :, None]
+    near = jnp.where(jnp.tril(jnp.ones((length, length), bool)), near, jnp.finfo(near.dtype).min)
+    peak = jax.lax.stop_gradient(jnp.maximum(far.max(-1), near.max(-1))[..., None])
+    far, near = jnp.exp(far - peak), jnp.exp(near - peak)
+    total = far.sum(-1, keepdims=True) + near.sum(-1, keepdims=True)
+    seen = (far.reshape(batch, groups, -1, far.shape[-1]) @ image_value).reshape(query.shape)
+    out = (seen + near @ own_value[:, :, :, None]) / total
+    return out.transpose(0, 2, 4, 1, 3, 5).reshape(batch, questions * length, heads * width)
+
+
+def answer_logits(
+    projector: Projector,
+    decoder: Decoder,
+    features: jax.Array,
+    where: jax.Array,
+    prefix: jax.Array,
+    ids: jax.Array,
+    *,
+    num_visual: int,
+) -> jax.Array:
+    """Logits of every question's tokens.
+
+    Args:
+      projector: from the tower's width to the decoder's.
+      decoder: the decoder.
+      features: [B, N, tower width].
+      where: [B, N] int32, raster index of each feature (all of them, or a subset).
+      prefix: [p] int32 ids before the image.
+      ids: [B, Q, T] int32.
+      num_visual: raster size; the questions' positions follow on it.
+
+    Returns:
+      [B, Q, T, V] float32.
+    """
+    batch, questions, length = ids.shape
+    head = jnp.broadcast_to(decoder.embed_tokens(prefix), (batch, prefix.shape[0], decoder.config.hidden_size))
+    image = jnp.concatenate([head, projector(features)], axis=1)
+    lead = jnp.broadcast_to(jnp.arange(prefix.shape[0]), (batch, prefix.shape[0]))
+    image_at = decoder.rotation(jnp.concatenate([lead, prefix.shape[0] + where], axis=1))
+    text = decoder.embed_tokens(ids.reshape(batch, -1))
+    start = prefix.shape[0] + num_visual
+    text_at = decoder.rotation(jnp.tile(start + jnp.arange(length), (batch, questions)))
+    mask = jnp.tril(jnp.ones((image.shape[1], image.shape[1]), bool))[None]
+
+    def block(layer: DecoderLayer, image: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+        image_kv = layer.key_value(image, image_at)
+        split = (batch, questions, length)
+        own = tuple(x.reshape(*split, *x.shape[2:]) for x in layer.key_value(text, text_at))
+        query = layer.query(text, text_at)
+        text = layer.finish(text, _attend_two(query.reshape(*split, *query.shape[2:]), image_kv, own))
+        return layer.finish(image, attend(layer.query(image, image_at), *image_kv, mask=mask)), text
+
+    for layer in decoder.layers:
+        image, text = block(layer, image, text)
+    return decoder.logits(text).reshape(batch, questions, length, -1)
+
+
+def answer_loss(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Cross-entropy on the answers' tokens, and the share of answers right in every token, by family.
+
+    Args:
+      logits: [B, Q, T, V].
+      targets: [B, Q, T] int32, `IGNORE` where no answer stands.
+
+    Returns:
+      Loss, and {"token": ..., "answer": ...} accuracies.
+    """
+    asked = targets != IGNORE
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
+    right = (logits.argmax(-1) == targets) | ~asked
+    metrics = {"token": (right & asked).sum() / asked.sum(), "answer": right.all(-1).mean()}
+    return (losses * asked).sum() / asked.sum(), metrics

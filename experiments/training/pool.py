@@ -1,0 +1,146 @@
+"""A pool of training scenes, made once and kept on disk, so that every stage of training draws from it.
+
+Axis letters: P scenes of the pool, B batch, N patches, Q questions of a scene, T tokens of a question.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments.scenes import GRID, PATCH, Labels, SceneConfig, SceneObject, make_scene
+from experiments.scenes.questions import ask
+from experiments.tiny_processor import PROMPT, build_tokenizer
+
+NUM_PATCHES = GRID * GRID
+IGNORE = -1  # marks tokens that no loss is taken on
+
+
+def flatten_patches(image: np.ndarray) -> np.ndarray:
+    """uint8 [336, 336, 3] -> [576, 3 * 14 * 14], the order of `models.clip.patchify`."""
+    grid = image.reshape(GRID, PATCH, GRID, PATCH, 3)
+    return grid.transpose(0, 2, 4, 1, 3).reshape(NUM_PATCHES, -1)
+
+
+def _scene(index: int, seed: int) -> tuple[np.ndarray, np.ndarray, tuple[SceneObject, ...]]:
+    scene = make_scene("train", index, seed, questions=0)
+    labels = np.stack([field.reshape(-1) for field in scene.labels]).astype(np.int8)
+    return flatten_patches(scene.image), labels, scene.objects
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Training scenes.
+
+    Attributes:
+      patches: uint8 [P, N, 588], read from disk as needed.
+      labels: int8 [P, 6, N], the fields of `experiments.scenes.Labels` in order.
+      objects: what stands in each scene; questions are made from it afresh.
+    """
+
+    patches: np.ndarray
+    labels: np.ndarray
+    objects: list[tuple[SceneObject, ...]]
+
+    def __len__(self) -> int:
+        """P."""
+        return len(self.objects)
+
+
+def make_pool(folder: Path, size: int, seed: int) -> Pool:
+    """Make the pool, or open the one that is there.
+
+    Args:
+      folder: where it is kept.
+      size: P.
+      seed: of the scenes.
+
+    Returns:
+      The pool; `patches` is mapped from disk.
+    """
+    done = folder / f"pool-{size}-{seed}.pkl"
+    pixels = done.with_suffix(".npy")
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        patches = np.lib.format.open_memmap(pixels, "w+", np.uint8, (size, NUM_PATCHES, 3 * PATCH * PATCH))
+        labels = np.empty((size, len(Labels._fields), NUM_PATCHES), np.int8)
+        objects = []
+        with ProcessPoolExecutor(os.cpu_count()) as workers:
+            scenes = workers.map(partial(_scene, seed=seed), range(size), chunksize=32)
+            for index, scene in enumerate(tqdm(scenes, "scenes", size)):
+                patches[index], labels[index] = scene[:2]
+                objects.append(scene[2])
+        patches.flush()
+        part = done.with_suffix(".part")
+        part.write_bytes(pickle.dumps((labels, objects)))
+        part.rename(done)  # only a whole pool has the final name
+    labels, objects = pickle.loads(done.read_bytes())
+    return Pool(np.load(pixels, mmap_mode="r"), labels, objects)
+
+
+def choose_patches(kinds: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """All patches that show an object, and background at random up to `count`: [B, N] kinds -> [B, count] ascending."""
+    if count >= kinds.shape[1]:
+        return np.broadcast_to(np.arange(kinds.shape[1]), kinds.shape)
+    lottery = rng.random(kinds.shape) - (kinds > 0)
+    return np.sort(np.argpartition(lottery, count, axis=1)[:, :count], axis=1)
+
+
+class QuestionTokens:
+    """Tokenises questions into the exact ids that the processor gives, prefix and question apart.
+
+    Attributes:
+      prefix: ids before the image's placeholders.
+    """
+
+    def __init__(self) -> None:
+        self._tokenizer = build_tokenizer()
+        head, self._tail = PROMPT.split("<image>")
+        self.prefix = np.asarray(self._tokenizer(head)["input_ids"], np.int32)
+        self._cache: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without the start token."""
+        if text not in self._cache:
+            self._cache[text] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._cache[text]
+
+    def batch(
+        self,
+        scenes: list[tuple[SceneObject, ...]],
+        *,
+        questions: int,
+        width: int,
+        short: float,
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Fresh questions about each scene.
+
+        Args:
+          scenes: objects of B scenes.
+          questions: Q, per scene.
+          width: T; longer than any question with its answer.
+          short: share of questions in their short form, without the turn marker before the answer.
+          rng: where the choices come from.
+
+        Returns:
+          Input ids and, shifted by one, the answers' ids (`IGNORE` elsewhere), both int32 [B, Q, T].
+        """
+        ids = np.zeros((len(scenes), questions, width), np.int32)
+        targets = np.full_like(ids, IGNORE)
+        eos = [self._tokenizer.eos_token_id]
+        for row, objects in enumerate(scenes):
+            for column, question in enumerate(ask(objects, questions, int(rng.integers(3)), SceneConfig(), rng)):
+                in_short = rng.random() < short
+                text = question.short if in_short else self._tail.format(question=question.text)
+                asked, answer = self.encode(text), self.encode(question.answer) + eos
+                ids[row, column, : len(asked) + len(answer) - 1] = asked + answer[:-1]
+                targets[row, column, len(asked) - 1 : len(asked) - 1 + len(answer)] = answer
+        return ids, targets

@@ -1,0 +1,87 @@
+"""Teach the tower what its patches show, so that the decoder has features to read.
+
+The features that the decoder will get (the last layer but one, as in LLaVA) are trained by a label per patch, and the
+class token of the last layer by what the scene contains, as CLIP trains its own by the caption. Early steps see only
+the patches with objects and some background, at their true positions: a twentieth of the attention's work.
+
+Axis letters: B batch, N patches, D width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from experiments.scenes import COLOURS, LABEL_CLASSES, SHAPES, Labels
+from models.clip import ClipVisionTower
+
+PAIRS = len(COLOURS) * len(SHAPES)
+
+
+class TowerWithHeads(nnx.Module):
+    """The tower, and linear heads that are dropped after training."""
+
+    def __init__(self, tower: ClipVisionTower, *, rngs: nnx.Rngs):
+        width = tower.config.hidden_size
+        self.tower = tower
+        self.patch_head = nnx.Linear(width, sum(LABEL_CLASSES.values()), rngs=rngs)
+        self.scene_head = nnx.Linear(width, PAIRS, rngs=rngs)
+
+
+def grid_embedding(grid: int, width: int) -> np.ndarray:
+    """Sines and cosines of row and column, [grid * grid, width]: a start from which neighbours are easy to find."""
+    frequency = 1 / 40.0 ** (np.arange(width // 4) / (width // 4)) * 1.5
+    rows, columns = np.divmod(np.arange(grid * grid), grid)
+    angles = np.concatenate([rows[:, None] * frequency, columns[:, None] * frequency], 1)
+    return np.concatenate([np.sin(angles), np.cos(angles)], 1).astype(np.float32)
+
+
+def normalise_patches(patches: jax.Array) -> jax.Array:
+    """uint8 [..., 588] -> float32, as the processor normalises pixels."""
+    pixels = patches.reshape(*patches.shape[:-1], 3, -1).astype(jnp.float32) / 255
+    mean, std = (jnp.asarray(x, jnp.float32)[:, None] for x in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return ((pixels - mean) / std).reshape(patches.shape)
+
+
+def scene_pairs(labels: np.ndarray) -> np.ndarray:
+    """Which (colour, shape) pairs occur: labels int8 [B, 6, N] -> float32 [B, 36]."""
+    colour, shape = labels[:, Labels._fields.index("colour")], labels[:, Labels._fields.index("shape")]
+    pair = np.where(shape > 0, (colour - 1) * len(SHAPES) + shape - 1, PAIRS).astype(np.int64)
+    return (pair[:, None, :] == np.arange(PAIRS)[None, :, None]).any(2).astype(np.float32)
+
+
+def tower_loss(
+    model: TowerWithHeads, patches: jax.Array, positions: jax.Array, labels: jax.Array, pairs: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Cross-entropy of the patch labels and of the scene's contents.
+
+    Args:
+      model: tower and heads.
+      patches: uint8 [B, N, 588].
+      positions: [B, N] int32.
+      labels: [B, 6, N] integers.
+      pairs: [B, 36] float32, 1 where the pair occurs.
+
+    Returns:
+      The loss, and the accuracy of each label on patches with objects.
+    """
+    tower = model.tower
+    depth = tower.config.num_layers
+    x = tower.embed(normalise_patches(patches), positions)
+    features = tower.encode(x, feature_layers=(depth - 1,))
+    last = tower.layers[depth - 1](features)
+    scene = model.scene_head(tower.post_layernorm(last[:, 0]))
+    loss = optax.sigmoid_binary_cross_entropy(scene, pairs).mean()
+    logits = jnp.split(model.patch_head(features[:, 1:]), np.cumsum([*LABEL_CLASSES.values()])[:-1], axis=-1)
+    shown = (labels[:, 0] > 0).astype(jnp.float32)
+    weight = shown / shown.sum() + 0.3 * (1 - shown) / jnp.maximum((1 - shown).sum(), 1)
+    metrics = {"scene": jnp.mean((scene > 0) == (pairs > 0))}
+    for index, (name, prediction) in enumerate(zip(LABEL_CLASSES, logits, strict=True)):
+        target = labels[:, index].astype(jnp.int32)
+        loss += (weight * optax.softmax_cross_entropy_with_integer_labels(prediction, target)).sum()
+        metrics[name] = (shown * (prediction.argmax(-1) == target)).sum() / shown.sum()
+    return loss, metrics
