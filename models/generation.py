@@ -1,4 +1,4 @@
-"""Prefill and greedy decoding as two compiled programs, with cuts that shorten the sequence on the way.
+"""Prefill and decoding as two compiled programs, with cuts that shorten the sequence on the way.
 
     tokens -> embed + visual features -> layers [0, L) -> cut -> layers [L, end) -> logits, short cache -> decode loop
 
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from models.layers import attend, causal_mask
 from models.prompt import Prompt
+from models.sampling import Sampling, choose
 from models.schedule import Schedule, method
 from tokencarve_jax import last_query_attention
 
@@ -225,48 +226,81 @@ def decode_step(llava: Llava, cache: Cache, token: jax.Array) -> tuple[jax.Array
     return decoder.logits(hidden[:, 0]), cache
 
 
-@functools.partial(jax.jit, static_argnames=("room", "eos_token_ids", "pad_token_id"), donate_argnames=("state",))
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Generating:
+    """Where decoding stands: enough to go on from. A pytree.
+
+    Attributes:
+      cache: see `Cache`; `token` is not in it yet.
+      token: [B] int32, the newest.
+      ended: [B] bool, rows that have said a stop token.
+      key: PRNG key for the tokens to come.
+    """
+
+    cache: Cache
+    token: jax.Array
+    ended: jax.Array
+    key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the loop does with logits; hashable, static.
+
+    Attributes:
+      sampling: how a token is chosen.
+      eos_token_ids: a row ends at any of these.
+      pad_token_id: what a row that has ended is filled with.
+    """
+
+    sampling: Sampling
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+
+    def __call__(self, logits: jax.Array, cache: Cache, ended: jax.Array, key: jax.Array) -> Generating:
+        """Choose the next token from logits [B, V]."""
+        key, now = jax.random.split(key)
+        token = jnp.where(ended, self.pad_token_id, choose(logits, now, self.sampling))
+        stops = jnp.asarray(self.eos_token_ids, jnp.int32)
+        return Generating(cache, token, ended | (token[:, None] == stops).any(1), key)
+
+
+@functools.partial(jax.jit, static_argnames=("choice",), donate_argnames=("cache",))
+def first_token(logits: jax.Array, cache: Cache, seed: jax.Array, *, choice: Choice) -> Generating:
+    """Choose the token after the prompt. `cache` is donated."""
+    return choice(logits, cache, jnp.zeros(logits.shape[0], bool), jax.random.key(seed))
+
+
+@functools.partial(jax.jit, static_argnames=("size", "choice"), donate_argnames=("state",))
 def decode(
-    llava: Llava,
-    state: Prefilled,
-    limit: jax.Array,
-    *,
-    room: int,
-    eos_token_ids: tuple[int, ...],
-    pad_token_id: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Greedy decoding until every row has ended or `limit` tokens are out, in one loop on the device.
+    llava: Llava, state: Generating, limit: jax.Array, *, size: int, choice: Choice
+) -> tuple[jax.Array, jax.Array, Generating]:
+    """Decode until every row has ended or `limit` tokens are out, in one loop on the device.
 
     Args:
       llava: the model.
-      state: from `prefill`, with `room` free slots; donated.
-      limit: int32 scalar, 1 <= limit <= room + 1.
-      room: free slots. Static.
-      eos_token_ids: a row ends at any of these. Static.
-      pad_token_id: what a row that has ended is filled with. Static.
+      state: where decoding stands; donated. Its cache needs `limit` free slots.
+      limit: int32 scalar, at most `size`.
+      size: width of the result. Static.
+      choice: how tokens are chosen. Static.
 
     Returns:
-      New tokens [B, room + 1] int32, and how many columns were written, int32 scalar.
+      The tokens after `state.token` [B, size] int32, how many columns were written (int32 scalar), and the state
+      to go on from.
     """
-    stops = jnp.asarray(eos_token_ids, jnp.int32)
-    batch = state.logits.shape[0]
+    out = jnp.full((state.token.shape[0], size), choice.pad_token_id, jnp.int32)
 
-    def pick(logits: jax.Array, ended: jax.Array) -> tuple[jax.Array, jax.Array]:
-        token = jnp.where(ended, pad_token_id, jnp.argmax(logits, axis=-1).astype(jnp.int32))
-        return token, ended | (token[:, None] == stops).any(1)
+    def more(carry: tuple[Generating, jax.Array, jax.Array]) -> jax.Array:
+        state, _, written = carry
+        return (written < limit) & ~state.ended.all()
 
-    def more(carry):  # noqa: ANN001, ANN202
-        _, _, ended, _, written = carry
-        return (written < limit) & ~ended.all()
+    def step(carry: tuple[Generating, jax.Array, jax.Array]) -> tuple[Generating, jax.Array, jax.Array]:
+        state, out, written = carry
+        logits, cache = decode_step(llava, state.cache, state.token)
+        state = choice(logits, cache, state.ended, state.key)
+        out = jax.lax.dynamic_update_slice_in_dim(out, state.token[:, None], written, axis=1)
+        return state, out, written + 1
 
-    def step(carry):  # noqa: ANN001, ANN202
-        cache, token, ended, out, written = carry
-        logits, cache = decode_step(llava, cache, token)
-        token, ended = pick(logits, ended)
-        out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], written, axis=1)
-        return cache, token, ended, out, written + 1
-
-    token, ended = pick(state.logits, jnp.zeros(batch, bool))
-    out = jnp.full((batch, room + 1), pad_token_id, jnp.int32).at[:, 0].set(token)
-    _, _, _, out, written = jax.lax.while_loop(more, step, (state.cache, token, ended, out, jnp.int32(1)))
-    return out, written
+    state, out, written = jax.lax.while_loop(more, step, (state, out, jnp.int32(0)))
+    return out, written, state

@@ -5,6 +5,7 @@ Axis letters: B batch, S sequence, N visual tokens of an image, D width, V vocab
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from models.config import LlavaConfig, read_config
 from models.layers import ACTIVATIONS, causal_mask
 from models.llama import Decoder
 from models.prompt import Prompt, make_prompt, pack_order, round_up
+from models.sampling import GREEDY, Sampling
 
 ROOM_BUCKET = 32  # the cache's room for new tokens is rounded up to a multiple of this
 
@@ -140,9 +142,10 @@ class Llava(nnx.Module):
         attention_mask: Any = None,
         max_new_tokens: int,
         carve: schedule.Carve = None,
+        sampling: Sampling = GREEDY,
         seed: int = 0,
     ) -> jax.Array:
-        """Greedy generation, with the visual tokens carved on the way where asked.
+        """Generate, with the visual tokens carved on the way where asked.
 
         Args:
           input_ids: [B, S] integers, image placeholders expanded.
@@ -151,7 +154,8 @@ class Llava(nnx.Module):
           max_new_tokens: at least 1.
           carve: None, a keep (a fraction such as 0.222, or a count such as 128: TokenCarve at layer 2), or a schedule
             `((2, "tokencarve", 0.222),)` of (layer, registered method, keep).
-          seed: for methods that draw.
+          sampling: greedy unless given.
+          seed: of sampling, and of methods that draw.
 
         Returns:
           [B, <= max_new_tokens] int32, new tokens only. A row that ended early is filled with the pad token.
@@ -159,13 +163,60 @@ class Llava(nnx.Module):
         Raises:
           ValueError, TypeError: inputs that do not belong together, an impossible schedule.
         """
+        # One chunk: nothing comes back to the host before all is said.
+        chunks = self.stream(
+            input_ids,
+            pixel_values,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            carve=carve,
+            sampling=sampling,
+            seed=seed,
+            chunk=max_new_tokens,
+        )
+        return jnp.concatenate(list(chunks), axis=1)
+
+    def stream(
+        self,
+        input_ids: Any,
+        pixel_values: Any = None,
+        *,
+        attention_mask: Any = None,
+        max_new_tokens: int,
+        carve: schedule.Carve = None,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        chunk: int = 8,
+    ) -> Iterator[jax.Array]:
+        """The tokens of `generate`, as they come: the first alone, then `chunk` at a time.
+
+        Args:
+          input_ids: as for `generate`, and so are the other arguments.
+          pixel_values: see `generate`.
+          attention_mask: see `generate`.
+          max_new_tokens: see `generate`.
+          carve: see `generate`.
+          sampling: see `generate`.
+          seed: see `generate`.
+          chunk: tokens between two looks of the host at the device.
+
+        Yields:
+          [B, 1], then [B, <= chunk] int32.
+        """
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 1")
+        config = self.config
+        choice = generation.Choice(sampling, config.eos_token_ids, config.pad_token_id)
         prompt = self.prompt(input_ids, pixel_values, attention_mask)
-        room = round_up(max_new_tokens, ROOM_BUCKET) - 1  # the last token is never fed back
-        state = self.prefill(prompt, carve=carve, seed=seed, room=room)
-        out, written = self.decode(state, max_new_tokens, room=room)
-        return out[:, : int(written)]
+        prefilled = self.prefill(prompt, carve=carve, seed=seed, room=round_up(max_new_tokens, ROOM_BUCKET))
+        state = generation.first_token(prefilled.logits, prefilled.cache, np.uint32(seed), choice=choice)
+        yield state.token[:, None]
+        left = max_new_tokens - 1
+        while left and not state.ended.all():
+            limit, size = min(left, chunk), round_up(min(left, chunk), ROOM_BUCKET)
+            out, written, state = generation.decode(self, state, np.int32(limit), size=size, choice=choice)
+            yield out[:, : int(written)]
+            left -= limit
 
     def prefill(
         self, prompt: Prompt, *, carve: schedule.Carve = None, seed: int = 0, room: int = 0
@@ -174,15 +225,3 @@ class Llava(nnx.Module):
         cuts = schedule.parse(carve, num_layers=self.config.text.num_layers)
         cuts = schedule.resolve(cuts, prompt.visual_positions.shape[1])
         return generation.prefill(self, prompt, np.uint32(seed), schedule=cuts, room=room)
-
-    def decode(self, state: generation.Prefilled, limit: int, *, room: int) -> tuple[jax.Array, jax.Array]:
-        """Second half of `generate`: see `models.generation.decode`. `state` is donated."""
-        config = self.config
-        return generation.decode(
-            self,
-            state,
-            np.int32(limit),
-            room=room,
-            eos_token_ids=config.eos_token_ids,
-            pad_token_id=config.pad_token_id,
-        )
