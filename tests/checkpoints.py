@@ -21,6 +21,8 @@ from models.config import LlavaConfig, read_config
 from models.llava import Llava
 from models.tables import llava_table
 
+torch.set_num_threads(1)  # more would only wait for each other in models this small
+
 VISION: dict[str, Any] = {
     "hidden_size": 24,
     "intermediate_size": 52,
