@@ -1,0 +1,165 @@
+"""Every field of every config is read: change it, and the output changes or the checkpoint no longer fits."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.checkpoint import CheckpointError, load_weights
+from models.config import LlavaConfig, TextConfig, VisionConfig, read_config
+from models.tables import llava_table
+from tests.checkpoints import IMAGE, PATCHES, VISION, abstract, make_llava
+
+MISFIT = "the checkpoint does not fit"
+OTHER = "other logits"
+ENDS = "other tokens once a row has ended"
+
+# A value that differs from the checkpoint's, and what must come of it.
+VISION_FIELDS = {
+    "hidden_size": (27, MISFIT),
+    "intermediate_size": (51, MISFIT),
+    "num_layers": (3, MISFIT),
+    "num_heads": (4, OTHER),
+    "num_channels": (1, MISFIT),
+    "image_size": (36, MISFIT),
+    "patch_size": (5, MISFIT),
+    "activation": ("gelu", OTHER),
+    "layer_norm_eps": (1e-3, OTHER),
+}
+TEXT_FIELDS = {
+    "vocab_size": (100, MISFIT),
+    "hidden_size": (36, MISFIT),
+    "intermediate_size": (71, MISFIT),
+    "num_layers": (1, MISFIT),
+    "num_heads": (4, MISFIT),
+    "num_kv_heads": (3, MISFIT),
+    "head_dim": (12, MISFIT),
+    "activation": ("gelu", OTHER),
+    "rms_norm_eps": (1e-3, OTHER),
+    "rope_theta": (778.0, OTHER),
+    "rope_factor": (1.01, OTHER),
+    "attention_bias": (True, MISFIT),
+    "mlp_bias": (True, MISFIT),
+    "tie_word_embeddings": (True, OTHER),
+    "sliding_window": (30, OTHER),
+}
+LLAVA_FIELDS = {
+    "image_token_id": (96, OTHER),
+    "feature_layers": ((2,), OTHER),
+    "keep_class_token": (True, OTHER),
+    "projector_activation": ("gelu_pytorch_tanh", OTHER),
+    "projector_bias": (False, MISFIT),
+    "eos_token_ids": (None, ENDS),
+    "pad_token_id": (7, ENDS),
+}
+CASES = [
+    *((("vision", name), *case) for name, case in VISION_FIELDS.items()),
+    *((("text", name), *case) for name, case in TEXT_FIELDS.items()),
+    *(((name,), *case) for name, case in LLAVA_FIELDS.items()),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("llava")
+    make_llava(path, vision={"num_hidden_layers": 2}, text={"num_hidden_layers": 2})
+    return path
+
+
+def changed(config, path, value):
+    if len(path) == 1:
+        return dataclasses.replace(config, **{path[0]: value})
+    inner = dataclasses.replace(getattr(config, path[0]), **{path[1]: value})
+    return dataclasses.replace(config, **{path[0]: inner})
+
+
+def load(folder, config):
+    return load_weights(abstract(config), folder, llava_table(config), dtype=jnp.float32)
+
+
+def inputs():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(3, 90, (1, PATCHES + 20))
+    ids[0, 4 : 4 + PATCHES] = IMAGE
+    return ids, rng.standard_normal((1, 3, VISION["image_size"], VISION["image_size"])).astype(np.float32)
+
+
+def logits(model):
+    with jax.disable_jit():  # one operation at a time, so that configs share what is compiled
+        return np.asarray(model(*inputs()))
+
+
+@pytest.fixture(scope="module")
+def baseline(folder):
+    return logits(load(folder, read_config(folder)))
+
+
+def test_no_field_is_left_out():
+    for config, fields in ((VisionConfig, VISION_FIELDS), (TextConfig, TEXT_FIELDS), (LlavaConfig, LLAVA_FIELDS)):
+        names = {field.name for field in dataclasses.fields(config)} - {"vision", "text"}
+        assert names == set(fields), config
+
+
+@pytest.mark.parametrize(("path", "value"), [case[:2] for case in CASES if case[2] == MISFIT])
+def test_fields_that_shape_the_weights(folder, path, value):
+    config = read_config(folder)
+    other = changed(config, path, value)
+    assert other != config
+    with pytest.raises(CheckpointError):
+        load(folder, other)
+
+
+@pytest.mark.parametrize(("path", "value"), [case[:2] for case in CASES if case[2] == OTHER])
+def test_fields_that_change_the_logits(folder, baseline, path, value):
+    config = read_config(folder)
+    other = changed(config, path, value)
+    assert other != config
+    model = load(folder, other)
+    if path in {("image_token_id",), ("keep_class_token",)}:
+        with pytest.raises(ValueError, match="image placeholders per row"):
+            logits(model)
+    else:
+        assert np.abs(logits(model) - baseline).max() > 1e-4  # what parity with transformers would notice
+
+
+def test_fields_that_end_rows(folder):
+    """A token ends the first row early, and the rest of it is filled; the second row goes on."""
+    config = read_config(folder)
+    ids, images = inputs()
+    ids = np.concatenate([ids, np.where(ids == IMAGE, IMAGE, (ids + 7) % 90)])
+    images = np.concatenate([images, images[::-1, :, ::-1]])
+
+    def tokens(config):
+        return np.asarray(load(folder, config).generate(ids, images, max_new_tokens=6))
+
+    free = tokens(config)
+    assert free.shape == (2, 6)
+    end = next(int(token) for token in free[0] if token not in free[1])
+    got = tokens(dataclasses.replace(config, eos_token_ids=(end,), pad_token_id=7))
+    at = int((free[0] == end).argmax())
+    assert at < 5
+    np.testing.assert_array_equal(got[0], [*free[0, : at + 1], *[7] * (5 - at)])
+    np.testing.assert_array_equal(got[1], free[1])
+
+
+@pytest.mark.parametrize(("eos", "want"), [(None, ()), (5, (5,)), ([5, 6], (5, 6))])
+def test_configs_of_both_generations_read_the_same(tmp_path, eos, want):
+    """Files of early versions: `rope_theta`, and most fields left to the defaults of their class."""
+    make_llava(tmp_path, text={"eos_token_id": eos})
+    config = read_config(tmp_path)
+    assert config.eos_token_ids == want
+    path = tmp_path / "config.json"
+    old = json.loads(path.read_text())
+    for field in ("multimodal_projector_bias", "vision_feature_select_strategy", "tie_word_embeddings", "dtype"):
+        old.pop(field, None)
+    old |= {"ignore_index": -100, "torch_dtype": "float16"}
+    text = old["text_config"]
+    text |= {"rope_theta": text.pop("rope_parameters")["rope_theta"], "_name_or_path": "lmsys/vicuna-7b-v1.5"}
+    path.write_text(json.dumps(old))
+    assert read_config(tmp_path) == config
+    old["image_token_id"] = old.pop("image_token_index")
+    path.write_text(json.dumps(old))
+    assert read_config(tmp_path) == config
