@@ -1,0 +1,135 @@
+"""Ask a LLaVA about an image, with its visual tokens carved down or not.
+
+Prints the answer, what was held for it (visual tokens, sequence, KV cache), and how long each part took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from PIL import Image
+
+from experiments import cli, loading, pictures
+from experiments.cli import CommandError
+from experiments.results import format_bytes, format_seconds
+from models.llava import ROOM_BUCKET
+from models.prompt import round_up
+from models.schedule import parse, resolve
+
+_EXAMPLES = """examples:
+  python -m experiments.generate --image=photo.jpg --prompt="Where is the red circle?"
+  python -m experiments.generate --image=photo.jpg --prompt="Where is the red circle?" --keep=0.222 --picture=carved.png
+"""
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """A result, waited for, and the seconds it took."""
+    start = time.perf_counter()
+    result = jax.block_until_ready(work())
+    return result, time.perf_counter() - start
+
+
+def generate(flags: argparse.Namespace) -> None:
+    """Answer what the flags ask."""
+    images = [loading.read_image(path) for path in flags.image]
+    if flags.picture:
+        _check_picture(flags.picture, flags.keep)
+    checkpoint, load_s = _timed(lambda: loading.load(flags.model, dtype=flags.dtype))
+    llava = checkpoint.llava
+    visual = llava.config.tokens_per_image * len(images)
+    try:
+        resolve(parse(flags.keep, num_layers=llava.config.text.num_layers), visual)
+        inputs = checkpoint.encode([images], [flags.prompt])
+        prompt = llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+    def answer() -> jax.Array:
+        return llava.generate(
+            inputs.input_ids,
+            inputs.pixel_values,
+            attention_mask=inputs.attention_mask,
+            max_new_tokens=flags.max_new_tokens,
+            carve=flags.keep,
+        )
+
+    room = round_up(flags.max_new_tokens, ROOM_BUCKET)
+    tokens, first_s = _timed(answer)
+    (text,) = checkpoint.decode(tokens)
+    print(text)
+    _, whole_s = _timed(answer)  # once more, now that all is compiled
+    prefilled, prefill_s = _timed(lambda: llava.prefill(prompt, carve=flags.keep, room=room))
+
+    left = prefilled.survivors[0].shape[1] if prefilled.survivors else visual
+    length, slots = int(prompt.lengths[0]), prompt.input_ids.shape[1] + room
+    held = prefilled.cache.nbytes
+    uncarved = held // (slots - visual + left) * slots  # every slot takes the same space
+    count = tokens.shape[1]
+    facts = {
+        "visual tokens": _change(str(visual), str(left)),
+        "sequence": f"{_change(str(length), str(length - visual + left))} tokens",
+        "KV cache": f"{_change(format_bytes(uncarved), format_bytes(held))}, room for {room} new tokens included",
+        "load": format_seconds(load_s),
+        "compile": format_seconds(max(0.0, first_s - whole_s)),
+        "prefill": format_seconds(prefill_s),
+        "decode": f"{format_seconds(max(0.0, whole_s - prefill_s))}, {count} token{'s' * (count != 1)}",
+    }
+    print()
+    for name, fact in facts.items():
+        print(f"{name:<15}{fact}")
+    if flags.picture:
+        views = pictures.views_of(list(checkpoint.seen(inputs.pixel_values)), llava.config, prefilled)
+        lines = [(f"answer with {left} of {visual} visual tokens", text)]
+        pictures.save(pictures.draw(views, question=flags.prompt, lines=lines), flags.picture)
+        print(f"{'picture':<15}{flags.picture}")
+
+
+def _change(before: str, after: str) -> str:
+    return before if before == after else f"{before} -> {after}"
+
+
+def _check_picture(path: Path, keep: float | int | None) -> None:
+    """Find out before the work what would fail after it."""
+    if keep is None:
+        raise CommandError("--picture shows what a carve keeps; pass --keep too, such as --keep=0.222")
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise CommandError(f"--picture {path}: pass a file name that ends in .png or .jpg")
+    if path.is_dir():
+        raise CommandError(f"--picture {path}: there is a folder of that name")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the flags, answer, and say what went wrong in one line."""
+    parser = cli.Parser(prog="python -m experiments.generate", description=__doc__, epilog=_EXAMPLES)
+    parser.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="what is asked about; give it several times for several images",
+    )
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to ask; the chat template is added")
+    cli.add_keep_flag(parser, default=None)
+    cli.add_model_flags(parser)
+    parser.add_argument(
+        "--max-new-tokens",
+        type=cli.positive,
+        default=32,
+        metavar="TOKENS",
+        help="the longest answer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="write a picture of which patches were kept, merged and dropped"
+    )
+    return cli.run(generate, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""A checkpoint's model and processor together: images and questions in, answers out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageOps
+
+from experiments.cli import CommandError
+from models.llava import Llava
+
+_HUB_ID = r"[\w.-]+/[\w.-]+"
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """A batch as the processor gives it.
+
+    Attributes:
+      input_ids: [B, S] integers.
+      pixel_values: [images, C, height, width] float32.
+      attention_mask: [B, S].
+    """
+
+    input_ids: np.ndarray
+    pixel_values: np.ndarray
+    attention_mask: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A model with its processor.
+
+    Attributes:
+      folder: where it was read from.
+      llava: the model.
+      processor: its Hugging Face processor.
+    """
+
+    folder: Path
+    llava: Llava
+    processor: Any
+
+    def encode(self, images: Sequence[Sequence[Any]], prompts: Sequence[str]) -> Inputs:
+        """Put prompts into the checkpoint's chat template and run its processor.
+
+        Args:
+          images: for each prompt its images, PIL or uint8 [height, width, 3].
+          prompts: what is asked.
+
+        Returns:
+          One row per prompt.
+        """
+        texts = []
+        for prompt, own in zip(prompts, images, strict=True):
+            content = [*[{"type": "image"}] * len(own), {"type": "text", "text": prompt}]
+            turn = [{"role": "user", "content": content}]
+            texts.append(self.processor.apply_chat_template(turn, add_generation_prompt=True))
+        flat = [image for own in images for image in own]
+        out = self.processor(images=flat, text=texts, padding=True, return_tensors="np")
+        return Inputs(out["input_ids"], out["pixel_values"], out["attention_mask"])
+
+    def decode(self, tokens: Any) -> list[str]:
+        """New tokens [B, T] -> stripped texts, special tokens left out."""
+        return [
+            text.strip() for text in self.processor.tokenizer.batch_decode(np.asarray(tokens), skip_special_tokens=True)
+        ]
+
+    def seen(self, pixel_values: np.ndarray) -> np.ndarray:
+        """The images as the tower sees them, cropped and scaled: uint8 [images, height, width, 3]."""
+        mean, std = (np.asarray(getattr(self.processor.image_processor, f"image_{x}")) for x in ("mean", "std"))
+        pixels = np.moveaxis(np.asarray(pixel_values, np.float64), 1, -1) * std + mean
+        return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+
+
+def load(source: str, *, dtype: str) -> Checkpoint:
+    """Load model and processor.
+
+    Args:
+      source: a folder, or a model id on the Hugging Face hub.
+      dtype: name of a float.
+
+    Returns:
+      Both.
+
+    Raises:
+      CommandError: there is no such folder or model, or no processor that fits.
+      ConfigError, CheckpointError: see `Llava.from_pretrained`.
+    """
+    # Imported here: it takes a second or more that `--help` should not wait for.
+    from transformers import AutoProcessor
+
+    folder = find(source)
+    llava = Llava.from_pretrained(folder, dtype=jnp.dtype(dtype))
+    try:
+        # Pillow's resizing, also where torchvision is installed: the same pixels on every machine.
+        processor = AutoProcessor.from_pretrained(folder, backend="pil")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CommandError(f"{folder} has no processor that can be loaded: {error}") from error
+    if not getattr(processor, "chat_template", None) or not hasattr(processor, "image_processor"):
+        raise CommandError(f"{folder}: its processor needs an image processor and a chat template")
+    return Checkpoint(folder, llava, processor)
+
+
+def find(source: str) -> Path:
+    """The folder of a checkpoint, downloaded first where `source` is a model id.
+
+    Raises:
+      CommandError: neither.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not re.fullmatch(_HUB_ID, source):
+        raise CommandError(f"--model {source}: no such folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(_HUB_FILES)))
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CommandError(f"--model {source}: no such folder, and no such model from the hub ({reason})") from error
+
+
+def checksum(folder: Path) -> str:
+    """SHA-256 over names and contents of a checkpoint's files."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder)
+        if not any(part.startswith(".") for part in name.parts):
+            with path.open("rb") as file:
+                total.update(f"{name.as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image file, upright and RGB.
+
+    Raises:
+      CommandError: missing, or no image that Pillow reads whole.
+    """
+    if not path.is_file():
+        raise CommandError(f"--image {path}: no such file")
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise CommandError(f"--image {path}: cannot be read as an image ({reason})") from error
