@@ -142,7 +142,8 @@ def _prune_and_merge(
     values = jnp.where((tier == USABLE)[:, None], _at_least_float32(tokens), 0)
     similarity = _cosine(jnp.take(values, others, axis=0), jnp.take(values, anchors, axis=0))
     others_tier = jnp.take(tier, others)
-    leaving = best_first(similarity.max(-1), tier=-others_tier)
+    closest = jnp.where(others_tier == USABLE, similarity.max(-1), others)
+    leaving = best_first(closest, tier=-others_tier)
     merging, staying = leaving[: budget.merged], leaving[budget.merged :]
     kept = jnp.sort(jnp.concatenate([anchors, jnp.take(others, staying)]))
     members, joins = jnp.take(others, merging), jnp.take(others_tier, merging) == USABLE

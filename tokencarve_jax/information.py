@@ -1,11 +1,15 @@
 """The information contribution of each token: row norms of U S, by several routes of different cost and accuracy."""
 
+import functools
+import itertools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
+
+from tokencarve_jax._spectrum import dominating_directions, matmul, transpose
 
 
 def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.Array:
@@ -16,8 +20,8 @@ def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.
 
     Args:
         tokens: [..., N, D], any float dtype; computed in float32 (float64 stays float64), highest matmul precision.
-        method: "svd" (exact), "gram" (fast) or "norm" (the L2 norm instead, a control); see the table in
-            `tokencarve_jax.information`.
+        method: "svd" (exact), "gram" (fast), "jacobi" ("gram" with Jacobi's eigen-solver on GPU and TPU) or "norm" (the
+            L2 norm of each token instead, a control). The table at the head of this module compares them.
 
     Returns:
         [..., N] float32. A token with a NaN or an infinity gets 0 and has no influence on the others.
@@ -63,30 +67,68 @@ def to_unit_scale(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     return tokens * jnp.ldexp(one, -exponent), jnp.ldexp(one, exponent)
 
 
-def _svd(tokens: jax.Array) -> jax.Array:
-    """QR down to the smaller side, then the SVD of a small square matrix.
+def _by(rotate: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """The route that takes the dominating directions off, and leaves the rest to `rotate`."""
 
-    C is the same for H and for H Q with any orthogonal Q, hence the triangle alone is decomposed. U S is
+    def route(tokens: jax.Array) -> jax.Array:
+        directions = dominating_directions(tokens)
+        along = matmul(tokens, directions)
+        rest = tokens - matmul(along, transpose(directions))
+        score = jnp.abs(along).sum(-1) + jnp.abs(rotate(rest)).sum(-1)
+        # |h_i| <= C_i <= sqrt(rank) |h_i| holds for every matrix: rounding may not lift a zero row among the others.
+        norm = jnp.linalg.norm(tokens, axis=-1)
+        return jnp.clip(score, norm, norm * min(tokens.shape[-2:]) ** 0.5)
+
+    return route
+
+
+def _svd(tokens: jax.Array) -> jax.Array:
+    """U S up to signs: QR down to the smaller side, then the SVD of a small square matrix.
+
+    U S is the same for H and for H Q with any orthogonal Q, hence the triangle alone is decomposed. It is
     recovered as a product with V and not as U times S: that way the error in row i is relative to row i's own norm.
     """
     n, d = tokens.shape[-2:]
     if n < d:
-        tokens = _transpose(jnp.linalg.qr(_transpose(tokens), mode="r"))
-        square = tokens
+        tokens = square = transpose(jnp.linalg.qr(transpose(tokens), mode="r"))
     else:
         square = jnp.linalg.qr(tokens, mode="r")
     _, _, vh = jnp.linalg.svd(square, full_matrices=False)
-    return _l1(_matmul(tokens, _transpose(vh)))
+    return matmul(tokens, transpose(vh))
 
 
-def _gram(tokens: jax.Array) -> jax.Array:
-    """Eigenpairs of the smaller Gram matrix: U and S^2 of H H^T, or V of H^T H and then U S = H V."""
+def _gram(tokens: jax.Array, *, jacobi: bool = False) -> jax.Array:
+    """U S up to signs, from the eigenpairs of the smaller Gram matrix: U and S^2 of H H^T, or V of H^T H."""
     n, d = tokens.shape[-2:]
     if n < d:
-        values, vectors = jnp.linalg.eigh(_matmul(tokens, _transpose(tokens)))
-        return _l1(vectors * jnp.sqrt(jnp.maximum(values, 0))[..., None, :])
-    _, vectors = jnp.linalg.eigh(_matmul(_transpose(tokens), tokens))
-    return _l1(_matmul(tokens, vectors))
+        vectors, values = _eigh(_lower_gram(tokens), jacobi=jacobi)
+        return vectors * jnp.sqrt(jnp.maximum(values, 0))[..., None, :]
+    vectors, _ = _eigh(_lower_gram(transpose(tokens)), jacobi=jacobi)
+    return matmul(tokens, vectors)  # H V, whose rows keep their norms whatever the eigenvalues lost
+
+
+def _lower_gram(rows: jax.Array, blocks: int = 4) -> jax.Array:
+    """The lower triangle of rows @ rows^T, block row by block row: little more than half of the products."""
+    n = rows.shape[-2]
+    ends = [n * i // blocks for i in range(blocks + 1)]
+    margin = [(0, 0)] * (rows.ndim - 1)
+    return jnp.concatenate(
+        [
+            jnp.pad(matmul(rows[..., start:end, :], transpose(rows[..., :end, :])), [*margin, (0, n - end)])
+            for start, end in itertools.pairwise(ends)
+            if end > start
+        ],
+        axis=-2,
+    )
+
+
+def _eigh(lower_triangle: jax.Array, *, jacobi: bool) -> tuple[jax.Array, jax.Array]:
+    """Eigenvectors and eigenvalues by the platform's default, or by Jacobi's method where the platform has it."""
+    default = functools.partial(lax.linalg.eigh, lower=True, symmetrize_input=False)
+    if not jacobi:
+        return default(lower_triangle)
+    other = functools.partial(default, implementation=lax.linalg.EighImplementation.JACOBI)
+    return lax.platform_dependent(lower_triangle, cpu=default, default=other)
 
 
 def _norm(tokens: jax.Array) -> jax.Array:
@@ -94,17 +136,9 @@ def _norm(tokens: jax.Array) -> jax.Array:
     return jnp.linalg.norm(tokens, axis=-1)
 
 
-ROUTES: dict[str, Callable[[jax.Array], jax.Array]] = {"svd": _svd, "gram": _gram, "norm": _norm}
-
-
-def _l1(rows: jax.Array) -> jax.Array:
-    return jnp.abs(rows).sum(-1)
-
-
-def _transpose(matrix: jax.Array) -> jax.Array:
-    return jnp.swapaxes(matrix, -1, -2)
-
-
-def _matmul(left: jax.Array, right: jax.Array) -> jax.Array:
-    # The default on accelerators is TF32 or bfloat16, too coarse for a score that is only used for its order.
-    return jnp.matmul(left, right, precision=lax.Precision.HIGHEST)
+ROUTES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "svd": _by(_svd),
+    "gram": _by(_gram),
+    "jacobi": _by(functools.partial(_gram, jacobi=True)),
+    "norm": _norm,
+}
