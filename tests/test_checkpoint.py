@@ -15,7 +15,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from models import tables
-from models.checkpoint import Ignored, dotted, load_weights, match, variables_of
+from models.checkpoint import AS_IS, Ignored, Row, dotted, load_weights, match, variables_of
 from models.config import llava_config, read_config
 from models.shards import Header, open_folder
 from models.tables import export_safetensors, llava_table, to_hf
@@ -82,7 +82,17 @@ def test_buffers_of_old_files_are_ignored(tmp_path):
 def test_nothing_else_is_ignored(torch_model, key):
     """Neighbours of the keys that rows take, one of them with an Arabic digit zero, belong to no row."""
     table = llava_table(llava_config(torch_model.config))
-    assert not [row for row in table if re.fullmatch(row.pattern, key)]
+    assert match({key: None}, table, {}) == ([], [f"surplus weight {key}: nothing in the model takes it"])
+
+
+def test_tables_that_do_not_fit_are_found():
+    """Two rows for one key, and none for a weight of the model."""
+    rows = [Row("(?P<name>[a-z]+)", "{name}", "{name}", AS_IS), Row("ab", "b", "ab", AS_IS), Ignored("x|y", "")]
+    weight = jax.ShapeDtypeStruct((1,), jnp.float32)
+    header = Header(Path(), (1,), "F32")
+    headers = {"ab": header, "x": header, "cd": header}
+    _, found = match(headers, rows, {("cd",): weight, ("e", 0): weight})
+    assert found == ["ab matches 2 rows of the table", "x matches 2 rows of the table", "0 rows write e.0"]
 
 
 def test_every_key_matches_one_row_and_every_row_has_a_key(torch_model):
