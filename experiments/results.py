@@ -73,9 +73,16 @@ def write_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people to read: two levels are spread over lines."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON for people to read: a list of records takes one line for each."""
+    parts = []
+    for key, part in value.items():
+        if isinstance(part, list) and part and isinstance(part[0], dict):
+            text = "[\n  " + ",\n  ".join(json.dumps(item, ensure_ascii=False) for item in part) + "\n ]"
+        else:
+            text = json.dumps(part, indent=1, ensure_ascii=False).replace("\n", "\n ")
+        parts.append(f" {json.dumps(key)}: {text}")
+    write_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
 class Journal:
@@ -145,7 +152,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     share, squared = right / total, _Z**2 / total
     middle = (share + squared / 2) / (1 + squared)
     half = _Z * math.sqrt(share * (1 - share) / total + squared / total / 4) / (1 + squared)
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool], groups: Sequence[int]) -> tuple[float, float]:

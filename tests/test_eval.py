@@ -1,0 +1,303 @@
+"""The evaluation: what it writes, that nothing is lost, and that what cannot work says so."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import eval as evaluation
+from experiments import loading, results
+from experiments.pictures import GAP, MARGIN, scale_of
+from experiments.scenes import FAMILIES, make_scene
+from experiments.summary import rows as summarise
+from models import generation
+from tests.commands import DAMAGES, KEEPS, SIDE, VISUAL, damage, failure, save_checkpoint
+
+SCENES, BATCH, KEEP = 3, 4, 5
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
+
+
+@pytest.fixture(scope="module")
+def flags(model):
+    return [f"--model={model}", f"--keep={KEEP}", f"--limit={SCENES}", f"--batch-size={BATCH}", "--seed=1"]
+
+
+@pytest.fixture(scope="module")
+def whole(flags, tmp_path_factory):
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("results") / "deeper" / "whole"
+    assert evaluation.main([*flags, f"--out={out}"]) == 0
+    return out
+
+
+def read(out):
+    return json.loads((out / "results.json").read_text())
+
+
+class TestResults:
+    def test_files(self, whole):
+        names = {path.name for path in whole.iterdir()}
+        assert names == {"answers.jsonl", "results.json", "table.txt", *(f"{family}.png" for family in FAMILIES)}
+
+    def test_questions_are_those_of_the_scenes(self, whole):
+        samples = read(whole)["samples"]
+        assert [sample["sample"] for sample in samples] == list(range(3 * SCENES))
+        for scene in range(SCENES):
+            questions = make_scene("test", scene, 1, questions=3).questions
+            own = [sample for sample in samples if sample["scene"] == scene]
+            assert [(q.family, q.text, q.answer) for q in questions] == [
+                (sample["family"], sample["question"], sample["answer"]) for sample in own
+            ]
+            assert {sample["family"] for sample in own} == set(FAMILIES)
+
+    def test_answers_are_those_of_the_model_asked_alone(self, whole, model):
+        """Batching, padding and the repeated last row change nothing."""
+        checkpoint = loading.load(str(model), dtype="float32")
+        samples = read(whole)["samples"]
+        for sample in (samples[1], samples[-1]):
+            image = make_scene("test", sample["scene"], 1).image
+            inputs = checkpoint.encode([[image]], [sample["question"]])
+            for name, carve in (("vanilla", None), ("tokencarve", KEEP)):
+                tokens = checkpoint.llava.generate(
+                    inputs.input_ids,
+                    inputs.pixel_values,
+                    attention_mask=inputs.attention_mask,
+                    max_new_tokens=evaluation.MAX_NEW_TOKENS,
+                    carve=carve,
+                )
+                assert checkpoint.decode(tokens) == [sample["said"][name]]
+
+    def test_methods_differ(self, whole):
+        """Otherwise the other tests prove little."""
+        samples = read(whole)["samples"]
+        assert len({tuple(s["said"][name] for s in samples) for name in ("vanilla", "tokencarve", "random")}) == 3
+        assert len({s["said"]["vanilla"] for s in samples}) > 3
+
+    def test_random_draws_anew_in_every_batch(self, model):
+        run = evaluation.Run(loading.load(str(model), dtype="float32"), {}, BATCH, 1)
+        assert evaluation._draw(run, range(4)) != evaluation._draw(run, range(4, 8))
+
+    def test_numbers_follow_from_samples_and_journal(self, whole):
+        report = read(whole)
+        entries = [json.loads(line) for line in (whole / "answers.jsonl").read_text().splitlines()][1:]
+        for row in report["methods"]:
+            name = row["method"]
+            seconds = [value for entry in entries for value in entry["prefill_s"][name]]
+            assert row["prefill_s"] == median(seconds)
+            assert row["prefill_runs"] == len(seconds) == 2 * len(entries)
+            assert row["same_answer"] == np.mean(
+                [s["said"][name] == s["said"]["vanilla"] for s in report["samples"]], dtype=float
+            )
+            assert row["visual_tokens"] == (VISUAL if name == "vanilla" else KEEP)
+            # 3 layers, keys and values of 1 head x 12 x 4 bytes; 64 slots of the bucket and 32 for new tokens.
+            slots = 64 + 32 - (VISUAL - row["visual_tokens"])
+            assert row["cache_bytes"] == 3 * 2 * 12 * 4 * slots
+
+    def test_setting_is_recorded(self, whole, flags):
+        report = read(whole)
+        assert report["command"] == ["python", "-m", "experiments.eval", *flags, f"--out={whole}"]
+        assert report["settings"]["keep"] == KEEP
+        assert set(report["settings"]["versions"]) >= {"python", "jax", "flax", "transformers", "tokencarve_jax"}
+        assert report["settings"]["machine"]["cores"] >= 1
+
+    def test_pictures_show_the_patches_that_were_kept(self, whole):
+        side, patch = scale_of(SIDE) * SIDE, scale_of(SIDE) * 14
+        for family in FAMILIES:
+            page = np.asarray(Image.open(whole / f"{family}.png"))
+            top = next(y for y in range(len(page)) if (page[y, MARGIN : MARGIN + side] != 255).any(1).all())
+            left, right = (page[top : top + side, x : x + side] for x in (MARGIN, MARGIN + side + GAP))
+            same = (left == right).all(-1).reshape(4, patch, 4, patch).all((1, 3)).sum()
+            assert 1 <= same <= KEEP
+
+
+class TestSummary:
+    def test_against_counting_by_hand(self):
+        rng = np.random.default_rng(0)
+        records = [
+            {
+                "scene": i // 3,
+                "family": FAMILIES[(i + i // 3) % 3],
+                "answer": "yes",
+                "said": {name: str(rng.choice(["yes", "no", ""])) for name in ("vanilla", "tokencarve", "random")},
+            }
+            for i in range(60)
+        ]
+        entries = [
+            {"batch": 0, "prefill_s": {name: [3.0, 1.0, 2.0] for name in records[0]["said"]}, "samples": records}
+        ]
+        entries[0]["cache_bytes"] = dict.fromkeys(records[0]["said"], 7)
+        rows = summarise(records, tokens={"vanilla": 9, "tokencarve": 4, "random": 4}, entries=entries)
+        said = {name: np.array([r["said"][name] for r in records]) for name in records[0]["said"]}
+        families = np.array([r["family"] for r in records])
+        for row in rows:
+            right = said[row["method"]] == "yes"
+            assert row["accuracy"]["overall"]["share"] == pytest.approx(right.mean())
+            assert row["accuracy"]["overall"]["low"] < right.mean() < row["accuracy"]["overall"]["high"]
+            for family in FAMILIES:
+                assert row["accuracy"][family]["share"] == pytest.approx(right[families == family].mean())
+                assert row["accuracy"][family]["of"] == 20
+            assert row["of_vanilla"] == pytest.approx(right.mean() / (said["vanilla"] == "yes").mean())
+            assert row["same_answer"] == (said[row["method"]] == said["vanilla"]).mean()
+            assert row["prefill_s"] == 2.0
+
+    def test_paired_difference_against_resampling_scenes(self):
+        rng = np.random.default_rng(1)
+        groups = np.repeat(np.arange(80), 3)
+        hard = rng.random(80)[groups]
+        first, second = rng.random(240) > 0.3 * hard, rng.random(240) > 0.8 * hard
+        mean, half = results.paired_difference(first, second, groups)
+        assert mean == pytest.approx(second.mean() - first.mean())
+        by_scene = (second.astype(float) - first).reshape(80, 3).mean(1)
+        drawn = by_scene[rng.integers(0, 80, (4000, 80))].mean(1)
+        assert half == pytest.approx(1.96 * drawn.std(), rel=0.05)
+
+    def test_one_scene_has_no_interval(self):
+        assert np.isnan(results.paired_difference([True, True], [True, False], [0, 0])[1])
+
+
+class TestResume:
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        """First questions of the batches that are asked; `stop_at` interrupts at such a batch."""
+        asked, original = [], evaluation.answer
+
+        def answer(run, inputs, indices):
+            if len(asked) == answer.stop_after:
+                raise KeyboardInterrupt
+            asked.append(indices[0])
+            return original(run, inputs, indices)
+
+        answer.stop_after = None
+        monkeypatch.setattr(evaluation, "answer", answer)
+        return asked, answer
+
+    def test_interrupted_run_goes_on(self, flags, whole, tmp_path, asked, capsys):
+        asked, answer = asked
+        out = tmp_path / "out"
+        answer.stop_after = 2
+        assert evaluation.main([*flags, f"--out={out}"]) == 130
+        assert "the same command goes on" in capsys.readouterr().err
+        assert not (out / "results.json").exists()
+        with (out / "answers.jsonl").open("a") as file:
+            file.write('{"batch": 2, "samples": [{"sam')  # torn
+        answer.stop_after = None
+        assert evaluation.main([*flags, f"--out={out}"]) == 0
+        assert asked == [0, 4, 8]
+        assert read(out)["samples"] == read(whole)["samples"]
+        for line in (out / "answers.jsonl").read_text().splitlines():
+            json.loads(line)
+        for family in FAMILIES:
+            assert (out / f"{family}.png").read_bytes() == (whole / f"{family}.png").read_bytes()
+
+        before = read(out)
+        assert evaluation.main([*flags, f"--out={out}"]) == 0  # complete already
+        assert asked == [0, 4, 8]
+        assert read(out) | {"date": ""} == before | {"date": ""}
+
+    def test_more_scenes_build_on_fewer(self, flags, whole, tmp_path, asked):
+        asked, _ = asked
+        out = tmp_path / "out"
+        for limit in (2, SCENES):
+            assert evaluation.main([*flags, f"--limit={limit}", f"--out={out}"]) == 0
+        assert asked == [0, 4, 4, 8]
+        assert read(out)["samples"] == read(whole)["samples"]
+
+    def test_restart(self, flags, tmp_path, asked):
+        asked, _ = asked
+        for more in ([], ["--restart"]):
+            assert evaluation.main([*flags, "--limit=1", f"--out={tmp_path}", *more]) == 0
+        assert asked == [0, 0]
+
+    def test_other_settings_are_refused(self, flags, whole, capsys):
+        before = {path: path.read_bytes() for path in whole.iterdir()}
+        line = failure(evaluation.main, [*flags, "--seed=2", "--keep=0.5", f"--out={whole}"], capsys)
+        assert f"{whole} holds a run with other settings (keep, seed); pass another --out, or --restart" in line
+        assert {path: path.read_bytes() for path in whole.iterdir()} == before
+
+    @pytest.mark.parametrize("text", ["nonsense\n", '{"a": 1}\n', "[]\n", '{"settings": 3\n{}\n'])
+    def test_damaged_journal(self, flags, tmp_path, capsys, text):
+        (tmp_path / "answers.jsonl").write_text(text)
+        assert "is damaged" in failure(evaluation.main, [*flags, f"--out={tmp_path}"], capsys)
+        assert (tmp_path / "answers.jsonl").read_text() == text
+
+    def test_journal_torn_in_its_first_line(self, tmp_path):
+        path = tmp_path / "journal"
+        path.write_text('{"settings": {"a"')
+        journal = results.Journal(path, {"a": 1})
+        assert journal.entries == []
+        journal.add({"b": 2})
+        assert results.Journal(path, {"a": 1}).entries == [{"b": 2}]
+
+    def test_smaller_last_batch_compiles_nothing(self, flags, tmp_path, monkeypatch):
+        sizes, original = [], evaluation.answer
+
+        def answer(*args):
+            records = original(*args)
+            sizes.append(generation.prefill._cache_size())
+            return records
+
+        monkeypatch.setattr(evaluation, "answer", answer)
+        assert evaluation.main([*flags, f"--out={tmp_path}"]) == 0
+        assert len(sizes) == 3
+        assert sizes[0] == sizes[-1]
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("keep", KEEPS)
+    def test_keep(self, flags, tmp_path, capsys, keep):
+        line = failure(evaluation.main, [*flags, f"--keep={keep}", f"--out={tmp_path / 'out'}"], capsys)
+        assert f"--keep: {keep!r} is neither a fraction" in line
+        assert not (tmp_path / "out").exists()
+
+    def test_keep_more_than_there_are(self, flags, tmp_path, capsys):
+        line = failure(evaluation.main, [*flags, "--keep=17", f"--out={tmp_path / 'out'}"], capsys)
+        assert "--keep=17: keep as a count must be in 1..16" in line
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("how", DAMAGES)
+    def test_damaged_checkpoint(self, flags, model, tmp_path, capsys, how):
+        folder = damage(model, tmp_path / "damaged", how)
+        line = failure(evaluation.main, [*flags, f"--model={folder}", f"--out={tmp_path / 'out'}"], capsys)
+        assert DAMAGES[how] in line
+        assert str(folder) in line or how == "config of another model"
+        assert not (tmp_path / "out").exists()
+
+    def test_no_such_folder(self, tmp_path, capsys):
+        line = failure(evaluation.main, [f"--model={tmp_path / 'nowhere'}", f"--out={tmp_path / 'out'}"], capsys)
+        assert "nowhere: no such folder" in line
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        "flag", ["--limit=0", "--limit=x", "--batch-size=-1", "--seed=-1", "--lim=3", "--dtype=int8"]
+    )
+    def test_other_flags(self, tmp_path, capsys, flag):
+        failure(evaluation.main, [flag, f"--out={tmp_path / 'out'}"], capsys)
+        assert not (tmp_path / "out").exists()
+
+    def test_out_is_a_file(self, flags, tmp_path, capsys):
+        (tmp_path / "out").write_text("mine")
+        assert "there is a file of that name" in failure(evaluation.main, [*flags, f"--out={tmp_path / 'out'}"], capsys)
+        assert (tmp_path / "out").read_text() == "mine"
+
+    @pytest.mark.parametrize(("flag", "said"), [("--keep=abc", "'abc' is neither"), ("", "has no config.json")])
+    def test_as_a_process(self, tmp_path, flag, said):
+        argv = [sys.executable, "-m", "experiments.eval", f"--model={tmp_path}", f"--out={tmp_path / 'out'}"]
+        done = subprocess.run(
+            [*argv, *filter(None, [flag])], cwd=ROOT, capture_output=True, text=True, env=os.environ, check=False
+        )
+        assert done.returncode != 0
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert done.stdout == ""
+        assert not (tmp_path / "out").exists()

@@ -1,0 +1,133 @@
+"""One question about images, on the command line."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import generate, loading
+from experiments.scenes import make_scene
+from tests.commands import DAMAGES, KEEPS, VISUAL, damage, failure, save_checkpoint
+
+PROMPT = "--prompt=Where is the red circle?"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model", strategy="full")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "scene.png"
+    Image.fromarray(make_scene("test", 0).image).resize((400, 330)).save(path)
+    return path
+
+
+def facts(out):
+    return {line[:15].strip(): line[15:] for line in out.split("\n\n", 1)[1].splitlines()}
+
+
+def test_answer_and_facts(model, image, tmp_path, capsys):
+    """Two images, a class token each."""
+    picture, visual = tmp_path / "deep" / "carved.jpg", 2 * (VISUAL + 1)
+    argv = [f"--model={model}", f"--image={image}", f"--image={image}", PROMPT, "--keep=6", "--max-new-tokens=5"]
+    assert generate.main([*argv, f"--picture={picture}"]) == 0
+    out = capsys.readouterr().out
+    said = facts(out)
+
+    checkpoint = loading.load(str(model), dtype="float32")
+    pixels = Image.open(image)
+    inputs = checkpoint.encode([[pixels, pixels]], [PROMPT.removeprefix("--prompt=")])
+    tokens = checkpoint.llava.generate(
+        inputs.input_ids, inputs.pixel_values, attention_mask=inputs.attention_mask, max_new_tokens=5, carve=6
+    )
+    length = inputs.input_ids.shape[1]
+    assert out.startswith(checkpoint.decode(tokens)[0] + "\n\n")
+    assert said["visual tokens"] == f"{visual} -> 6"
+    assert said["sequence"] == f"{length} -> {length - visual + 6} tokens"
+    slot = 3 * 2 * 12 * 4  # bytes: layers, keys and values, one head of 12, float32
+    before, after = (64 + 32) * slot / 1024, (64 + 32 - visual + 6) * slot / 1024
+    assert said["KV cache"] == f"{before:.3g} KiB -> {after:.3g} KiB, room for 32 new tokens included"
+    assert said["decode"].endswith(f", {tokens.shape[1]} tokens")
+    for name in ("load", "compile", "prefill", "decode"):
+        assert re.match(r"[\d.]+ m?s", said[name])
+    assert np.asarray(Image.open(picture)).std() > 20
+    assert [path.name for path in picture.parent.iterdir()] == [picture.name]
+
+
+def test_without_keep_nothing_is_carved(model, image, capsys):
+    assert generate.main([f"--model={model}", f"--image={image}", PROMPT, "--max-new-tokens=2"]) == 0
+    said = facts(capsys.readouterr().out)
+    assert said["visual tokens"] == str(VISUAL + 1)
+    assert "->" not in said["KV cache"] + said["sequence"]
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("keep", KEEPS)
+    def test_keep(self, image, capsys, keep):
+        line = failure(generate.main, [f"--image={image}", PROMPT, f"--keep={keep}"], capsys)
+        assert f"--keep: {keep!r} is neither a fraction" in line
+
+    def test_keep_more_than_there_are(self, model, image, capsys):
+        line = failure(generate.main, [f"--model={model}", f"--image={image}", PROMPT, "--keep=18"], capsys)
+        assert "must be in 1..17" in line
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (None, "no such file"),
+            (b"", "unknown format"),
+            (b"GIF89a", "cannot be read as an image"),
+            (b"not an image", "unknown format"),
+            ("truncated", "cannot be read as an image"),
+            ("damaged", "cannot be read as an image"),
+            ("folder", "no such file"),
+        ],
+    )
+    def test_image(self, image, tmp_path, capsys, content, reason):
+        path = tmp_path / "image.png"
+        if content == "folder":
+            path.mkdir()
+        elif content == "truncated":
+            path.write_bytes(image.read_bytes()[:-2000])
+        elif content == "damaged":
+            path.write_bytes(image.read_bytes().replace(b"IDAT", b"IDAT\xff\xff\xff", 1))
+        elif content is not None:
+            path.write_bytes(content)
+        line = failure(generate.main, [f"--image={path}", PROMPT, "--picture=x.png", "--keep=3"], capsys)
+        assert f"--image {path}: " in line
+        assert reason in line
+
+    @pytest.mark.parametrize("how", DAMAGES)
+    def test_damaged_checkpoint(self, model, image, tmp_path, capsys, how):
+        folder = damage(model, tmp_path / "damaged", how)
+        picture = tmp_path / "new" / "x.png"
+        argv = [f"--model={folder}", f"--image={image}", PROMPT, "--keep=3", f"--picture={picture}"]
+        assert DAMAGES[how] in failure(generate.main, argv, capsys)
+        assert not picture.parent.exists()
+
+    @pytest.mark.parametrize(
+        ("flags", "said"),
+        [
+            (["--picture=x.png"], "pass --keep too"),
+            (["--picture=x.txt", "--keep=3"], "ends in .png or .jpg"),
+            (["--picture=x", "--keep=3"], "ends in .png or .jpg"),
+            (["--max-new-tokens=0"], "'0' is not a whole number of at least 1"),
+        ],
+    )
+    def test_other_flags(self, image, capsys, flags, said):
+        assert said in failure(generate.main, [f"--image={image}", PROMPT, *flags], capsys)
+
+    def test_image_and_prompt_are_asked_for(self, capsys):
+        assert "--image" in failure(generate.main, [PROMPT], capsys)
+        assert "--prompt" in failure(generate.main, ["--image=x.png"], capsys)
+
+
+def test_images_are_turned_upright(tmp_path):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera held on its side
+    Image.new("RGB", (40, 20), "red").save(path, exif=exif)
+    assert loading.read_image(path).size == (20, 40)
