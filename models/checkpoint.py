@@ -103,6 +103,18 @@ class Planned:
     transform: Transform
 
 
+class _OneKey:
+    """Stands in for `nnx.Rngs`, whose counting takes time quadratic in the number of weights in a trace."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
+def abstract_model(build: Callable[[Any], nnx.Module]) -> nnx.Module:
+    """Shapes and dtypes of `build(rngs)`, without weights: `abstract_model(lambda rngs: Model(config, rngs=rngs))`."""
+    return nnx.eval_shape(lambda: build(_OneKey()))
+
+
 def variables_of(model: nnx.Module) -> Variables:
     """Every variable of a model by its path."""
     return dict(nnx.to_flat_state(nnx.state(model)))
@@ -122,17 +134,14 @@ def key_of(path: str, table: Table) -> tuple[str, Transform]:
     found = []
     for row in table:
         if isinstance(row, Row):
-            groups = re.fullmatch(_template_pattern(row.target), path)
+            pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]+)", re.escape(row.target))
+            groups = re.fullmatch(pattern, path)
             key = row.key.format(**groups.groupdict()) if groups else None
             if key is not None and re.fullmatch(row.pattern, key):
                 found.append((key, row.transform))
     if len(found) != 1:
         raise LookupError(f"{len(found)} rows write {path}")
     return found[0]
-
-
-def _template_pattern(template: str) -> str:
-    return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]+)", re.escape(template))
 
 
 def _route(key: str, table: Table) -> tuple[Row, str] | Ignored:
@@ -251,7 +260,7 @@ def load_weights(
     """A model with the weights of a folder. Nothing is allocated for the model but what is read.
 
     Args:
-      abstract: from `nnx.eval_shape(lambda: Model(...))`; not changed.
+      abstract: from `abstract_model`; not changed.
       folder: holds `model.safetensors`, or `model.safetensors.index.json` and its shards.
       table: how keys map to the model.
       dtype: of the loaded weights; files may hold another float.

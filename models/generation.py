@@ -23,6 +23,7 @@ from models.layers import attend, causal_mask
 from models.prompt import Prompt
 from models.sampling import Sampling, choose
 from models.schedule import Schedule, method
+from models.sharding import by_batch
 from tokencarve_jax import last_query_attention
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def embed(llava: Llava, prompt: Prompt) -> jax.Array:
     features = llava.image_features(prompt.pixel_values).reshape(-1, hidden.shape[-1])
     features = jnp.take(features, prompt.visual_features, axis=0)
     rows = jnp.arange(hidden.shape[0])[:, None]
-    return hidden.at[rows, prompt.visual_positions].set(features.astype(hidden.dtype), unique_indices=True)
+    hidden = hidden.at[rows, prompt.visual_positions].set(features.astype(hidden.dtype), unique_indices=True)
+    return by_batch(hidden, llava.mesh)
 
 
 def _cut(rows: _Rows, attention: jax.Array, *, name: str, keep: int, key: jax.Array):  # noqa: ANN202
@@ -180,7 +182,8 @@ def prefill(llava: Llava, prompt: Prompt, seed: jax.Array, *, schedule: Schedule
             attention = last_query_attention(
                 _take_rows(query, last)[:, 0], key_value[0], mask=_take_rows(mask, last)[:, 0]
             )
-        rows = dataclasses.replace(rows, hidden=layer.finish(rows.hidden, attend(query, *key_value, mask=mask)))
+        hidden = layer.finish(rows.hidden, attend(query, *key_value, mask=mask))
+        rows = dataclasses.replace(rows, hidden=by_batch(hidden, llava.mesh))
 
     slots = rows.positions.shape[1]
     grow = [(0, 0), (0, room)]
@@ -221,6 +224,7 @@ def decode_step(llava: Llava, cache: Cache, token: jax.Array) -> tuple[jax.Array
         keys = jax.lax.dynamic_update_slice_in_dim(keys, key, cache.slot, axis=1)
         values = jax.lax.dynamic_update_slice_in_dim(values, value, cache.slot, axis=1)
         hidden = layer.finish(hidden, attend(layer.query(hidden, at), keys, values, mask=mask[:, None]))
+        hidden = by_batch(hidden, llava.mesh)
         layers.append((keys, values))
     cache = Cache(tuple(layers), valid, positions, position + 1, cache.slot + 1)
     return decoder.logits(hidden[:, 0]), cache

@@ -13,14 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from models import generation, schedule
+from models.checkpoint import abstract_model, load_weights
 from models.clip import ClipVisionTower
 from models.config import LlavaConfig, read_config
+from models.hub import find_checkpoint
 from models.layers import ACTIVATIONS, causal_mask
 from models.llama import Decoder
 from models.prompt import Prompt, make_prompt, pack_order, round_up
 from models.sampling import GREEDY, Sampling
+from models.sharding import auto_mesh, place_batch, weight_sharding
+from models.tables import llava_table
 
 ROOM_BUCKET = 32  # the cache's room for new tokens is rounded up to a multiple of this
 
@@ -60,34 +65,38 @@ class Llava(nnx.Module):
 
     def __init__(self, config: LlavaConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         self.config = config
+        self.mesh: Mesh | None = None
         self.vision_tower = ClipVisionTower(config.vision, dtype=dtype, rngs=rngs)
         self.projector = Projector(config, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config.text, dtype=dtype, rngs=rngs)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, dtype: Any = jnp.float32, mesh: Any = None) -> Llava:
+    def from_pretrained(cls, source: str | Path, *, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Llava:
         """Load a checkpoint in Hugging Face format.
 
         Args:
           source: a local folder with `config.json` and safetensors, or a model id on the Hugging Face hub.
           dtype: weights are cast to it as they are read.
-          mesh: not used yet.
+          mesh: with an axis "data", "model" or both; each weight is placed on it as it is read, and batches are split
+            over "data". None is the default device.
 
         Returns:
-          The model, weights on the default device.
+          The model.
 
         Raises:
           ConfigError: an architecture that is not supported.
           CheckpointError: weights that are missing, surplus, damaged or of the wrong shape; it lists them all.
           FileNotFoundError: neither a folder nor a model id that the hub has.
+          ValueError: a mesh with another axis.
         """
-        from models.checkpoint import load_weights
-        from models.tables import llava_table
-
-        folder = Path(source)
+        folder = find_checkpoint(source)
         config = read_config(folder)
-        abstract = nnx.eval_shape(lambda: cls(config, dtype=dtype, rngs=nnx.Rngs(0)))
-        return load_weights(abstract, folder, llava_table(config), dtype=dtype)
+        mesh = None if mesh is None else auto_mesh(mesh)
+        abstract = abstract_model(lambda rngs: cls(config, dtype=dtype, rngs=rngs))
+        placing = None if mesh is None else weight_sharding(mesh)
+        llava = load_weights(abstract, folder, llava_table(config), dtype=dtype, sharding=placing)
+        llava.mesh = mesh
+        return llava
 
     def image_features(self, pixel_values: jax.Array) -> jax.Array:
         """Visual tokens of images.
@@ -105,7 +114,7 @@ class Llava(nnx.Module):
 
     def prompt(self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None, **options: Any) -> Prompt:
         """Pack a processor's output for the compiled programs; see `models.prompt.make_prompt` for shapes and errors."""
-        return make_prompt(
+        prompt = make_prompt(
             input_ids,
             pixel_values,
             attention_mask,
@@ -114,6 +123,7 @@ class Llava(nnx.Module):
             vocab_size=self.config.text.vocab_size,
             **options,
         )
+        return place_batch(prompt, self.mesh)
 
     def __call__(self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None) -> jax.Array:
         """Logits of a whole sequence, nothing cached or carved.
