@@ -111,6 +111,31 @@ def carve(
         indices = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
         return Carved(tokens=tokens, indices=indices, assignment=indices)
 
+    return _carve(
+        tokens,
+        attention,
+        features,
+        valid,
+        budget=budget,
+        attention_weight=float(attention_weight),
+        information=information,
+        debias=bool(debias),
+    )
+
+
+# Compiled also where the caller is not, so that a call outside `jit` is one program and not a hundred.
+@functools.partial(jax.jit, static_argnames=("budget", "attention_weight", "information", "debias"))
+def _carve(
+    tokens: jax.Array,
+    attention: jax.Array,
+    features: jax.Array | None,
+    valid: jax.Array,
+    *,
+    budget: Budget,
+    attention_weight: float,
+    information: str,
+    debias: bool,
+) -> Carved:
     usable = valid & jnp.isfinite(attention) & jnp.isfinite(tokens).all(-1)
     if features is not None:
         usable &= jnp.isfinite(features).all(-1)
