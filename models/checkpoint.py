@@ -4,7 +4,7 @@ A table is a list of rows. A `Row` says where a key goes and how it is reshaped;
 wanted. Every key of a checkpoint must match exactly one row, and every weight of the model must be written exactly
 once. Whatever is wrong is collected and raised together, as one `CheckpointError`.
 
-Names in files are dotted ("lm_head.weight"), and so are paths in models here: "decoder.layers.0.mlp.fc1.kernel".
+Names in files are dotted, and so are paths in models here: "decoder.layers.0.mlp.up_proj.kernel".
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Transform:
 
     Attributes:
       load: file -> model.
-      save: model -> file; undoes `load`.
+      save: undoes it.
     """
 
     load: Callable[[Any], Any]
@@ -134,8 +134,7 @@ def key_of(path: str, table: Table) -> tuple[str, Transform]:
     found = []
     for row in table:
         if isinstance(row, Row):
-            pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]+)", re.escape(row.target))
-            groups = re.fullmatch(pattern, path)
+            groups = re.fullmatch(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^.]+)", re.escape(row.target)), path)
             key = row.key.format(**groups.groupdict()) if groups else None
             if key is not None and re.fullmatch(row.pattern, key):
                 found.append((key, row.transform))
@@ -277,8 +276,7 @@ def load_weights(
     variables = dict(nnx.to_flat_state(state))
     paths = {dotted(path): path for path in variables}
     filled = {}
-    files = open_folder(Path(folder))
-    for path, array in read_weights(files, table, variables, dtype=np.dtype(dtype), quiet=quiet):
+    for path, array in read_weights(open_folder(Path(folder)), table, variables, dtype=np.dtype(dtype), quiet=quiet):
         place = sharding(path, array.shape) if sharding is not None else None
         filled[paths[path]] = variables[paths[path]].replace(jax.device_put(array, place))
     return nnx.merge(graph, nnx.from_flat_state(filled))

@@ -16,7 +16,7 @@ import transformers
 from flax import nnx
 from safetensors.torch import save_file
 
-from models.checkpoint import load_weights
+from models.checkpoint import abstract_model, load_weights
 from models.config import LlavaConfig, read_config
 from models.llava import Llava
 from models.tables import llava_table
@@ -178,7 +178,7 @@ def save_small(folder: Path, *, layout: str = "published", shards: int = 1, **ch
 
 def abstract(config: LlavaConfig, dtype: Any = jnp.float32) -> Llava:
     """Shapes without weights."""
-    return nnx.eval_shape(lambda: Llava(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    return abstract_model(lambda rngs: Llava(config, dtype=dtype, rngs=rngs))
 
 
 def load(folder: Path, dtype: Any = jnp.float32, **options: Any) -> nnx.Module:

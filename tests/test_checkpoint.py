@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from models import tables
 from models.checkpoint import AS_IS, Ignored, Row, dotted, load_weights, match, variables_of
 from models.config import llava_config, read_config
+from models.llava import Llava
 from models.shards import Header, open_folder
 from models.tables import export_safetensors, llava_table, to_hf
 from tests import checkpoints
@@ -149,6 +150,12 @@ def test_loading_holds_in_tree_mode(save):
         model = load(folder)
         assert_same_bits(arrays(model), want)
         assert_same_bits(to_hf(model), to_hf(load(folder)))
+
+
+def test_the_abstract_model_is_what_flax_makes_of_it(torch_model):
+    config = llava_config(torch_model.config)
+    want = nnx.eval_shape(lambda: Llava(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    assert nnx.split(abstract(config, jnp.bfloat16)) == nnx.split(want)
 
 
 def test_the_abstract_model_is_left_as_it_is(save):
