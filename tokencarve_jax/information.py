@@ -1,4 +1,25 @@
-"""The information contribution of each token: row norms of U S, by several routes of different cost and accuracy."""
+"""The information contribution of each token: L1 norms of the rows of U S, by routes of different cost and accuracy.
+
+Against float64, 288 tokens of width 512, one random matrix of each kind: the largest relative error of any C_i, and how
+many of the 64 kept tokens are the same (attention weight 0.5). "Plain" is the same route without
+`dominating_directions`, which both of ours take off first.
+
+| matrix                      | "svd"    | "gram"   | plain SVD | plain Gram |
+|-----------------------------|----------|----------|-----------|------------|
+| singular values 1/j^0.3     | 9e-6, 64 | 2e-5, 64 |  9e-6, 64 |   2e-5, 64 |
+| singular values 1/j^0.5     | 8e-6, 64 | 1e-2, 64 |  8e-6, 64 |   1e-2, 64 |
+| singular values 1/j         | 2e-6, 64 | 2e-2, 64 |  2e-6, 64 |   2e-2, 64 |
+| singular values 1/j^2       | 1e-4, 64 | 1e-2, 64 |  2e-3, 64 |   3e-2, 63 |
+| half are near-duplicates    | 2e-5, 64 | 1e-3, 64 |  2e-5, 64 |   1e-3, 64 |
+| one token 1000 times larger | 5e-6, 64 | 1e-4, 64 |  7e-3, 64 |   5e-1, 60 |
+| three tokens 1000 times     | 5e-3, 64 | 7e-1, 62 |  2e-1, 63 |   1e+0, 54 |
+| two massive channels        | 4e-6, 64 | 5e-6, 64 |  9e-4, 63 |   1e-1, 62 |
+| a large common mean         | 3e-5, 64 | 6e-5, 64 |  5e-5, 64 |   1e-2, 58 |
+
+`python -m experiments.information_routes` measures this for any size and for a model's own hidden states, with times.
+"gram" is the default: it is the fast one, and of these choices it lost two tokens in one. "norm" is no
+approximation but a control (|h_i| <= C_i <= sqrt(rank) |h_i|): it agreed on 81 to 120 of 128 tokens at 576 x 1024.
+"""
 
 import functools
 import itertools
