@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 from models.checkpoint import CheckpointError
 from models.config import ConfigError
 
-SHIPPED = Path("experiments/tiny")
+SHIPPED = Path(os.path.relpath(Path(__file__).parent / "tiny"))
 DTYPES = ("float32", "bfloat16", "float16")
 _WHOLE = "a whole number of at least"
 

@@ -262,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="how many scenes; each is asked three questions (default: %(default)s)",
     )
     parser.add_argument(
-        "--batch-size", type=cli.positive, default=12, metavar="QUESTIONS", help="at a time (default: %(default)s)"
+        "--batch-size", type=cli.positive, default=6, metavar="QUESTIONS", help="at a time (default: %(default)s)"
     )
     parser.add_argument(
         "--seed", type=cli.seed, default=0, help="of the scenes and of the random control (default: %(default)s)"

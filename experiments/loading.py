@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from experiments.cli import CommandError
+from models.hub import find_checkpoint
 from models.llava import Llava
-
-_HUB_ID = r"[\w.-]+/[\w.-]+"
-_HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,13 +90,15 @@ def load(source: str, *, dtype: str) -> Checkpoint:
       Both.
 
     Raises:
-      CommandError: there is no such folder or model, or no processor that fits.
-      ConfigError, CheckpointError: see `Llava.from_pretrained`.
+      CommandError: there is no such folder, or it has no processor that fits.
+      ConfigError, CheckpointError, FileNotFoundError: see `Llava.from_pretrained`.
     """
     # Imported here: it takes a second or more that `--help` should not wait for.
     from transformers import AutoProcessor
 
-    folder = find(source)
+    if Path(source).parent.is_dir() and not Path(source).is_dir():
+        raise CommandError(f"--model {source}: no such folder")  # and the hub need not be asked
+    folder = find_checkpoint(source)
     llava = Llava.from_pretrained(folder, dtype=jnp.dtype(dtype))
     try:
         # Pillow's resizing, also where torchvision is installed: the same pixels on every machine.
@@ -109,27 +108,6 @@ def load(source: str, *, dtype: str) -> Checkpoint:
     if not getattr(processor, "chat_template", None) or not hasattr(processor, "image_processor"):
         raise CommandError(f"{folder}: its processor needs an image processor and a chat template")
     return Checkpoint(folder, llava, processor)
-
-
-def find(source: str) -> Path:
-    """The folder of a checkpoint, downloaded first where `source` is a model id.
-
-    Raises:
-      CommandError: neither.
-    """
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
-    if folder.exists() or not re.fullmatch(_HUB_ID, source):
-        raise CommandError(f"--model {source}: no such folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(_HUB_FILES)))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise CommandError(f"--model {source}: no such folder, and no such model from the hub ({reason})") from error
 
 
 def checksum(folder: Path) -> str:
