@@ -261,13 +261,12 @@ def train(*, work: Path, dest: Path, pool_size: int, questions: int, seed: int, 
 
 def write_model(model: Llava, config: Any, dest: Path) -> None:
     """Write weights, config, tokenizer and processor in Hugging Face format."""
-    from safetensors.numpy import save_file
     from transformers import GenerationConfig
 
-    from models.tables import to_hf
+    from models.tables import export_safetensors
 
     dest.mkdir(parents=True, exist_ok=True)
-    save_file(to_hf(model), dest / "model.safetensors", metadata={"format": "pt"})
+    export_safetensors(model, dest)
     config.architectures = ["LlavaForConditionalGeneration"]
     config.save_pretrained(dest)
     text = config.text_config

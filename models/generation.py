@@ -24,7 +24,7 @@ from models.prompt import Prompt
 from models.sampling import Sampling, choose
 from models.schedule import Schedule, method
 from models.sharding import by_batch
-from tokencarve_jax import last_query_attention
+from tokencarve_jax import CarvedSequence, last_query_attention
 
 if TYPE_CHECKING:
     from models.llava import Llava
@@ -107,11 +107,9 @@ def embed(llava: Llava, prompt: Prompt) -> jax.Array:
     return by_batch(hidden, llava.mesh)
 
 
-def _cut(rows: _Rows, attention: jax.Array, *, name: str, keep: int, key: jax.Array):  # noqa: ANN202
+def _cut(rows: _Rows, attention: jax.Array, *, name: str, keep: int, key: jax.Array) -> tuple[_Rows, CarvedSequence]:
     """Apply one method; also returns its `CarvedSequence`."""
-    carved = method(name)(
-        rows.hidden, attention, rows.visual_positions, keep=keep, valid=rows.visual_valid, key=key
-    )
+    carved = method(name)(rows.hidden, attention, rows.visual_positions, keep=keep, valid=rows.visual_valid, key=key)
     kept = carved.kept
     survivor_valid = jnp.take_along_axis(rows.visual_valid, carved.indices, axis=1)
     survivor_positions = jnp.take_along_axis(rows.visual_positions, carved.indices, axis=1)

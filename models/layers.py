@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """x * sigmoid(1.702 x), the activation that CLIP was trained with."""
+    """Sigmoid-weighted x, x * sigmoid(1.702 x): the activation that CLIP was trained with."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 

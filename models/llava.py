@@ -113,7 +113,7 @@ class Llava(nnx.Module):
         return self.projector(features)
 
     def prompt(self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None, **options: Any) -> Prompt:
-        """Pack a processor's output for the compiled programs; see `models.prompt.make_prompt` for shapes and errors."""
+        """Pack a processor's output for the compiled programs; shapes and errors as in `models.prompt.make_prompt`."""
         prompt = make_prompt(
             input_ids,
             pixel_values,

@@ -89,7 +89,9 @@ def make_prompt(
         raise ValueError(f"row {int(np.argmin(lengths))} of attention_mask has no real token; drop the row")
     real = ids[mask]
     if real.min() < 0 or real.max() >= vocab_size:
-        raise ValueError(f"input_ids holds ids from {real.min()} to {real.max()}; the vocabulary ends at {vocab_size - 1}")
+        raise ValueError(
+            f"input_ids holds ids from {real.min()} to {real.max()}; the vocabulary ends at {vocab_size - 1}"
+        )
 
     visual = (ids == image_token_id) & mask
     counts = visual.sum(1)

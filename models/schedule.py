@@ -112,7 +112,9 @@ def parse(carve: Carve, *, num_layers: int) -> Schedule:
     if isinstance(carve, (int, float)) and not isinstance(carve, bool):
         carve = ((TOKENCARVE_LAYER, "tokencarve", carve),)
     if not isinstance(carve, (tuple, list)):
-        raise TypeError(f"carve is {carve!r}; expected None, a keep such as 0.222 or 128, or ((layer, method, keep), ...)")
+        raise TypeError(
+            f"carve is {carve!r}; expected None, a keep such as 0.222 or 128, or ((layer, method, keep), ...)"
+        )
     cuts = []
     for cut in carve:
         if not isinstance(cut, (tuple, list)) or len(cut) != 3:
