@@ -1,7 +1,7 @@
 """Train the small LLaVA that the repository ships, from scratch: `python -m experiments.train`.
 
-Five stages, each seeded and resumable: the tower on patches with objects, then on whole images; projector and decoder
-on visual tokens with objects (short questions, then whole ones), then on all 576. The result is a folder in Hugging
+Seven stages, each seeded and resumable: the tower on patches with objects, on where they are, then on whole images; projector and decoder
+on visual tokens with objects (short questions, then whole ones, then on), and on all 576. The result is a folder in Hugging
 Face format that `transformers.LlavaForConditionalGeneration` loads too.
 """
 
@@ -47,6 +47,7 @@ class Stage:
       patches: visual tokens seen of each image; `NUM_PATCHES` means all.
       rate: peak learning rate.
       short: share of questions in their short form at the first and at the last step.
+      places: weight of the loss on where each patch is.
     """
 
     name: str
@@ -56,14 +57,17 @@ class Stage:
     patches: int
     rate: float
     short: tuple[float, float] = (0.0, 0.0)
+    places: float = 0.0
 
 
 STAGES = (
     Stage("tower-objects", "tower", 700, 64, 96, 2e-3),
-    Stage("tower-whole", "tower", 60, 32, NUM_PATCHES, 5e-4),
+    Stage("tower-places", "tower", 250, 64, 96, 1e-3, places=0.5),
+    Stage("tower-whole", "tower", 40, 32, NUM_PATCHES, 3e-4, places=0.5),
     Stage("decoder-short", "decoder", 500, 16, 96, 2e-3, (1.0, 0.5)),
     Stage("decoder-objects", "decoder", 1000, 16, 96, 2e-3, (0.5, 0.0)),
-    Stage("decoder-whole", "decoder", 300, 16, NUM_PATCHES, 1e-3),
+    Stage("decoder-relations", "decoder", 800, 16, 192, 1.5e-3),
+    Stage("decoder-whole", "decoder", 300, 8, NUM_PATCHES, 5e-4),
 )
 
 
@@ -181,6 +185,10 @@ def tower_batches(pool: Pool, stage: Stage, seed: int) -> Callable[[int], Any]:
     return batch_at
 
 
+def _tower_loss(places: float, model: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    return tower_loss(model, *batch, places=places)
+
+
 def cache_features(tower: Any, pool: Pool, path: Path) -> np.ndarray:
     """What the trained tower says of every scene, [P, N, D] float16, kept on disk."""
     depth = tower.config.num_layers
@@ -246,8 +254,8 @@ def train(*, work: Path, dest: Path, pool_size: int, questions: int, seed: int, 
     with (work / "log.jsonl").open("a") as log:
         for number, stage in enumerate(stages):
             if stage.part == "tower":
-                loss_fn: LossFn = lambda model, batch: tower_loss(model, *batch)  # noqa: E731
-                tower = run_stage(stage, number, tower, loss_fn, tower_batches(pool, stage, seed), work, log)
+                batches = tower_batches(pool, stage, seed)
+                tower = run_stage(stage, number, tower, partial(_tower_loss, stage.places), batches, work, log)
         model.vision_tower = tower.tower
         features = cache_features(model.vision_tower, pool, work / "features.npy")
         answerer = (model.projector, model.decoder)

@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from experiments.scenes import COLOURS, LABEL_CLASSES, SHAPES, Labels
+from experiments.scenes import COLOURS, GRID, LABEL_CLASSES, SHAPES, Labels
 from models.clip import ClipVisionTower
 
 PAIRS = len(COLOURS) * len(SHAPES)
@@ -30,6 +30,7 @@ class TowerWithHeads(nnx.Module):
         self.tower = tower
         self.patch_head = nnx.Linear(width, sum(LABEL_CLASSES.values()), rngs=rngs)
         self.scene_head = nnx.Linear(width, PAIRS, rngs=rngs)
+        self.place_head = nnx.Linear(width, 2 * GRID, rngs=rngs)
 
 
 def grid_embedding(grid: int, width: int) -> np.ndarray:
@@ -55,7 +56,13 @@ def scene_pairs(labels: np.ndarray) -> np.ndarray:
 
 
 def tower_loss(
-    model: TowerWithHeads, patches: jax.Array, positions: jax.Array, labels: jax.Array, pairs: jax.Array
+    model: TowerWithHeads,
+    patches: jax.Array,
+    positions: jax.Array,
+    labels: jax.Array,
+    pairs: jax.Array,
+    *,
+    places: float,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross-entropy of the patch labels and of the scene's contents.
 
@@ -65,6 +72,7 @@ def tower_loss(
       positions: [B, N] int32.
       labels: [B, 6, N] integers.
       pairs: [B, 36] float32, 1 where the pair occurs.
+      places: weight of the loss on each patch's row and column, without which the features forget where they are.
 
     Returns:
       The loss, and the accuracy of each label on patches with objects.
@@ -84,4 +92,12 @@ def tower_loss(
         target = labels[:, index].astype(jnp.int32)
         loss += (weight * optax.softmax_cross_entropy_with_integer_labels(prediction, target)).sum()
         metrics[name] = (shown * (prediction.argmax(-1) == target)).sum() / shown.sum()
+    for name, prediction, target in zip(
+        ("row", "column"),
+        jnp.split(model.place_head(features[:, 1:]), 2, axis=-1),
+        jnp.divmod(positions, GRID),
+        strict=True,
+    ):
+        loss += places * optax.softmax_cross_entropy_with_integer_labels(prediction, target).mean()
+        metrics[name] = jnp.mean(prediction.argmax(-1) == target)
     return loss, metrics

@@ -1,0 +1,111 @@
+"""A model on eight forced host devices says what it says on one."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from models.sharding import auto_mesh, weight_sharding
+
+DEVICES = 8
+
+
+def on_eight_devices() -> None:
+    """The body of the test; its own process, because the number of devices is fixed when JAX starts."""
+    import tempfile
+
+    import jax.numpy as jnp
+    from flax import nnx
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    from models.config import llava_config
+    from models.llava import Llava
+    from models.tables import export_safetensors
+    from tests.tiny import IMAGE_TOKEN, make_inputs
+
+    assert jax.device_count() == DEVICES, jax.devices()
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=24,
+            intermediate_size=44,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=30,
+            patch_size=6,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=104,
+            hidden_size=40,
+            intermediate_size=56,
+            num_hidden_layers=4,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            head_dim=10,
+            rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+        ),
+        image_token_id=IMAGE_TOKEN,
+        image_token_index=IMAGE_TOKEN,
+    )
+    ids, pixels, mask = make_inputs(2, (9, 4, 12, 7), (1, 2, 1, 1))
+    options = {"attention_mask": mask, "max_new_tokens": 8}
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        export_safetensors(Llava(llava_config(config), rngs=nnx.Rngs(1)), folder)
+        plain = Llava.from_pretrained(folder)
+        want = np.asarray(plain(ids, pixels, mask))
+        tokens = {carve: np.asarray(plain.generate(ids, pixels, carve=carve, **options)) for carve in (None, 6)}
+        meshes = {
+            "both axes": jax.make_mesh((2, 4), ("data", "model")),
+            "model alone": jax.make_mesh((4,), ("model",), devices=jax.devices()[:4]),
+            "data alone": jax.make_mesh((4,), ("data",), devices=jax.devices()[:4]),
+        }
+        for name, mesh in meshes.items():
+            split = Llava.from_pretrained(folder, mesh=mesh)
+            parts = mesh.shape.get("model", 1)
+            layer = split.decoder.layers[1]
+            for linear, axis in ((layer.self_attn.q_proj, 1), (layer.mlp.gate_proj, 1), (layer.mlp.down_proj, 0)):
+                kernel = linear.kernel[...]
+                shard = kernel.addressable_shards[0].data.shape
+                assert shard[axis] * parts == kernel.shape[axis], (name, shard, kernel.shape)
+            prompt = split.prompt(ids, pixels, mask)
+            rows = prompt.input_ids.addressable_shards[0].data.shape[0]
+            assert rows * mesh.shape.get("data", 1) == 4, (name, rows)
+            np.testing.assert_allclose(np.asarray(split(ids, pixels, mask)), want, atol=2e-5, err_msg=name)
+            for carve, expected in tokens.items():
+                got = np.asarray(split.generate(ids, pixels, carve=carve, **options))
+                np.testing.assert_array_equal(got, expected, err_msg=f"{name}, carve={carve}")
+            state = split.prefill(prompt, carve=6)
+            assert len(state.cache.layers[2][0].sharding.device_set) == mesh.size, name
+            assert jnp.isfinite(state.logits).all()
+            print(name, "is right")
+
+
+def test_a_sharded_model_says_what_the_whole_one_says():
+    done = subprocess.run(
+        [sys.executable, "-c", "from tests.test_sharding import on_eight_devices; on_eight_devices()"],
+        cwd=pathlib.Path(__file__).parents[1],
+        env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("is right") == 3
+
+
+def test_what_does_not_divide_stays_whole():
+    place = weight_sharding(auto_mesh(Mesh(np.array(jax.devices()[:1]), ("model",))))
+    assert place("decoder.layers.3.mlp.up_proj.kernel", (40, 52)).spec == PartitionSpec(None, "model")
+    assert place("decoder.layers.3.self_attn.o_proj.kernel", (60, 40)).spec == PartitionSpec("model", None)
+    assert place("decoder.norm.scale", (40,)).spec == PartitionSpec(None)
+    assert place("vision_tower.layers.0.self_attn.q_proj.bias", (24,)).spec == PartitionSpec("model")
+
+
+def test_an_unknown_axis_is_one_clear_error():
+    with pytest.raises(ValueError, match="expected 'data' .batch., 'model' .weights., or both"):
+        auto_mesh(Mesh(np.array(jax.devices()[:1]), ("x",)))
