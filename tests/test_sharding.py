@@ -107,5 +107,5 @@ def test_what_does_not_divide_stays_whole():
 
 
 def test_an_unknown_axis_is_one_clear_error():
-    with pytest.raises(ValueError, match="expected 'data' .batch., 'model' .weights., or both"):
+    with pytest.raises(ValueError, match=r"expected 'data' .batch., 'model' .weights., or both"):
         auto_mesh(Mesh(np.array(jax.devices()[:1]), ("x",)))
