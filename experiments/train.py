@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from tqdm import tqdm
 
+from experiments import cli
 from experiments.tiny_processor import VOCABULARY, save_processor
 from experiments.training.decoder import answer_logits, answer_loss
 from experiments.training.pool import NUM_PATCHES, Pool, QuestionTokens, choose_patches, make_pool
@@ -33,6 +35,11 @@ from models.llava import Llava
 
 QUESTION_WIDTH = 16  # tokens; the longest question with its answer has 15
 SAVE_EVERY = 100  # steps
+_EXAMPLES = """examples:
+  python -m experiments.train                                     about an hour and a half on two CPU cores
+  python -m experiments.train --seed=1 --work=runs/b --dest=runs/b/model
+  python -m experiments.eval --model=runs/tiny/model              measure what came out
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,16 +291,7 @@ def write_model(model: Llava, config: Any, dest: Path) -> None:
     save_processor(dest)
 
 
-def main() -> None:
-    """Parse flags and train."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.train", description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("runs/tiny"), help="scenes, checkpoints and log go here")
-    parser.add_argument("--dest", type=Path, default=Path("runs/tiny/model"), help="the trained model goes here")
-    parser.add_argument("--pool", type=int, default=6000, help="training scenes (default: %(default)s)")
-    parser.add_argument("--questions", type=int, default=24, help="per image and step (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
-    parser.add_argument("--factor", type=float, default=1.0, help="times the steps of every stage")
-    flags = parser.parse_args()
+def _train(flags: argparse.Namespace) -> None:
     train(
         work=flags.work,
         dest=flags.dest,
@@ -302,7 +300,36 @@ def main() -> None:
         seed=flags.seed,
         factor=flags.factor,
     )
+    print(f"The trained model is in {flags.dest}; its curve is {flags.work / 'log.jsonl'}.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the flags, train, and say what went wrong in one line."""
+    parser = cli.Parser(prog="python -m experiments.train", description=__doc__, epilog=_EXAMPLES)
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/tiny"),
+        metavar="FOLDER",
+        help="scenes, checkpoints and log go here; a run that finds some goes on from them (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dest",
+        type=Path,
+        default=Path("runs/tiny/model"),
+        metavar="FOLDER",
+        help="the trained model goes here (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pool", type=cli.positive, default=6000, metavar="SCENES", help="training scenes (default: %(default)s)"
+    )
+    parser.add_argument("--questions", type=cli.positive, default=24, help="per image and step (default: %(default)s)")
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of everything that is drawn (default: %(default)s)")
+    parser.add_argument(
+        "--factor", type=float, default=1.0, help="times the steps of every stage; 2 trains twice as long"
+    )
+    return cli.run(_train, parser, argv, interrupted="interrupted; the same command goes on from the last checkpoint")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
