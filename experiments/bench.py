@@ -1,0 +1,276 @@
+"""Measure speed and memory of prefill, decoding, carving and cache; against the machine and against transformers.
+
+The model has random weights, made on the device: speed does not depend on what they are. Ours and transformers take
+turns, call by call, so that whatever else the machine does hits both; transformers lives in a process of its own, with
+fused attention (sdpa), the same shapes, the same dtype, and the GPU where PyTorch has one. Prints one table per batch
+size and writes results.json with every single time.
+
+The cache is counted twice: the slots of the prompt (no padding here), and all that is allocated, with the room for
+new tokens, which is rounded up to a multiple of 32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from experiments import cli, results
+from experiments.benchmark import capacity, floors, ours, presets, report, timing
+from experiments.benchmark.peer import OutOfMemory, Peer
+from experiments.cli import CommandError
+from models import schedule
+from models.llava import Llava
+
+_EXAMPLES = """examples:
+  python -m experiments.bench --against=transformers      the small preset, on a CPU: 5 minutes
+  python -m experiments.bench --preset=llava-1.5-7b --dtype=bfloat16 --batch 1 8 --against=transformers
+                                                          on a GPU of 80 GB
+  python -m experiments.bench --preset=llava-1.5-7b --dtype=bfloat16 --new-tokens=1024 --repeats=3
+                                                          how many rows fit, with and without carving
+"""
+SIDES = ("uncompressed", "carved")
+
+
+def _check(flags: argparse.Namespace) -> int:
+    """How many visual tokens are kept.
+
+    Raises:
+      CommandError: flags that do not belong together.
+    """
+    config = presets.PRESETS[flags.preset]
+    if flags.prompt_tokens < 2:
+        raise CommandError("--prompt-tokens must be at least 2: one before the image, one after it")
+    if flags.new_tokens < 2:
+        raise CommandError("--new-tokens must be at least 2: the first comes out of the prefill")
+    try:
+        cuts = schedule.parse(flags.keep, num_layers=config.text.num_layers)
+        cuts = schedule.resolve(cuts, config.tokens_per_image)
+    except ValueError as error:
+        raise CommandError(f"--keep: {error}") from error
+    if not cuts:
+        raise CommandError(
+            f"--keep={flags.keep} leaves all {config.tokens_per_image} visual tokens: nothing to compare"
+        )
+    return int(cuts[0].keep)
+
+
+def _rounds(
+    flags: argparse.Namespace, runners: dict[str, ours.Runner], carving: ours.Carving, peer: Peer | None, probes: Any
+) -> dict[str, list[float]]:
+    """Every program once per round, ours and theirs by turns."""
+    steps = runners["carved"].steps
+    work = {
+        ("uncompressed", "prefill"): runners["uncompressed"].prefill,
+        ("transformers", "prefill"): peer.prefill if peer else None,
+        ("carved", "prefill"): runners["carved"].prefill,
+        ("carve", "alone"): carving,
+        ("uncompressed", "decode"): runners["uncompressed"].decode,
+        ("transformers", "decode"): (lambda: peer.decode(steps)) if peer else None,
+        ("carved", "decode"): runners["carved"].decode,
+    }
+    times: dict[str, list[float]] = {" ".join(name): [] for name, call in work.items() if call}
+    for index in tqdm(range(flags.repeats + 1), desc="rounds", unit="round", leave=False):
+        for name, call in work.items():
+            if call:
+                seconds = call()
+                if index:  # the first round warms up
+                    times[" ".join(name)].append(seconds)
+        probes.measure()
+    return times
+
+
+def _cell(
+    flags: argparse.Namespace, llava: Llava, batch: int, keep: int, peer: Peer | None, probes: Any
+) -> dict[str, Any]:
+    """All figures of one batch size."""
+    config, itemsize = llava.config, jnp.dtype(flags.dtype).itemsize
+    ids, pixels = presets.inputs(config, batch=batch, prompt_tokens=flags.prompt_tokens)
+    prompt = presets.on_device(llava, ids, pixels)
+    if peer:
+        peer.inputs(ids, pixels)
+    # Carved first: it needs less memory, and a peak that others have raised cannot be read any more.
+    runners = {
+        name: ours.Runner(llava, prompt, keep if name == "carved" else None, flags.new_tokens)
+        for name in reversed(SIDES)
+    }
+    times = _rounds(flags, runners, ours.Carving(llava, prompt, keep), peer, probes)
+
+    cell: dict[str, Any] = {"batch": batch}
+    cuts = schedule.resolve(schedule.parse(keep, num_layers=config.text.num_layers), config.tokens_per_image)
+    flops = {"uncompressed": floors.prefill_flops(config, ids.shape[1])}
+    flops["carved"] = floors.prefill_flops(config, ids.shape[1], cuts)
+    for name in (*SIDES, *(("transformers",) if peer else ())):
+        prefill = timing.summary(times[f"{name} prefill"])
+        step = timing.summary([seconds / runners["carved"].steps for seconds in times[f"{name} decode"]])
+        side: dict[str, Any] = {"prefill": prefill, "step": step, "tokens_per_second": batch / step["median"]}
+        runner = runners["uncompressed" if name == "transformers" else name]
+        side["prefill_flops"] = batch * flops.get(name, flops["uncompressed"])
+        side["prefill_share"] = side["prefill_flops"] / prefill["median"] / probes.flops_per_second
+        slots = runner.cache["slots"]
+        side["step_bytes"] = floors.step_bytes(
+            config, batch=batch, prompt_slots=slots, new_tokens=flags.new_tokens, itemsize=itemsize
+        )
+        side["decode_share"] = side["step_bytes"] / step["median"] / probes.bandwidth
+        if name == "transformers":
+            side["peak"] = peer.peak_memory() if peer else None
+        else:
+            side |= {"cache": runner.cache, "compile": runner.compile_seconds, "peak": runner.peak}
+        cell[name] = side
+    alone = timing.summary(times["carve alone"])
+    cell["carving"] = {
+        "visual": config.tokens_per_image,
+        "kept": keep,
+        "speed_up": cell["uncompressed"]["prefill"]["median"] / cell["carved"]["prefill"]["median"],
+        "speed_up_limit": flops["uncompressed"] / flops["carved"],
+        "flops": [flops["uncompressed"], flops["carved"]],
+        "alone": alone,
+        "share": alone["median"] / cell["carved"]["prefill"]["median"],
+        "cache_share": runners["carved"].cache["prompt"] / runners["uncompressed"].cache["prompt"],
+        "slots": [runners[name].cache["slots"] for name in SIDES],
+    }
+    return cell
+
+
+def _largest(flags: argparse.Namespace, llava: Llava, keep: int) -> dict[str, Any]:
+    room = capacity.limit()
+    return {
+        name: capacity.largest_batch(
+            llava,
+            carve=keep if name == "carved" else None,
+            prompt_tokens=flags.prompt_tokens,
+            new_tokens=flags.new_tokens,
+            room=room,
+        )
+        for name in SIDES
+    }
+
+
+def bench(flags: argparse.Namespace) -> None:
+    """Do what the flags ask."""
+    keep = _check(flags)
+    # The two processes share one GPU: neither may take all of it beforehand.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    config, on_cpu = presets.PRESETS[flags.preset], jax.default_backend() == "cpu"
+    flags.out.mkdir(parents=True, exist_ok=True)
+    about = results.machine()
+    with ExitStack() as stack:
+        try:
+            with ours.memory_errors():
+                llava = presets.random_llava(config, jnp.dtype(flags.dtype))
+                size = (100 if on_cpu else 1000) * 2**20
+                probes = floors.Probes(jnp.dtype(flags.dtype), size=size, side=1024 if on_cpu else 8192)
+            peer = None
+            if flags.against:
+                peer = stack.enter_context(Peer(config, dtype=flags.dtype, threads=about["cores"]))
+        except OutOfMemory as error:
+            raise CommandError(f"{error} with the weights of {flags.preset} in {flags.dtype} alone") from error
+        probes.measure()
+        cells = []
+        for batch in flags.batch:
+            try:
+                cells.append(_cell(flags, llava, batch, keep, peer, probes))
+                shown = [report.table(cells[-1]), *report.lines(cells[-1])]
+            except OutOfMemory as error:
+                cells.append({"batch": batch, "error": str(error)})
+                shown = [f"batch {batch}: {error}"]
+            print("\n" + "\n".join(shown), flush=True)
+    largest = None
+    if flags.largest_batch or not on_cpu:
+        largest = _largest(flags, llava, keep)
+        print("\nlargest batch that fits, " + ", ".join(f"{k}: {v['verified']}" for k, v in largest.items()))
+    else:
+        print("\nlargest batch that fits: n/a on a CPU (--largest-batch asks for it all the same)")
+    found = {
+        "bandwidth": probes.bandwidth,
+        "bytes_per_second": probes.bytes_per_second,
+        "flops_per_second": probes.flops_per_second,
+        "dispatch_seconds": ours.dispatch_seconds(llava),
+    }
+    print(report.floors(found))
+    value = {
+        "command": "python -m experiments.bench " + " ".join(flags.argv),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "settings": {
+            "preset": flags.preset,
+            "keep": flags.keep,
+            "kept": keep,
+            "prompt_tokens": flags.prompt_tokens,
+            "visual_tokens": config.tokens_per_image,
+            "new_tokens": flags.new_tokens,
+            "dtype": flags.dtype,
+            "against": flags.against,
+            "repeats": flags.repeats,
+            "batch": flags.batch,
+        },
+        "machine": about,
+        "versions": results.versions(),
+        "transformers": peer.about if peer else None,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(llava)),
+        "floors": found,
+        "largest_batch": largest,
+        "cells": cells,
+    }
+    results.write_json(flags.out / "results.json", value)
+    print(f"\nEvery single time: {flags.out / 'results.json'}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the flags, measure, and say what went wrong in one line."""
+    parser = cli.Parser(prog="python -m experiments.bench", description=__doc__, epilog=_EXAMPLES)
+    parser.add_argument(
+        "--preset", choices=presets.PRESETS, default="small", help="sizes of the model (default: %(default)s)"
+    )
+    cli.add_keep_flag(parser, default=0.222)
+    parser.add_argument(
+        "--batch",
+        type=cli.positive,
+        nargs="+",
+        default=[1],
+        metavar="ROWS",
+        help="prompts at a time; several are measured one after the other (default: 1)",
+    )
+    parser.add_argument(
+        "--prompt-tokens",
+        type=cli.positive,
+        default=76,
+        metavar="TOKENS",
+        help="of text: 36 before the image, the others after it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--new-tokens", type=cli.positive, default=64, metavar="TOKENS", help="to decode (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype", choices=cli.DTYPES, default=cli.DTYPES[0], help="of weights and hidden states (default: %(default)s)"
+    )
+    parser.add_argument("--against", choices=("transformers",), help="measure that too, in turn with ours")
+    parser.add_argument(
+        "--repeats", type=cli.positive, default=9, metavar="ROUNDS", help="after one to warm up (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--largest-batch", action="store_true", help="also find how many rows fit in memory; always on a GPU"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/bench"),
+        metavar="FOLDER",
+        help="for results.json (default: %(default)s)",
+    )
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser.set_defaults(argv=arguments)
+    return cli.run(bench, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""How many rows fit: asked of the compiler, which knows what a program needs before it runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmark import presets
+from experiments.benchmark.ours import Runner
+from experiments.benchmark.peer import OutOfMemory
+from models import generation, schedule
+from models.llava import ROOM_BUCKET, Llava
+from models.prompt import round_up
+from models.sampling import GREEDY
+
+
+def limit() -> int:
+    """Bytes that programs may use: the device's, or on the CPU the memory that is free plus what we hold."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(line for line in lines if line.startswith("MemAvailable"))
+    held = sum(array.nbytes for array in jax.live_arrays())
+    return int(available.split()[1]) * 1024 + held
+
+
+def _needed(program: Any) -> int:
+    analysis = program.compile().memory_analysis()
+    return (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        + analysis.temp_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
+
+
+def needed(llava: Llava, batch: int, *, carve: schedule.Carve, prompt_tokens: int, new_tokens: int) -> int:
+    """Bytes that prefill and decoding of `batch` rows need at most, weights included; nothing is run."""
+    config = llava.config
+    ids, pixels = presets.inputs(config, batch=1, prompt_tokens=prompt_tokens)
+    one = llava.prompt(ids, pixels, bucket=1)
+    prompt = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), jnp.asarray(x[:0]).dtype), one)
+    cuts = schedule.resolve(schedule.parse(carve, num_layers=config.text.num_layers), config.tokens_per_image)
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    options: dict[str, Any] = {"schedule": cuts, "room": round_up(new_tokens, ROOM_BUCKET)}
+    prefill = generation.prefill.lower(llava, prompt, seed, **options)
+    prefilled = jax.eval_shape(functools.partial(generation.prefill, **options), llava, prompt, seed)
+    choice = generation.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
+    first = functools.partial(generation.first_token, choice=choice)
+    state = jax.eval_shape(first, prefilled.logits, prefilled.cache, seed)
+    steps = jax.ShapeDtypeStruct((), jnp.int32)
+    size = round_up(max(new_tokens - 1, 1), ROOM_BUCKET)
+    decode = generation.decode.lower(llava, state, steps, size=size, choice=choice)
+    return max(_needed(prefill), _needed(decode))
+
+
+def largest(need: Callable[[int], int], room: int) -> int:
+    """The largest batch for which `need(batch) <= room`; 0 where not even one row fits.
+
+    Memory is nearly a straight line in the batch, so each guess is where the line through two known points meets
+    `room`, held inside the bracket: a few compilations instead of the dozen of a plain bisection.
+
+    >>> largest(lambda batch: 100 + 7 * batch, 1000)
+    128
+    """
+    known = {1: need(1)}
+    if known[1] > room:
+        return 0
+    low, guess = 1, 8
+    high: int | None = None
+    while high is None or high - low > 1:
+        known[guess] = need(guess)
+        if known[guess] <= room:
+            low = guess
+        else:
+            high = guess
+        a, b = sorted(known)[-2:] if high is None else (low, high)
+        slope = max((known[b] - known[a]) / (b - a), 1.0)
+        guess = max(low + 1, low + int((room - known[low]) / slope))
+        if high is not None:
+            guess = min(guess, high - 1)
+    return low
+
+
+def largest_batch(
+    llava: Llava, *, carve: schedule.Carve, prompt_tokens: int, new_tokens: int, room: int
+) -> dict[str, Any]:
+    """The largest batch that the compiler says fits into `room`, then run; less a twentieth each time it does not.
+
+    Returns:
+      "computed" by the compiler's figures, and "verified" by a run.
+    """
+    need = functools.partial(needed, llava, carve=carve, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    computed = largest(need, room)
+    batch = computed
+    while batch:
+        try:
+            ids, pixels = presets.inputs(llava.config, batch=batch, prompt_tokens=prompt_tokens)
+            Runner(llava, presets.on_device(llava, ids, pixels), carve, new_tokens, steps=2)
+            break
+        except OutOfMemory:
+            batch -= max(batch // 20, 1)
+    return {"computed": computed, "verified": batch, "room_bytes": room}

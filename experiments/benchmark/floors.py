@@ -1,0 +1,143 @@
+"""What the work costs at least: floating-point operations, bytes, and how fast this machine does either.
+
+Axis letters: B batch, S sequence, N visual tokens, D width, H heads, G key-value heads, d head width, F inner width
+of the MLP, V vocabulary, L layers, T cache slots.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.config import LlavaConfig
+from models.schedule import Schedule
+
+
+def tower_flops(config: LlavaConfig) -> int:
+    """One image through tower and projector.
+
+    With T = N + 1 tokens of width W and inner width F, patches of P numbers each::
+
+        2 N P W  +  layers * (8 T W^2 + 4 T^2 W + 4 T W F)  +  2 M (W' D + D^2)
+
+    `layers` are those up to the deepest feature layer, M the tokens handed to the decoder, W' their width. A product
+    of [a, b] with [b, c] counts 2abc; norms, activations, softmax and biases count nothing.
+    """
+    vision, width = config.vision, config.vision.hidden_size
+    patch = vision.num_channels * vision.patch_size**2
+    tokens = vision.num_patches + 1
+    layer = 8 * tokens * width**2 + 4 * tokens**2 * width + 4 * tokens * width * vision.intermediate_size
+    out = config.text.hidden_size
+    projector = 2 * config.tokens_per_image * (width * len(config.feature_layers) * out + out**2)
+    return 2 * vision.num_patches * patch * width + max(config.feature_layers) * layer + projector
+
+
+def decoder_flops(config: LlavaConfig, length: int, cuts: Schedule = ()) -> int:
+    """One sequence of `length` tokens through decoder and output head.
+
+    A layer over S tokens::
+
+        4 S D H d  +  4 S D G d  +  4 S^2 H d  +  6 S D F
+
+    (queries and output projection; keys and values; scores and their product with the values, without use of
+    causality; MLP). The last layer computes keys and values of all S tokens, everything else of the last one only.
+    The head adds 2 D V, for the last token only. A cut shortens S from its layer on, and counts nothing itself.
+    """
+    text, total = config.text, 0
+    width, heads, groups = text.hidden_size, text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    visual = config.tokens_per_image
+    keeps = {cut.layer: int(cut.keep) for cut in cuts}
+    for layer in range(text.num_layers):
+        if layer in keeps:
+            length -= visual - keeps[layer]
+            visual = keeps[layer]
+        queries = 1 if layer + 1 == text.num_layers else length
+        total += queries * (4 * width * heads + 4 * length * heads + 6 * width * text.intermediate_size)
+        total += 4 * length * width * groups
+    return total + 2 * width * text.vocab_size
+
+
+def prefill_flops(config: LlavaConfig, length: int, cuts: Schedule = ()) -> int:
+    """One image and one sequence of `length` tokens, visual ones included: `tower_flops` + `decoder_flops`."""
+    return tower_flops(config) + decoder_flops(config, length, cuts)
+
+
+def cache_bytes(config: LlavaConfig, slots: int, itemsize: int) -> int:
+    """Keys and values of one sequence: 2 L T G d numbers."""
+    text = config.text
+    return 2 * text.num_layers * slots * text.num_kv_heads * text.head_dim * itemsize
+
+
+def decoder_weights(config: LlavaConfig) -> int:
+    """Numbers that every decoding step reads: layers, final norm and output head, but not the embedding table."""
+    text, width = config.text, config.text.hidden_size
+    heads, groups = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    layer = 2 * width * heads + 2 * width * groups + 3 * width * text.intermediate_size + 2 * width
+    if text.attention_bias:
+        layer += heads + 2 * groups + width
+    if text.mlp_bias:
+        layer += 2 * text.intermediate_size + width
+    return text.num_layers * layer + width + width * text.vocab_size
+
+
+def step_bytes(config: LlavaConfig, *, batch: int, prompt_slots: int, new_tokens: int, itemsize: int) -> float:
+    """Bytes that one decoding step moves at least, averaged over the steps that give tokens 2 to `new_tokens`.
+
+    Every weight once, the keys and values so far once per row (those of padding or of room not used yet are not
+    counted), and one embedding row and one new key and value per row.
+    """
+    slots = prompt_slots + new_tokens / 2  # step i of 1..n-1 attends to prompt_slots + i
+    row = cache_bytes(config, 1, itemsize)
+    return decoder_weights(config) * itemsize + batch * (row * (slots + 1) + config.text.hidden_size * itemsize)
+
+
+def _best_seconds(program: Callable[..., jax.Array], args: Sequence[Any], repeats: int) -> float:
+    jax.block_until_ready(program(*args))
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(program(*args))
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+class Probes:
+    """How fast this machine moves bytes and multiplies, tried once per round of the benchmark; the best counts.
+
+    Args:
+      dtype: of the weights.
+      size: numbers in the large array, more than any cache holds.
+      side: of the square matrices.
+    """
+
+    def __init__(self, dtype: Any, *, size: int, side: int):
+        width = 4096 if size % 4096 == 0 else 1
+        ones = jax.jit(lambda: jnp.ones((width, size // width), dtype))()
+        square, vector = jnp.ones((side, side), dtype), jnp.ones((1, width), dtype)
+        self._flops = 2.0 * side**3
+        exact = {"preferred_element_type": jnp.float32}
+        self._moves: dict[str, tuple[Callable[..., jax.Array], tuple[Any, ...], float]] = {
+            "sum": (jax.jit(lambda x: x.sum(dtype=jnp.float32)), (ones,), ones.nbytes),
+            "copy": (jax.jit(lambda x: x + 1), (ones,), 2 * ones.nbytes),
+            "matrix-vector product": (jax.jit(lambda v, m: jnp.matmul(v, m, **exact)), (vector, ones), ones.nbytes),
+        }
+        self._multiply = jax.jit(jnp.matmul), (square, square)
+        self.bytes_per_second: dict[str, float] = dict.fromkeys(self._moves, 0.0)
+        self.flops_per_second = 0.0
+
+    def measure(self, repeats: int = 3) -> None:
+        """Try each once more, and keep the best so far."""
+        for name, (program, args, moved) in self._moves.items():
+            rate = moved / _best_seconds(program, args, repeats)
+            self.bytes_per_second[name] = max(self.bytes_per_second[name], rate)
+        program, args = self._multiply
+        self.flops_per_second = max(self.flops_per_second, self._flops / _best_seconds(program, args, repeats))
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second: the best of all probes."""
+        return max(self.bytes_per_second.values())

@@ -1,0 +1,192 @@
+"""The benchmark command: its counts against the compiler's, its output, and every bad input in one line. No times."""
+
+import dataclasses
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import bench
+from experiments.benchmark import capacity, floors, presets
+from models import generation, schedule
+from models.generation import decode_step
+from tests import tiny
+from tests.commands import failure
+
+# Wide enough that the matrix products, which alone are counted, are nearly all there is to compute.
+WIDE = dataclasses.replace(
+    tiny.CONFIG,
+    vision=dataclasses.replace(tiny.CONFIG.vision, hidden_size=192, intermediate_size=352, num_heads=4, image_size=60),
+    text=dataclasses.replace(
+        tiny.CONFIG.text,
+        hidden_size=256,
+        intermediate_size=416,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=32,
+        vocab_size=999,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def llava():
+    return presets.random_llava(WIDE, jnp.float32)
+
+
+@pytest.fixture
+def micro(monkeypatch):
+    """`--preset=small` is tiny here, in the other process too."""
+    config = dataclasses.replace(tiny.CONFIG, text=dataclasses.replace(tiny.CONFIG.text, num_heads=4))
+    monkeypatch.setattr(presets, "PRESETS", types.MappingProxyType({"small": config}))
+    return config
+
+
+@pytest.mark.parametrize("keep", [None, 10])
+def test_flops_agree_with_the_compiler(llava, keep):
+    ids, pixels = presets.inputs(WIDE, batch=1, prompt_tokens=30)
+    prompt = presets.on_device(llava, ids, pixels)
+    # Cutting at random computes nothing: what is counted is the model.
+    carve = None if keep is None else ((2, "random", keep),)
+    cuts = schedule.resolve(schedule.parse(carve, num_layers=WIDE.text.num_layers), WIDE.tokens_per_image)
+    lowered = generation.prefill.lower(llava, prompt, np.uint32(0), schedule=cuts, room=32)
+    counted = floors.prefill_flops(WIDE, ids.shape[1], cuts)
+    assert 0.94 < counted / lowered.compile().cost_analysis()["flops"] <= 1
+
+
+def test_step_bytes_agree_with_the_arrays(llava):
+    ids, pixels = presets.inputs(WIDE, batch=3, prompt_tokens=30)
+    cache = llava.prefill(presets.on_device(llava, ids, pixels), room=0).cache
+    weights = jax.tree.leaves((llava.decoder.layers, llava.decoder.norm, llava.decoder.lm_head))
+    assert floors.decoder_weights(WIDE) == sum(leaf.size for leaf in weights)
+    assert 3 * floors.cache_bytes(WIDE, ids.shape[1], 4) == cache.nbytes
+    # Two new tokens: one step, whose own slot is the only new one.
+    total = floors.step_bytes(WIDE, batch=3, prompt_slots=ids.shape[1], new_tokens=2, itemsize=4)
+    new = 3 * (2 * floors.cache_bytes(WIDE, 1, 4) + 256 * 4)
+    assert total == sum(leaf.nbytes for leaf in weights) + cache.nbytes + new
+
+
+def test_random_weights_compute_finite_numbers(llava):
+    ids, pixels = presets.inputs(WIDE, batch=2, prompt_tokens=8)
+    assert ids.shape == (2, 8 + WIDE.tokens_per_image)
+    prefilled = llava.prefill(presets.on_device(llava, ids, pixels), carve=10, room=1)
+    logits, _ = decode_step(llava, prefilled.cache, jnp.zeros(2, jnp.int32))
+    assert np.isfinite(logits).all()
+    assert np.std(logits) > 0
+    half = jax.tree.leaves(presets.random_llava(tiny.CONFIG, jnp.bfloat16))
+    assert {leaf.dtype for leaf in half} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_presets_have_the_sizes_of_the_published_models():
+    sizes = {name: floors.decoder_weights(config) for name, config in presets.PRESETS.items()}
+    embedding = {name: config.text.vocab_size * config.text.hidden_size for name, config in presets.PRESETS.items()}
+    assert round((sizes["llava-1.5-7b"] + embedding["llava-1.5-7b"]) / 1e9, 2) == 6.74
+    assert round((sizes["llava-1.5-13b"] + embedding["llava-1.5-13b"]) / 1e9, 2) == 13.02
+    seven = presets.PRESETS["llava-1.5-7b"]
+    cuts = schedule.resolve(schedule.parse(0.222, num_layers=32), seven.tokens_per_image)
+    limit = floors.prefill_flops(seven, 652) / floors.prefill_flops(seven, 652, cuts)
+    assert 2.5 < limit < 2.7
+
+
+@pytest.mark.parametrize(("fixed", "per_row", "room"), [(100, 7, 1000), (100, 7, 106), (5, 1000, 1005), (0, 1, 4097)])
+def test_largest_batch_is_the_largest(fixed, per_row, room):
+    asked = []
+
+    def need(batch):
+        asked.append(batch)
+        return fixed + per_row * batch + batch % 3  # not quite a line
+
+    found = capacity.largest(need, room)
+    assert found == max((batch for batch in range(1, 5000) if need(batch) <= room), default=0)
+    assert len(asked) - 4999 < 12
+
+
+def test_memory_needed_grows_with_the_batch(llava):
+    sizes = [capacity.needed(llava, batch, carve=10, prompt_tokens=30, new_tokens=40) for batch in (1, 2)]
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(llava))
+    assert weights < sizes[0] < sizes[1] < 2 * sizes[0]
+
+
+def test_the_command_compares_and_writes_everything_down(micro, tmp_path, capsys):
+    argv = [
+        "--keep=0.4",
+        "--batch",
+        "1",
+        "2",
+        "--prompt-tokens=9",
+        "--new-tokens=3",
+        "--repeats=2",
+        f"--out={tmp_path}",
+    ]
+    assert bench.main([*argv, "--against=transformers"]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "prefill",
+        "faster than transformers",
+        "bandwidth bound",
+        "limit by FLOPs",
+        "KV cache",
+        "compile time",
+    ):
+        assert words in out
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["settings"]["kept"] == 10
+    assert found["settings"]["visual_tokens"] == 25
+    assert found["transformers"]["attention"] == "sdpa"
+    # transformers' tower has all its layers and a pooled output, ours the same weights: one count.
+    assert found["transformers"]["parameters"] == found["parameters"]
+    assert found["floors"]["bandwidth"] == max(found["floors"]["bytes_per_second"].values()) > 0
+    assert [cell["batch"] for cell in found["cells"]] == [1, 2]
+    for cell in found["cells"]:
+        assert cell["carving"]["cache_share"] == pytest.approx((9 + 10) / (9 + 25))
+        assert cell["carving"]["speed_up_limit"] > 1
+        assert len(cell["carving"]["alone"]["seconds"]) == 2
+        for side in ("uncompressed", "carved", "transformers"):
+            assert len(cell[side]["prefill"]["seconds"]) == len(cell[side]["step"]["seconds"]) == 2
+            assert cell[side]["prefill"]["median"] > 0
+            assert cell[side]["tokens_per_second"] > 0
+            assert cell[side]["peak"] > 0
+        assert cell["carved"]["cache"]["slots"] == 19
+        assert cell["carved"]["step_bytes"] < cell["uncompressed"]["step_bytes"]
+
+
+def test_alone_it_runs_too_and_finds_the_largest_batch(micro, tmp_path, capsys, monkeypatch):
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(presets.random_llava(micro, jnp.float32)))
+    monkeypatch.setattr(capacity, "limit", lambda: 2 * weights)
+    argv = ["--keep=5", "--new-tokens=2", "--repeats=1", "--prompt-tokens=3", f"--out={tmp_path}"]
+    assert bench.main([*argv, "--largest-batch"]) == 0
+    assert "transformers" not in capsys.readouterr().out
+    found = json.loads((tmp_path / "results.json").read_text())["largest_batch"]
+    assert found["carved"]["verified"] == found["carved"]["computed"] >= found["uncompressed"]["computed"] > 0
+
+
+def test_a_batch_that_does_not_fit_is_a_line_and_not_the_end(micro, tmp_path, capsys, monkeypatch):
+    def scarce(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
+
+    monkeypatch.setattr(generation, "prefill", scarce)
+    assert bench.main(["--new-tokens=2", f"--out={tmp_path}"]) == 0
+    assert "batch 1: JAX runs out of memory\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results.json").read_text())["cells"][0]["error"] == "JAX runs out of memory"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--preset=llava-2"], "invalid choice: 'llava-2'"),
+        (["--against=vllm"], "invalid choice: 'vllm'"),
+        (["--batch=0"], "'0' is not a whole number of at least 1"),
+        (["--repeats=none"], "'none' is not a whole number of at least 1"),
+        (["--dtype=int8"], "invalid choice: 'int8'"),
+        (["--keep=1.5"], "neither a fraction"),
+        (["--keep=1.0"], "leaves all 25 visual tokens"),
+        (["--keep=26"], "--keep: "),
+        (["--prompt-tokens=1"], "--prompt-tokens must be at least 2"),
+        (["--new-tokens=1"], "--new-tokens must be at least 2"),
+    ],
+)
+def test_bad_flags_give_one_line(micro, argv, words, capsys):
+    assert words in failure(bench.main, argv, capsys)
