@@ -1,8 +1,8 @@
 """Train the small LLaVA that the repository ships, from scratch: `python -m experiments.train`.
 
-Seven stages, each seeded and resumable: the tower on patches with objects, on where they are, then on whole images; projector and decoder
-on visual tokens with objects (short questions, then whole ones, then on), and on all 576. The result is a folder in Hugging
-Face format that `transformers.LlavaForConditionalGeneration` loads too.
+Seven stages, each seeded and resumable: the tower on patches with objects, on where they are, then on whole images;
+projector and decoder on visual tokens with objects (short questions, then whole ones, then on), and on all 576. The
+result is a folder in Hugging Face format that `transformers.LlavaForConditionalGeneration` loads too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from experiments import cli
 from experiments.tiny_processor import VOCABULARY, save_processor
-from experiments.training.decoder import answer_logits, answer_loss
+from experiments.training.decoder import Answerer, answer_logits, answer_loss, place_loss
 from experiments.training.pool import NUM_PATCHES, Pool, QuestionTokens, choose_patches, make_pool
 from experiments.training.tower import TowerWithHeads, grid_embedding, normalise_patches, scene_pairs, tower_loss
 from models.config import llava_config
@@ -71,10 +71,10 @@ STAGES = (
     Stage("tower-objects", "tower", 700, 64, 96, 2e-3),
     Stage("tower-places", "tower", 250, 64, 96, 1e-3, places=0.5),
     Stage("tower-whole", "tower", 40, 32, NUM_PATCHES, 3e-4, places=0.5),
-    Stage("decoder-short", "decoder", 500, 16, 96, 2e-3, (1.0, 0.5)),
-    Stage("decoder-objects", "decoder", 1000, 16, 96, 2e-3, (0.5, 0.0)),
-    Stage("decoder-relations", "decoder", 800, 16, 192, 1.5e-3),
-    Stage("decoder-whole", "decoder", 300, 8, NUM_PATCHES, 5e-4),
+    Stage("decoder-short", "decoder", 500, 16, 96, 2e-3, (1.0, 0.5), places=0.05),
+    Stage("decoder-objects", "decoder", 1000, 16, 96, 2e-3, (0.5, 0.0), places=0.05),
+    Stage("decoder-relations", "decoder", 500, 16, 128, 1.2e-3, places=0.05),
+    Stage("decoder-whole", "decoder", 200, 8, NUM_PATCHES, 5e-4, places=0.05),
 )
 
 
@@ -235,11 +235,13 @@ def decoder_batches(pool: Pool, features: np.ndarray, stage: Stage, seed: int, q
     return batch_at
 
 
-def decoder_loss(model: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`answer_loss` of (projector, decoder) on one batch."""
+def decoder_loss(places: float, model: Answerer, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Loss and accuracies of one batch; `places` is the weight of the loss on where visual tokens are."""
     features, where, prefix, ids, targets = batch
-    logits = answer_logits(*model, features, where, prefix, ids, num_visual=NUM_PATCHES)
-    return answer_loss(logits, targets)
+    logits = answer_logits(model.projector, model.decoder, features, where, prefix, ids, num_visual=NUM_PATCHES)
+    loss, metrics = answer_loss(logits, targets)
+    where_loss = place_loss(model, features, where)
+    return loss + places * where_loss, metrics | {"where": where_loss}
 
 
 def scaled(stages: tuple[Stage, ...], factor: float) -> Iterator[Stage]:
@@ -265,12 +267,12 @@ def train(*, work: Path, dest: Path, pool_size: int, questions: int, seed: int, 
                 tower = run_stage(stage, number, tower, partial(_tower_loss, stage.places), batches, work, log)
         model.vision_tower = tower.tower
         features = cache_features(model.vision_tower, pool, work / "features.npy")
-        answerer = (model.projector, model.decoder)
+        answerer = Answerer(model.projector, model.decoder, rngs=nnx.Rngs(seed + 2))
         for number, stage in enumerate(stages):
             if stage.part == "decoder":
                 batches = decoder_batches(pool, features, stage, seed, questions)
-                answerer = run_stage(stage, number, answerer, decoder_loss, batches, work, log)
-    model.projector, model.decoder = answerer
+                answerer = run_stage(stage, number, answerer, partial(decoder_loss, stage.places), batches, work, log)
+    model.projector, model.decoder = answerer.projector, answerer.decoder
     write_model(model, config, dest)
 
 

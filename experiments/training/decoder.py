@@ -12,11 +12,43 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
+from experiments.scenes import GRID
 from experiments.training.pool import IGNORE
 from models.layers import attend
 from models.llama import Decoder, DecoderLayer
 from models.llava import Projector
+
+
+class Answerer(nnx.Module):
+    """What is trained, and a head that is dropped after training."""
+
+    def __init__(self, projector: Projector, decoder: Decoder, *, rngs: nnx.Rngs):
+        self.projector = projector
+        self.decoder = decoder
+        self.place_head = nnx.Linear(decoder.config.hidden_size, 2 * GRID, rngs=rngs)
+
+
+def place_loss(model: Answerer, features: jax.Array, where: jax.Array) -> jax.Array:
+    """Cross-entropy of each visual token's row and column, read off the projector's output.
+
+    The first questions that a decoder learns do not ask where things are; without this loss the projector drops that
+    by the time when others do.
+
+    Args:
+      model: projector and head.
+      features: [B, N, tower width].
+      where: [B, N] int32, raster index.
+
+    Returns:
+      A scalar.
+    """
+    tokens = model.projector(features)
+    tokens = tokens * jax.lax.rsqrt(jnp.mean(tokens**2, axis=-1, keepdims=True) + 1e-6)
+    logits = jnp.split(model.place_head(tokens), 2, axis=-1)
+    pairs = zip(logits, jnp.divmod(where, GRID), strict=True)
+    return sum(optax.softmax_cross_entropy_with_integer_labels(*pair).mean() for pair in pairs)
 
 
 def _attend_two(query: jax.Array, image: tuple[jax.Array, jax.Array], own: tuple[jax.Array, jax.Array]) -> jax.Array:

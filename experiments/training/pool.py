@@ -21,6 +21,7 @@ from experiments.tiny_processor import PROMPT, build_tokenizer
 
 NUM_PATCHES = GRID * GRID
 IGNORE = -1  # marks tokens that no loss is taken on
+HINTS = 6  # questions per image that are replaced by hints
 
 
 def flatten_patches(image: np.ndarray) -> np.ndarray:
@@ -93,6 +94,17 @@ def choose_patches(kinds: np.ndarray, count: int, rng: np.random.Generator) -> n
     return np.sort(np.argpartition(lottery, count, axis=1)[:, :count], axis=1)
 
 
+def hint(objects: tuple[SceneObject, ...], rng: np.random.Generator) -> tuple[str, str]:
+    """A question of training alone: on which side of the image is a shape, in one word?
+
+    Held-out questions ask for a shape's column only behind another word, or against a second shape's. Learned from
+    those alone, it is found late or never.
+    """
+    shapes = [item for item in objects if item.kind == "shape"]
+    item = shapes[rng.integers(len(shapes))]
+    return f"Is the {item.phrase} left or right?", "left" if item.centre[0] < GRID / 2 else "right"
+
+
 class QuestionTokens:
     """Tokenises questions into the exact ids that the processor gives, prefix and question apart.
 
@@ -139,8 +151,10 @@ class QuestionTokens:
         for row, objects in enumerate(scenes):
             for column, question in enumerate(ask(objects, questions, int(rng.integers(3)), SceneConfig(), rng)):
                 in_short = rng.random() < short
-                text = question.short if in_short else self._tail.format(question=question.text)
-                asked, answer = self.encode(text), self.encode(question.answer) + eos
+                text, said = (question.text, question.answer) if column < questions - HINTS else hint(objects, rng)
+                text = question.short if in_short else self._tail.format(question=text)
+                said = question.answer if in_short else said
+                asked, answer = self.encode(text), self.encode(said) + eos
                 ids[row, column, : len(asked) + len(answer) - 1] = asked + answer[:-1]
                 targets[row, column, len(asked) - 1 : len(asked) - 1 + len(answer)] = answer
         return ids, targets
