@@ -1,6 +1,6 @@
 """Train the small LLaVA that the repository ships, from scratch: `python -m experiments.train`.
 
-Seven stages, each seeded and resumable: the tower on patches with objects, on where they are, then on whole images;
+Eight stages, each seeded and resumable: the tower on patches with objects, on where they are, then on whole images;
 projector and decoder on visual tokens with objects (short questions, then whole ones, then on), and on all 576. The
 result is a folder in Hugging Face format that `transformers.LlavaForConditionalGeneration` loads too.
 """
@@ -74,7 +74,8 @@ STAGES = (
     Stage("decoder-short", "decoder", 500, 16, 96, 2e-3, (1.0, 0.5), places=0.05),
     Stage("decoder-objects", "decoder", 1000, 16, 96, 2e-3, (0.5, 0.0), places=0.05),
     Stage("decoder-relations", "decoder", 500, 16, 128, 1.2e-3, places=0.05),
-    Stage("decoder-whole", "decoder", 200, 8, NUM_PATCHES, 5e-4, places=0.05),
+    Stage("decoder-comparisons", "decoder", 380, 16, 128, 1.2e-3, places=0.05),
+    Stage("decoder-whole", "decoder", 200, 8, NUM_PATCHES, 6e-4, places=0.05),
 )
 
 

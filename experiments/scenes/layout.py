@@ -36,7 +36,7 @@ class SceneConfig:
     zoom: float = 0.7
     brightness: tuple[float, float] = (0.7, 1.1)
     where_margin: float = 1.5
-    relation_margin: float = 3.0
+    relation_margin: float = 6.0
     adversarial: float = 0.5
 
     def __post_init__(self) -> None:

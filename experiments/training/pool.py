@@ -21,7 +21,7 @@ from experiments.tiny_processor import PROMPT, build_tokenizer
 
 NUM_PATCHES = GRID * GRID
 IGNORE = -1  # marks tokens that no loss is taken on
-HINTS = 6  # questions per image that are replaced by hints
+HINTS = 2  # questions per image that are replaced by hints
 
 
 def flatten_patches(image: np.ndarray) -> np.ndarray:
