@@ -111,7 +111,7 @@ def _spatial(objects: Sequence[SceneObject], config: SceneConfig, rng: np.random
                 over.append(Question("spatial", "above or below", text, short, "above" if y < v else "below", (i, j)))
     sorts = [_Deck(sort, rng) for sort in (where, beside, over) if sort]
     if where:
-        sorts.append(sorts[0])  # half of the questions are about one shape, half about two
+        sorts += [sorts[0]] * 3  # two thirds of the questions are about one shape, one third about two
     if not sorts:
         raise ValueError("no two shapes are far enough apart for a spatial question; lower the margins of the config")
     return lambda: sorts[rng.integers(len(sorts))].draw()
