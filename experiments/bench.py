@@ -39,6 +39,7 @@ _EXAMPLES = """examples:
                                                           how many rows fit, with and without carving
 """
 SIDES = ("uncompressed", "carved")
+PROBE_SIZES = {"cpu": (100 * 2**20, 1024), "gpu": (1000 * 2**20, 8192)}  # of the large array, of the square matrices
 
 
 def _check(flags: argparse.Namespace) -> int:
@@ -168,8 +169,8 @@ def bench(flags: argparse.Namespace) -> None:
         try:
             with ours.memory_errors():
                 llava = presets.random_llava(config, jnp.dtype(flags.dtype))
-                size = (100 if on_cpu else 1000) * 2**20
-                probes = floors.Probes(jnp.dtype(flags.dtype), size=size, side=1024 if on_cpu else 8192)
+                size, side = PROBE_SIZES.get(about["backend"], PROBE_SIZES["gpu"])
+                probes = floors.Probes(jnp.dtype(flags.dtype), size=size, side=side)
             peer = None
             if flags.against:
                 peer = stack.enter_context(Peer(config, dtype=flags.dtype, threads=about["cores"]))

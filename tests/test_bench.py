@@ -42,6 +42,7 @@ def micro(monkeypatch):
     """`--preset=small` is tiny here, in the other process too."""
     config = dataclasses.replace(tiny.CONFIG, text=dataclasses.replace(tiny.CONFIG.text, num_heads=4))
     monkeypatch.setattr(presets, "PRESETS", types.MappingProxyType({"small": config}))
+    monkeypatch.setattr(bench, "PROBE_SIZES", {"cpu": (2**14, 16)})
     return config
 
 

@@ -68,7 +68,7 @@ class Runner:
             prefilled, first = timed(self._prefill)
             cache = prefilled.cache
             slots = int(cache.slot)
-            allocated = cache.layers[0][0].shape[1]
+            allocated = cache.valid.shape[1]
             self.cache = {"slots": slots, "prompt": cache.nbytes * slots // allocated, "allocated": cache.nbytes}
             del prefilled, cache
             first_decode = self.decode()
