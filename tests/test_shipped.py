@@ -3,6 +3,8 @@
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,10 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from experiments.loading import load
 from experiments.scenes import FAMILIES, make_scene
+from models.generation import embed
+from models.layers import attend, causal_mask
+from tests import oracle
+from tokencarve_jax import carve, last_query_attention
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "tiny"
 SCENES = 64
@@ -107,3 +113,37 @@ def test_its_files_are_small_and_complete():
     config = json.loads((FOLDER / "config.json").read_text())
     assert config["text_config"]["num_hidden_layers"] >= 6
     assert (config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]) ** 2 == 576
+
+
+@jax.jit
+def visual_states(llava, prompt):
+    """What enters layers 1 to 4 at the visual positions, and the last prompt token's attention to them."""
+    hidden, decoder = embed(llava, prompt), llava.decoder
+    positions = jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape[:2])
+    at, out = decoder.rotation(positions), []
+    mask = causal_mask(prompt.lengths, hidden.shape[1], positions=positions, window=None)
+    rows, last = jnp.arange(hidden.shape[0]), prompt.lengths - 1
+    for layer in decoder.layers[:4]:
+        query, (key, value) = layer.query(hidden, at), layer.key_value(hidden, at)
+        attention = last_query_attention(query[rows, last], key, mask=mask[rows, last])
+        hidden = layer.finish(hidden, attend(query, key, value, mask=mask))
+        places = prompt.visual_positions
+        out.append((hidden[rows[:, None], places], attention[rows[:, None], places]))
+    return out
+
+
+@pytest.mark.parametrize(("information", "mean", "least"), [("gram", 0.99, 0.95), ("svd", 0.999, 0.99)])
+def test_the_routes_choose_what_float64_chooses_on_its_hidden_states(checkpoint, asked, information, mean, least):
+    inputs, _ = asked[0]
+    prompt = checkpoint.llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask)
+    shared = []
+    for tokens, attention in visual_states(checkpoint.llava, prompt):
+        for kept in (64, 128):
+            indices = np.asarray(carve(tokens, attention, keep=kept, information=information).indices)
+            for row in range(0, BATCH, 2):
+                _, want, _ = oracle.carve(np.asarray(tokens[row]), np.asarray(attention[row]), kept)
+                shared.append(len(set(want) & set(indices[row].tolist())) / kept)
+    assert len(shared) == 4 * 2 * BATCH // 2
+    print(f"{information}: mean {np.mean(shared):.5f}, least {np.min(shared):.4f}")
+    assert np.mean(shared) >= mean
+    assert np.min(shared) >= least
