@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from models.layers import attend, causal_mask
+from models.layers import attend, attend_cached, by_head, causal_mask
 from models.prompt import Prompt
 from models.sampling import Sampling, choose
 from models.schedule import Schedule, method
@@ -38,7 +38,8 @@ class Cache:
     """Keys and values of every layer, with room for the tokens to come. A pytree.
 
     Attributes:
-      layers: per layer, keys and values [B, T, G, d]; keys are rotated.
+      layers: per layer, keys and values as `attend_cached` reads them, [B * G, T, d], on a mesh [B, G, T, d] (so that
+        both axes can be split); keys are rotated.
       valid: [B, T] bool, slots that may be attended to.
       positions: [B, T] int32, rotary position of each slot (survivors of a cut keep their original one).
       next_position: [B] int32, rotary position of the next token.
@@ -180,13 +181,14 @@ def prefill(llava: Llava, prompt: Prompt, seed: jax.Array, *, schedule: Schedule
             attention = last_query_attention(
                 _take_rows(query, last)[:, 0], key_value[0], mask=_take_rows(mask, last)[:, 0]
             )
-        hidden = layer.finish(rows.hidden, attend(query, *key_value, mask=mask))
+        hidden = layer.finish(rows.hidden, attend(query, *key_value, mask=mask, causal=True))
         rows = dataclasses.replace(rows, hidden=by_batch(hidden, llava.mesh))
 
     slots = rows.positions.shape[1]
     grow = [(0, 0), (0, room)]
+    cached = functools.partial(by_head, room=room, merge=llava.mesh is None)
     cache = Cache(
-        layers=tuple((jnp.pad(k, [*grow, (0, 0), (0, 0)]), jnp.pad(v, [*grow, (0, 0), (0, 0)])) for k, v in layers),
+        layers=tuple((cached(k), cached(v)) for k, v in layers),
         valid=jnp.pad(rows.is_real, grow),
         positions=jnp.pad(rows.positions, grow),
         next_position=prompt.lengths,
@@ -219,9 +221,10 @@ def decode_step(llava: Llava, cache: Cache, token: jax.Array) -> tuple[jax.Array
     layers = []
     for layer, (keys, values) in zip(decoder.layers, cache.layers, strict=True):
         key, value = layer.key_value(hidden, at)
-        keys = jax.lax.dynamic_update_slice_in_dim(keys, key, cache.slot, axis=1)
-        values = jax.lax.dynamic_update_slice_in_dim(values, value, cache.slot, axis=1)
-        hidden = layer.finish(hidden, attend(layer.query(hidden, at), keys, values, mask=mask[:, None]))
+        key, value = (by_head(x, room=0, merge=keys.ndim == 3) for x in (key, value))
+        keys = jax.lax.dynamic_update_slice_in_dim(keys, key, cache.slot, axis=-2)
+        values = jax.lax.dynamic_update_slice_in_dim(values, value, cache.slot, axis=-2)
+        hidden = layer.finish(hidden, attend_cached(layer.query(hidden, at), keys, values, mask=mask))
         hidden = by_batch(hidden, llava.mesh)
         layers.append((keys, values))
     cache = Cache(tuple(layers), valid, positions, position + 1, cache.slot + 1)

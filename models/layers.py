@@ -38,6 +38,8 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     }
 )
 
+QUERY_BLOCK = 128  # queries at a time in `attend`
+
 Rotation = tuple[jax.Array, jax.Array]  # cosine and sine, each [B, S, d/2] float32
 
 
@@ -73,23 +75,92 @@ def rotate(x: jax.Array, by: Rotation) -> jax.Array:
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+def _attend_block(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Softmax attention, head by head: [..., R, d] to [..., T, d], mask [..., R, T].
+
+    The division comes last, over d numbers and not over T.
+    """
+    logits = jnp.einsum("...rd,...td->...rt", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    total = weights.sum(-1, keepdims=True)
+    out = jnp.einsum("...rt,...td->...rd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return (out / total).astype(query.dtype)
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, mask: jax.Array | None = None, causal: bool = False
+) -> jax.Array:
     """Scaled dot-product attention, grouped-query heads included, softmax in float32.
+
+    Queries go block by block: the scores of a block stay near the processor, and with `causal` the keys behind its
+    end are not even multiplied.
 
     Args:
       query: [B, S, H, d].
       key: [B, T, G, d], H a multiple of G.
       value: [B, T, G, d].
       mask: bool, broadcastable to [B, S, T]; True where a query may look. None: everywhere.
+      causal: a promise about `mask`: query s looks at no key behind s.
 
     Returns:
       [B, S, H * d] in the query's dtype. A query that may look nowhere gives finite numbers.
     """
     batch, length, heads, width = query.shape
-    if mask is not None:
-        mask = jnp.broadcast_to(mask, (batch, length, key.shape[1]))[:, None]
-    out = jax.nn.dot_product_attention(query, key, value, mask=mask)
-    return out.reshape(batch, length, heads * width)
+    _, keys, groups, _ = key.shape
+    key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+    query = jnp.swapaxes(query.reshape(batch, length, groups, -1, width), 1, 2)  # [B, G, S, R, d]
+    shared = heads // groups  # queries that read the same key head: rows of one matrix
+    mask = None if mask is None else jnp.broadcast_to(mask, (batch, length, keys))
+    blocks = []
+    for start in range(0, length, QUERY_BLOCK):
+        rows = slice(start, min(start + QUERY_BLOCK, length))
+        seen = slice(rows.stop if causal else keys)
+        part = None if mask is None else jnp.repeat(mask[:, None, rows, seen], shared, axis=2)
+        block = query[:, :, rows].reshape(batch, groups, -1, width)
+        blocks.append(_attend_block(block, key[:, :, seen], value[:, :, seen], part))
+    out = jnp.concatenate(blocks, axis=2).reshape(batch, groups, length, shared * width)
+    return jnp.swapaxes(out, 1, 2).reshape(batch, length, heads * width)
+
+
+def by_head(x: jax.Array, *, room: int, merge: bool) -> jax.Array:
+    """Keys or values in the order that `attend_cached` reads.
+
+    Args:
+      x: [B, S, G, d].
+      room: slots to add.
+      merge: batch and heads into one axis.
+
+    Returns:
+      [B * G, S + room, d], or [B, G, S + room, d] where they are not merged.
+    """
+    x = jnp.pad(jnp.swapaxes(x, 1, 2), [(0, 0), (0, 0), (0, room), (0, 0)])
+    return x.reshape(-1, *x.shape[2:]) if merge else x
+
+
+def attend_cached(query: jax.Array, keys: jax.Array, values: jax.Array, *, mask: jax.Array) -> jax.Array:
+    """Attention of one new token per row to its cache, softmax in float32.
+
+    The cache stands head by head, so that every product reads keys and values where they are. From [B, T, G, d] a
+    batched matrix product would first copy all of them into this order, in every layer of every step; and from
+    [B, G, T, d], which XLA reshapes to one batch axis, it copies them once more.
+
+    Args:
+      query: [B, 1, H, d].
+      keys: from `by_head`, H a multiple of G.
+      values: from `by_head`.
+      mask: [B, T] bool, True where the token may look.
+
+    Returns:
+      [B, 1, H * d] in the query's dtype.
+    """
+    batch, _, heads, width = query.shape
+    *leading, slots, _ = keys.shape
+    groups = keys.size // (batch * slots * width)
+    mask = jnp.broadcast_to(mask[:, None], (batch, groups, slots)).reshape(*leading, 1, slots)
+    out = _attend_block(query.reshape(*leading, heads // groups, width), keys, values, mask)
+    return out.reshape(batch, 1, heads * width)
 
 
 def causal_mask(lengths: jax.Array, size: int, *, positions: jax.Array, window: int | None) -> jax.Array:

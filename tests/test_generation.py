@@ -121,7 +121,7 @@ def test_cache_is_short_in_every_layer_and_keeps_original_positions(llava):
     prompt = llava.prompt(ids, pixels, bucket=1)
     state = llava.prefill(prompt, carve=6, room=3)
     size = ids.shape[1] - PATCHES + 6
-    chex.assert_shape(jax.tree.leaves(state.cache.layers), (1, size + 3, 2, 10))
+    chex.assert_shape(jax.tree.leaves(state.cache.layers), (2, size + 3, 10))
     assert state.cache.nbytes == 5 * 2 * (size + 3) * 2 * 10 * 4
     assert int(state.cache.next_position[0]) == ids.shape[1]
     positions = np.asarray(state.cache.positions[0])[:size]
