@@ -144,7 +144,7 @@ def resolve(schedule: Schedule, num_visual: int) -> Schedule:
       ValueError: a cut that keeps more than the one before it left, or more than there are.
     """
     left, cuts = num_visual, []
-    for cut in schedule:
+    for cut in schedule if num_visual else ():  # a prompt without images has nothing to cut
         kept = plan(num_visual, cut.keep).kept
         if kept > left:
             raise ValueError(f"cut {tuple(cut)!r} keeps {kept} visual tokens, but only {left} are left at that layer")
