@@ -162,7 +162,7 @@ def run_stage(
         if first:
             leaves = saved.restore(first, args=ocp.args.StandardRestore(jax.tree.leaves(state)))
             state = jax.tree.unflatten(structure, leaves)
-        bar = tqdm(range(first, stage.steps), stage.name, stage.steps, first, mininterval=2)
+        bar = tqdm(range(first, stage.steps), stage.name, total=stage.steps, initial=first, mininterval=2)
         start = time.perf_counter()
         for step in bar:
             state, metrics = step_fn(state, batch_at(step))

@@ -154,14 +154,15 @@ def prefill(llava: Llava, prompt: Prompt, seed: jax.Array, *, schedule: Schedule
     window = decoder.config.sliding_window
     layers: list[KeyValue] = []
     assignments, survivors = [], []
-    attention = None
+    attention: jax.Array | None = None
     at = decoder.rotation(rows.positions)
     mask = causal_mask(rows.lengths, size, positions=rows.positions, window=window)
     for index, layer in enumerate(decoder.layers):
         if index in cuts:
             cut = cuts[index]
             key = jax.random.fold_in(jax.random.key(seed), index)
-            rows, carved = _cut(rows, attention, name=cut.method, keep=cut.keep, key=key)
+            assert attention is not None  # a cut is never before the first layer
+            rows, carved = _cut(rows, attention, name=cut.method, keep=int(cut.keep), key=key)
             layers = [(_take_rows(k, carved.kept), _take_rows(v, carved.kept)) for k, v in layers]
             assignments.append(carved.assignment)
             survivors.append(carved.indices)

@@ -117,9 +117,9 @@ def answer_logits(
     def block(layer: DecoderLayer, image: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array]:
         image_kv = layer.key_value(image, image_at)
         split = (batch, questions, length)
-        own = tuple(x.reshape(*split, *x.shape[2:]) for x in layer.key_value(text, text_at))
+        key, value = (x.reshape(*split, *x.shape[2:]) for x in layer.key_value(text, text_at))
         query = layer.query(text, text_at)
-        text = layer.finish(text, _attend_two(query.reshape(*split, *query.shape[2:]), image_kv, own))
+        text = layer.finish(text, _attend_two(query.reshape(*split, *query.shape[2:]), image_kv, (key, value)))
         return layer.finish(image, attend(layer.query(image, image_at), *image_kv, mask=mask)), text
 
     for layer in decoder.layers:
