@@ -58,7 +58,7 @@ def forward_over_carved(llava, ids, pixels, cuts, new):
     return np.asarray(decoder.logits(jnp.concatenate([old[0, -1:], fresh[0]])))
 
 
-@pytest.mark.parametrize("cuts", [{}, {2: 7}, {1: 24}, {4: 1}, {1: 15, 3: 4}])
+@pytest.mark.parametrize("cuts", [{}, {2: 7}, {4: 1}, {1: 15, 3: 4}])
 def test_cached_decoding_equals_a_forward_over_the_carved_sequence(llava, cuts):
     ids, pixels, _ = make_inputs(texts=(9,), images=(1,))
     carve = tuple((layer, "tokencarve", keep) for layer, keep in cuts.items()) or None
@@ -72,8 +72,8 @@ def test_cached_decoding_equals_a_forward_over_the_carved_sequence(llava, cuts):
     want = forward_over_carved(llava, ids[0], pixels, cuts, tokens)
     chex.assert_trees_all_close(np.concatenate(got), want, atol=2e-4 * np.abs(want).max())
     best = np.asarray(llava.generate(ids, pixels, max_new_tokens=NEW, carve=carve))[0]
-    want = forward_over_carved(llava, ids[0], pixels, cuts, best[:-1])
-    assert want.argmax(-1).tolist() == best.tolist()
+    want = forward_over_carved(llava, ids[0], pixels, cuts, best)  # as many tokens as before: nothing compiles anew
+    assert want.argmax(-1)[:-1].tolist() == best.tolist()
 
 
 def test_keeping_everything_changes_nothing(llava):
