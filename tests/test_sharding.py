@@ -19,7 +19,6 @@ def on_eight_devices() -> None:
     """The body of the test; its own process, because the number of devices is fixed when JAX starts."""
     import tempfile
 
-    import jax.numpy as jnp
     from flax import nnx
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
@@ -79,9 +78,9 @@ def on_eight_devices() -> None:
             for carve, expected in tokens.items():
                 got = np.asarray(split.generate(ids, pixels, carve=carve, **options))
                 np.testing.assert_array_equal(got, expected, err_msg=f"{name}, carve={carve}")
-            state = split.prefill(prompt, carve=6)
+            state = jax.block_until_ready(split.prefill(prompt, carve=6))
             assert len(state.cache.layers[2][0].sharding.device_set) == mesh.size, name
-            assert jnp.isfinite(state.logits).all()
+            assert np.isfinite(np.asarray(state.logits)).all()
             print(name, "is right")
 
 
@@ -89,7 +88,8 @@ def test_a_sharded_model_says_what_the_whole_one_says():
     done = subprocess.run(
         [sys.executable, "-c", "from tests.test_sharding import on_eight_devices; on_eight_devices()"],
         cwd=pathlib.Path(__file__).parents[1],
-        env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}", "JAX_PLATFORMS": "cpu"},
+        # One program at a time: eight devices that wait for each other can starve the threads of a small machine.
+        env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}", "JAX_PLATFORMS": "cpu", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0"},
         capture_output=True,
         text=True,
         check=False,
