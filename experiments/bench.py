@@ -169,7 +169,7 @@ def bench(flags: argparse.Namespace) -> None:
         try:
             with ours.memory_errors():
                 llava = presets.random_llava(config, jnp.dtype(flags.dtype))
-                size, side = PROBE_SIZES.get(about["backend"], PROBE_SIZES["gpu"])
+                size, side = PROBE_SIZES["cpu" if on_cpu else "gpu"]
                 probes = floors.Probes(jnp.dtype(flags.dtype), size=size, side=side)
             peer = None
             if flags.against:
