@@ -1,40 +1,17 @@
-"""What all commands share: flags that mean the same everywhere, and errors as one clear line."""
+"""What all commands share: flags that mean the same everywhere."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
-from models.checkpoint import CheckpointError
-from models.config import ConfigError
+from models.cli import DTYPES, CommandError, Parser, one_line, run
+
+__all__ = ["CommandError", "Parser", "add_keep_flag", "add_model_flags", "keep", "one_line", "positive", "run", "seed"]
 
 SHIPPED = Path(os.path.relpath(Path(__file__).parent / "tiny"))
-DTYPES = ("float32", "bfloat16", "float16")
 _WHOLE = "a whole number of at least"
-
-
-class CommandError(Exception):
-    """Something that the user can put right. The message says what, on one line."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, without the usage above it."""
-
-    def __init__(self, **options: Any):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
-
-    def error(self, message: str) -> NoReturn:
-        """End the process with status 2 and one line."""
-        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
-
-
-def one_line(message: object) -> str:
-    """A message without line breaks."""
-    return " ".join(str(message).split())
 
 
 def keep(text: str) -> float | int:
@@ -81,8 +58,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "--model",
         default=str(SHIPPED),
         metavar="FOLDER|ID",
-        help="a LLaVA in Hugging Face format: a folder with config.json and safetensors, or a model id on the hub such "
-        "as llava-hf/llava-1.5-7b-hf (default: %(default)s, the small trained model of this repository)",
+        help="a LLaVA: a folder in Hugging Face format (config.json and safetensors), a folder that `python -m "
+        "models.convert` made, or a model id on the hub such as llava-hf/llava-1.5-7b-hf (default: %(default)s, the "
+        "small trained model of this repository)",
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, default=DTYPES[0], help="of weights and hidden states (default: %(default)s)"
@@ -100,34 +78,3 @@ def add_keep_flag(parser: argparse.ArgumentParser, *, default: float | int | Non
         help="how many visual tokens TokenCarve leaves: with a point a fraction (0.222 leaves 128 of 576), without one "
         f"a count (128; so 1 is one token and 1.0 is all) (default: {unset})",
     )
-
-
-def run(
-    body: Callable[[argparse.Namespace], None],
-    parser: Parser,
-    argv: Sequence[str] | None,
-    *,
-    interrupted: str = "interrupted",
-) -> int:
-    """Parse the flags and do the work.
-
-    Args:
-      body: the work. `CommandError`, `ConfigError`, `CheckpointError` and `OSError` from it become one line on standard
-        error; anything else is a defect and keeps its traceback.
-      parser: of the flags.
-      argv: the flags; those of the process where None.
-      interrupted: what to say after Ctrl-C.
-
-    Returns:
-      The exit status.
-    """
-    flags = parser.parse_args(argv)
-    try:
-        body(flags)
-    except (CommandError, ConfigError, CheckpointError, OSError) as error:
-        print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\n{parser.prog}: {interrupted}", file=sys.stderr)
-        return 130
-    return 0

@@ -208,6 +208,8 @@ def evaluate(flags: argparse.Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise CommandError(f"--out {out}: there is a file of that name")
     checkpoint = loading.load(flags.model, dtype=flags.dtype)
+    if checkpoint.llava.config.image_grid_pinpoints is not None:
+        raise CommandError(f"{flags.model} is a LLaVA-NeXT; the scenes are for models that see an image as one tile")
     run = Run(checkpoint, methods(checkpoint.llava, flags.keep), flags.batch_size, flags.seed)
     total = flags.limit * len(FAMILIES)
     settings = {

@@ -1,6 +1,7 @@
 """Ask a LLaVA about an image, with its visual tokens carved down or not.
 
-Prints the answer, what was held for it (visual tokens, sequence, KV cache), and how long each part took.
+Prints the answer, what was held for it (visual tokens, sequence, KV cache), and how long each part took. With --chat
+it holds a conversation: every line of standard input is a question, until the end of input or "exit".
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 from PIL import Image
 
-from experiments import cli, loading, pictures
+from experiments import cli, conversation, loading, pictures
 from experiments.cli import CommandError
 from experiments.results import format_bytes, format_seconds
 from models.llava import ROOM_BUCKET
@@ -25,6 +26,7 @@ from models.schedule import parse, resolve
 _EXAMPLES = """examples:
   python -m experiments.generate --image=photo.jpg --prompt="Where is the red circle?"
   python -m experiments.generate --image=photo.jpg --prompt="Where is the red circle?" --keep=0.222 --picture=carved.png
+  python -m experiments.generate --image=one.jpg --image=two.jpg --chat
 """
 
 
@@ -42,19 +44,23 @@ def generate(flags: argparse.Namespace) -> None:
         _check_picture(flags.picture, flags.keep)
     checkpoint, load_s = _timed(lambda: loading.load(flags.model, dtype=flags.dtype))
     llava = checkpoint.llava
-    visual = llava.config.tokens_per_image * len(images)
+    if flags.picture and llava.config.image_grid_pinpoints is not None:
+        raise CommandError("--picture cannot draw the tiles of a LLaVA-NeXT; leave it out")
     try:
-        resolve(parse(flags.keep, num_layers=llava.config.text.num_layers), visual)
         inputs = checkpoint.encode([images], [flags.prompt])
-        prompt = llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask)
+        prompt = llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask, inputs.image_sizes)
+        room_for = prompt.visual_positions.shape[1]
+        resolve(parse(flags.keep, num_layers=llava.config.text.num_layers), room_for)
     except ValueError as error:
         raise CommandError(str(error)) from error
+    visual = int(prompt.visual_valid.sum())
 
     def answer() -> jax.Array:
         return llava.generate(
             inputs.input_ids,
             inputs.pixel_values,
             attention_mask=inputs.attention_mask,
+            image_sizes=inputs.image_sizes,
             max_new_tokens=flags.max_new_tokens,
             carve=flags.keep,
         )
@@ -66,10 +72,11 @@ def generate(flags: argparse.Namespace) -> None:
     _, whole_s = _timed(answer)  # once more, now that all is compiled
     prefilled, prefill_s = _timed(lambda: llava.prefill(prompt, carve=flags.keep, room=room))
 
-    left = prefilled.survivors[0].shape[1] if prefilled.survivors else visual
+    stand_for = prefilled.survivors[0].shape[1] if prefilled.survivors else room_for
+    left = min(stand_for, visual)
     length, slots = int(prompt.lengths[0]), prompt.input_ids.shape[1] + room
     held = prefilled.cache.nbytes
-    uncarved = held // (slots - visual + left) * slots  # every slot takes the same space
+    uncarved = held // (slots - room_for + stand_for) * slots  # every slot takes the same space
     count = tokens.shape[1]
     facts = {
         "visual tokens": _change(str(visual), str(left)),
@@ -88,6 +95,22 @@ def generate(flags: argparse.Namespace) -> None:
         lines = [(f"answer with {left} of {visual} visual tokens", text)]
         pictures.save(pictures.draw(views, question=flags.prompt, lines=lines), flags.picture)
         print(f"{'picture':<15}{flags.picture}")
+
+
+def chat(flags: argparse.Namespace) -> None:
+    """Answer line by line what standard input asks."""
+    if flags.picture:
+        raise CommandError("--picture goes with --prompt, not with --chat")
+    images = [loading.read_image(path) for path in flags.image]
+    checkpoint = loading.load(flags.model, dtype=flags.dtype)
+    talk = conversation.Conversation(checkpoint, images, keep=flags.keep, max_new_tokens=flags.max_new_tokens)
+    try:
+        for question in conversation.questions(sys.stdin):
+            for piece in talk.ask(question):
+                print(piece, end="", flush=True)
+            print(flush=True)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
 
 
 def _change(before: str, after: str) -> str:
@@ -115,7 +138,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="what is asked about; give it several times for several images",
     )
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to ask; the chat template is added")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--prompt", metavar="TEXT", help="what to ask; the checkpoint's chat template is added")
+    asked.add_argument(
+        "--chat", action="store_true", help='hold a conversation: ask line by line, and end it with "exit"'
+    )
     cli.add_keep_flag(parser, default=None)
     cli.add_model_flags(parser)
     parser.add_argument(
@@ -128,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="write a picture of which patches were kept, merged and dropped"
     )
-    return cli.run(generate, parser, argv)
+    return cli.run(lambda flags: chat(flags) if flags.chat else generate(flags), parser, argv)
 
 
 if __name__ == "__main__":

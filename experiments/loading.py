@@ -24,13 +24,15 @@ class Inputs:
 
     Attributes:
       input_ids: [B, S] integers.
-      pixel_values: [images, C, height, width] float32.
+      pixel_values: [images, C, height, width] float32, with tiles for LLaVA-NeXT.
       attention_mask: [B, S].
+      image_sizes: [images, 2], of LLaVA-NeXT's processor alone.
     """
 
     input_ids: np.ndarray
     pixel_values: np.ndarray
     attention_mask: np.ndarray
+    image_sizes: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +59,26 @@ class Checkpoint:
         Returns:
           One row per prompt.
         """
-        texts = []
+        turns = []
         for prompt, own in zip(prompts, images, strict=True):
             content = [*[{"type": "image"}] * len(own), {"type": "text", "text": prompt}]
-            turn = [{"role": "user", "content": content}]
-            texts.append(self.processor.apply_chat_template(turn, add_generation_prompt=True))
+            turns.append([{"role": "user", "content": content}])
+        return self.encode_turns(images, turns)
+
+    def encode_turns(self, images: Sequence[Sequence[Any]], conversations: Sequence[list[dict[str, Any]]]) -> Inputs:
+        """Put conversations into the checkpoint's chat template and run its processor.
+
+        Args:
+          images: for each conversation its images, PIL or uint8 [height, width, 3].
+          conversations: turns as chat templates take them, the user's last.
+
+        Returns:
+          One row per conversation.
+        """
+        texts = [self.processor.apply_chat_template(turns, add_generation_prompt=True) for turns in conversations]
         flat = [image for own in images for image in own]
         out = self.processor(images=flat, text=texts, padding=True, return_tensors="np")
-        return Inputs(out["input_ids"], out["pixel_values"], out["attention_mask"])
+        return Inputs(out["input_ids"], out["pixel_values"], out["attention_mask"], out.get("image_sizes"))
 
     def decode(self, tokens: Any) -> list[str]:
         """New tokens [B, T] -> stripped texts, special tokens left out."""

@@ -7,7 +7,10 @@ says is what runs.
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from models.layers import ACTIVATIONS
@@ -74,6 +77,8 @@ class LlavaConfig:
       projector_bias: whether these have a bias.
       eos_token_ids: generation stops at any of them.
       pad_token_id: fills rows that have ended.
+      image_grid_pinpoints: LLaVA-NeXT's: (height, width) in pixels of the grids that an image may be cut into. None
+        where every image is one tile.
     """
 
     vision: VisionConfig
@@ -85,10 +90,11 @@ class LlavaConfig:
     projector_bias: bool
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
+    image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None
 
     @property
     def tokens_per_image(self) -> int:
-        """Visual tokens that one image brings to the decoder."""
+        """Visual tokens of one tile; without `image_grid_pinpoints`, of one image."""
         return self.vision.num_patches + int(self.keep_class_token)
 
 
@@ -150,20 +156,24 @@ def text_config(hf: Any) -> TextConfig:
     )
 
 
-def _special_token(hf: Any, name: str) -> Any:
-    """From the outer config, else the decoder's: published files have it on either."""
-    outer = getattr(hf, name, None)
-    return outer if outer is not None else getattr(hf.text_config, name, None)
+def _special_token(hf: Any, name: str, generation: Mapping[str, Any]) -> Any:
+    """From generation_config.json, else the outer config, else the decoder's: published files have it on any."""
+    found = (generation.get(name), getattr(hf, name, None), getattr(hf.text_config, name, None))
+    return next((value for value in found if value is not None), None)
 
 
-def llava_config(hf: Any) -> LlavaConfig:
-    """`LlavaConfig` from a transformers `LlavaConfig`.
+def llava_config(hf: Any, generation: Mapping[str, Any] = MappingProxyType({})) -> LlavaConfig:
+    """`LlavaConfig` from a transformers `LlavaConfig` or `LlavaNextConfig`.
+
+    Args:
+      hf: the config.
+      generation: what `generation_config.json` holds, which goes first for the tokens that end and pad a row.
 
     Raises:
       ConfigError: an architecture, activation or feature choice that is not supported.
     """
-    if hf.model_type != "llava":
-        raise ConfigError(f"config.json has model_type {hf.model_type!r}; supported is 'llava'")
+    if hf.model_type not in ("llava", "llava_next"):
+        raise ConfigError(f"config.json has model_type {hf.model_type!r}; supported are 'llava' and 'llava_next'")
     vision, text = vision_config(hf.vision_config), text_config(hf.text_config)
     layers = hf.vision_feature_layer
     layers = tuple(layers) if isinstance(layers, (list, tuple)) else (layers,)
@@ -175,9 +185,9 @@ def llava_config(hf: Any) -> LlavaConfig:
         raise ConfigError(f"vision_feature_select_strategy is {strategy!r}; expected 'default' or 'full'")
     # transformers 5 keeps the tie on the outer config, older files on the decoder's: either one ties.
     tied = bool(hf.tie_word_embeddings) or text.tie_word_embeddings
-    eos = _special_token(hf, "eos_token_id")
+    eos = _special_token(hf, "eos_token_id", generation)
     eos_ids = () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
-    pad = _special_token(hf, "pad_token_id")
+    pad = _special_token(hf, "pad_token_id", generation)
     return LlavaConfig(
         vision=vision,
         text=dataclasses.replace(text, tie_word_embeddings=tied),
@@ -188,11 +198,22 @@ def llava_config(hf: Any) -> LlavaConfig:
         projector_bias=hf.multimodal_projector_bias,
         eos_token_ids=eos_ids,
         pad_token_id=pad if pad is not None else (*eos_ids, 0)[0],
+        image_grid_pinpoints=_pinpoints(hf, vision) if hf.model_type == "llava_next" else None,
     )
 
 
+def _pinpoints(hf: Any, vision: VisionConfig) -> tuple[tuple[int, int], ...]:
+    pinpoints = tuple((int(height), int(width)) for height, width in hf.image_grid_pinpoints)
+    side = vision.image_size
+    if not pinpoints or any(length < side or length % side for pair in pinpoints for length in pair):
+        raise ConfigError(f"image_grid_pinpoints is {hf.image_grid_pinpoints}; expected multiples of {side} pixels")
+    if hf.vision_feature_select_strategy == "full":
+        raise ConfigError("vision_feature_select_strategy is 'full'; the grids of 'llava_next' need 'default'")
+    return pinpoints
+
+
 def read_config(folder: str | Path) -> LlavaConfig:
-    """Read `folder/config.json`.
+    """Read `folder/config.json`, and `generation_config.json` beside it where there is one.
 
     Args:
       folder: a local folder in Hugging Face format.
@@ -215,4 +236,14 @@ def read_config(folder: str | Path) -> LlavaConfig:
     except (ValueError, KeyError, OSError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path} cannot be read as a model config: {reason}") from error
-    return llava_config(hf)
+    return llava_config(hf, _generation_config(Path(folder) / "generation_config.json"))
+
+
+def _generation_config(path: Path) -> dict[str, Any]:
+    """What a folder's generation_config.json holds; nothing where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from models.layers import attend, attend_cached, by_head, causal_mask
 from models.prompt import Prompt
 from models.sampling import Sampling, choose
-from models.schedule import Schedule, method
+from models.schedule import Cut, Schedule, apply
 from models.sharding import by_batch
 from tokencarve_jax import CarvedSequence, last_query_attention
 
@@ -101,16 +101,17 @@ def embed(llava: Llava, prompt: Prompt) -> jax.Array:
     hidden = llava.decoder.embed_tokens(prompt.input_ids)
     if prompt.pixel_values is None:
         return hidden
-    features = llava.image_features(prompt.pixel_values).reshape(-1, hidden.shape[-1])
-    features = jnp.take(features, prompt.visual_features, axis=0)
+    features = jnp.take(llava.visual_rows(prompt.pixel_values), prompt.visual_features, axis=0)
     rows = jnp.arange(hidden.shape[0])[:, None]
     hidden = hidden.at[rows, prompt.visual_positions].set(features.astype(hidden.dtype), unique_indices=True)
     return by_batch(hidden, llava.mesh)
 
 
-def _cut(rows: _Rows, attention: jax.Array, *, name: str, keep: int, key: jax.Array) -> tuple[_Rows, CarvedSequence]:
+def _cut(
+    rows: _Rows, attention: jax.Array, *, cut: Cut, images: int | None, key: jax.Array
+) -> tuple[_Rows, CarvedSequence]:
     """Apply one method; also returns its `CarvedSequence`."""
-    carved = method(name)(rows.hidden, attention, rows.visual_positions, keep=keep, valid=rows.visual_valid, key=key)
+    carved = apply(cut, rows.hidden, attention, rows.visual_positions, images=images, valid=rows.visual_valid, key=key)
     kept = carved.kept
     survivor_valid = jnp.take_along_axis(rows.visual_valid, carved.indices, axis=1)
     survivor_positions = jnp.take_along_axis(rows.visual_positions, carved.indices, axis=1)
@@ -160,9 +161,9 @@ def prefill(llava: Llava, prompt: Prompt, seed: jax.Array, *, schedule: Schedule
     for index, layer in enumerate(decoder.layers):
         if index in cuts:
             cut = cuts[index]
-            key = jax.random.fold_in(jax.random.key(seed), index)
             assert attention is not None  # a cut is never before the first layer
-            rows, carved = _cut(rows, attention, name=cut.method, keep=int(cut.keep), key=key)
+            key = jax.random.fold_in(jax.random.key(seed), index)
+            rows, carved = _cut(rows, attention, cut=cut, images=prompt.images, key=key)
             layers = [(_take_rows(k, carved.kept), _take_rows(v, carved.kept)) for k, v in layers]
             assignments.append(carved.assignment)
             survivors.append(carved.indices)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")  # config, tokenizer and processor
 # Pickles are not among them: they can run any code when opened.
-_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_FILES = [*SMALL_FILES, "*.safetensors"]
 
 
 def find_checkpoint(source: str | Path, *, revision: str | None = None) -> Path:

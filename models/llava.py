@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from models import generation, schedule
+from models import anyres, generation, schedule
 from models.checkpoint import abstract_model, load_weights
 from models.clip import ClipVisionTower
 from models.config import LlavaConfig, read_config
@@ -69,16 +69,30 @@ class Llava(nnx.Module):
         self.vision_tower = ClipVisionTower(config.vision, dtype=dtype, rngs=rngs)
         self.projector = Projector(config, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config.text, dtype=dtype, rngs=rngs)
+        self.image_newline = (  # LLaVA-NeXT ends each row of an image's grid with it
+            None
+            if config.image_grid_pinpoints is None
+            else nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (config.text.hidden_size,), dtype))
+        )
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, dtype: Any = jnp.float32, mesh: Mesh | None = None) -> Llava:
-        """Load a checkpoint in Hugging Face format.
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        dtype: Any = jnp.float32,
+        mesh: Mesh | None = None,
+        revision: str | None = None,
+    ) -> Llava:
+        """Load a checkpoint in Hugging Face format, or one that `python -m models.convert` made.
 
         Args:
-          source: a local folder with `config.json` and safetensors, or a model id on the Hugging Face hub.
+          source: a local folder with `config.json` and safetensors, a converted folder, or a model id on the Hugging
+            Face hub.
           dtype: weights are cast to it as they are read.
           mesh: with an axis "data", "model" or both; each weight is placed on it as it is read, and batches are split
             over "data". None is the default device.
+          revision: branch, tag or commit on the hub; None is its main branch.
 
         Returns:
           The model.
@@ -89,12 +103,17 @@ class Llava(nnx.Module):
           FileNotFoundError: neither a folder nor a model id that the hub has.
           ValueError: a mesh with another axis.
         """
-        folder = find_checkpoint(source)
+        from models import converted  # here, because it takes a second that `--help` should not wait for
+
+        folder = find_checkpoint(source, revision=revision)
         config = read_config(folder)
         mesh = None if mesh is None else auto_mesh(mesh)
         abstract = abstract_model(lambda rngs: cls(config, dtype=dtype, rngs=rngs))
         placing = None if mesh is None else weight_sharding(mesh)
-        llava = load_weights(abstract, folder, llava_table(config), dtype=dtype, sharding=placing)
+        if converted.is_converted(folder):
+            llava = converted.restore(abstract, folder, dtype=dtype, sharding=placing)
+        else:
+            llava = load_weights(abstract, folder, llava_table(config), dtype=dtype, sharding=placing)
         llava.mesh = mesh
         return llava
 
@@ -112,8 +131,33 @@ class Llava(nnx.Module):
             features = features[:, 1:]
         return self.projector(features)
 
-    def prompt(self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None, **options: Any) -> Prompt:
+    def visual_rows(self, pixel_values: jax.Array) -> jax.Array:
+        """All that `Prompt.visual_features` counts: the features of all tiles, and LLaVA-NeXT's newline as last row.
+
+        Args:
+          pixel_values: [tiles, C, image_size, image_size].
+
+        Returns:
+          [rows, D].
+        """
+        rows = self.image_features(pixel_values)
+        rows = rows.reshape(-1, rows.shape[-1])
+        if self.image_newline is None:
+            return rows
+        return jnp.concatenate([rows, self.image_newline[...][None].astype(rows.dtype)])
+
+    def prompt(
+        self,
+        input_ids: Any,
+        pixel_values: Any = None,
+        attention_mask: Any = None,
+        image_sizes: Any = None,
+        **options: Any,
+    ) -> Prompt:
         """Pack a processor's output for the compiled programs; shapes and errors as in `models.prompt.make_prompt`."""
+        if self.config.image_grid_pinpoints is not None and pixel_values is not None:
+            pixel_values, rows = anyres.lay_out(pixel_values, image_sizes, self.config)
+            options = {"visual_rows": rows} | options
         prompt = make_prompt(
             input_ids,
             pixel_values,
@@ -125,13 +169,17 @@ class Llava(nnx.Module):
         )
         return place_batch(prompt, self.mesh)
 
-    def __call__(self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None) -> jax.Array:
+    def __call__(
+        self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None, image_sizes: Any = None
+    ) -> jax.Array:
         """Logits of a whole sequence, nothing cached or carved.
 
         Args:
           input_ids: [B, S] integers, image placeholders expanded, as the Hugging Face processor gives them.
-          pixel_values: [images, C, height, width] of all rows in order, or None without images.
+          pixel_values: [images, C, height, width] of all rows in order, or None without images. LLaVA-NeXT's have
+            their tiles: [images, tiles, C, height, width].
           attention_mask: [B, S], non-zero for real tokens; padding may stand on either side.
+          image_sizes: [images, 2] height and width before resizing; LLaVA-NeXT alone needs them.
 
         Returns:
           [B, S, V] float32. Rows at padding are zero.
@@ -140,7 +188,7 @@ class Llava(nnx.Module):
           ValueError: see `make_prompt`.
         """
         mask = np.ones(np.shape(input_ids), bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
-        logits = _forward(self, self.prompt(input_ids, pixel_values, attention_mask))
+        logits = _forward(self, self.prompt(input_ids, pixel_values, attention_mask, image_sizes))
         unpack = np.argsort(pack_order(mask), axis=1)  # the inverse permutation
         return jnp.where(mask[..., None], jnp.take_along_axis(logits, unpack[..., None], axis=1), 0)
 
@@ -150,6 +198,7 @@ class Llava(nnx.Module):
         pixel_values: Any = None,
         *,
         attention_mask: Any = None,
+        image_sizes: Any = None,
         max_new_tokens: int,
         carve: schedule.Carve = None,
         sampling: Sampling = GREEDY,
@@ -159,11 +208,13 @@ class Llava(nnx.Module):
 
         Args:
           input_ids: [B, S] integers, image placeholders expanded.
-          pixel_values: [images, C, height, width] of all rows in order, or None.
+          pixel_values: [images, C, height, width] of all rows in order, or None; with tiles for LLaVA-NeXT.
           attention_mask: [B, S], non-zero for real tokens; padding may stand on either side.
+          image_sizes: [images, 2] height and width before resizing; LLaVA-NeXT alone needs them.
           max_new_tokens: at least 1.
           carve: None, a keep (a fraction such as 0.222, or a count such as 128: TokenCarve at layer 2), or a schedule
-            `((2, "tokencarve", 0.222),)` of (layer, registered method, keep).
+            `((2, "tokencarve", 0.222),)` of (layer, registered method, keep). All images of a row share one budget;
+            with "tokencarve-per-image" each has its own.
           sampling: greedy unless given.
           seed: of sampling, and of methods that draw.
 
@@ -178,6 +229,7 @@ class Llava(nnx.Module):
             input_ids,
             pixel_values,
             attention_mask=attention_mask,
+            image_sizes=image_sizes,
             max_new_tokens=max_new_tokens,
             carve=carve,
             sampling=sampling,
@@ -192,6 +244,7 @@ class Llava(nnx.Module):
         pixel_values: Any = None,
         *,
         attention_mask: Any = None,
+        image_sizes: Any = None,
         max_new_tokens: int,
         carve: schedule.Carve = None,
         sampling: Sampling = GREEDY,
@@ -204,6 +257,7 @@ class Llava(nnx.Module):
           input_ids: as for `generate`, and so are the other arguments.
           pixel_values: see `generate`.
           attention_mask: see `generate`.
+          image_sizes: see `generate`.
           max_new_tokens: see `generate`.
           carve: see `generate`.
           sampling: see `generate`.
@@ -217,7 +271,9 @@ class Llava(nnx.Module):
             raise ValueError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 1")
         config = self.config
         choice = generation.Choice(sampling, config.eos_token_ids, config.pad_token_id)
-        prompt = self.prompt(input_ids, pixel_values, attention_mask)
+        cuts = schedule.parse(carve, num_layers=config.text.num_layers)
+        per_image = any(schedule.is_per_image(cut.method) for cut in cuts)
+        prompt = self.prompt(input_ids, pixel_values, attention_mask, image_sizes, per_image=per_image)
         prefilled = self.prefill(prompt, carve=carve, seed=seed, room=round_up(max_new_tokens, ROOM_BUCKET))
         state = generation.first_token(prefilled.logits, prefilled.cache, np.uint32(seed), choice=choice)
         yield state.token[:, None]
@@ -231,7 +287,13 @@ class Llava(nnx.Module):
     def prefill(
         self, prompt: Prompt, *, carve: schedule.Carve = None, seed: int = 0, room: int = 0
     ) -> generation.Prefilled:
-        """First half of `generate`: see `models.generation.prefill`. `carve` as there."""
+        """First half of `generate`: see `models.generation.prefill`. `carve` as there.
+
+        A fraction is of N, the visual tokens of the row that has most. For LLaVA-NeXT, whose images bring any number,
+        N is rounded up to a multiple of `models.prompt.BUCKET` first, so that prompts share compiled programs: up to
+        `keep * (BUCKET - 1)` tokens more than the fraction of the real number stay, never fewer. Rows with fewer
+        visual tokens keep as many as the richest, or all of theirs. With budgets per image, N is the longest image's.
+        """
         cuts = schedule.parse(carve, num_layers=self.config.text.num_layers)
-        cuts = schedule.resolve(cuts, prompt.visual_positions.shape[1])
+        cuts = schedule.resolve(cuts, prompt.visual_positions.shape[1], images=prompt.images)
         return generation.prefill(self, prompt, np.uint32(seed), schedule=cuts, room=room)

@@ -9,12 +9,13 @@ Axis letters: B batch, S sequence, N visual tokens of a row.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-BUCKET = 64  # sequence lengths are rounded up to a multiple of this
+BUCKET = 64  # sequence lengths are rounded up to a multiple of this, and so are numbers of visual tokens that vary
 
 
 @jax.tree_util.register_dataclass
@@ -30,6 +31,7 @@ class Prompt:
         padding for the missing ones.
       visual_valid: [B, N] bool, False for these.
       visual_features: [B, N] int32, row of the images' concatenated features that goes there.
+      images: the N are so many stretches of equal length, one per image; None where a row's images share them. Static.
     """
 
     input_ids: Any
@@ -38,6 +40,7 @@ class Prompt:
     visual_positions: Any
     visual_valid: Any
     visual_features: Any
+    images: int | None = dataclasses.field(default=1, metadata={"static": True})
 
 
 def pack_order(attention_mask: np.ndarray) -> np.ndarray:
@@ -59,6 +62,8 @@ def make_prompt(
     tokens_per_image: int,
     vocab_size: int,
     bucket: int = BUCKET,
+    visual_rows: Sequence[np.ndarray] | None = None,
+    per_image: bool = False,
 ) -> Prompt:
     """Pack, pad and check a processor's output.
 
@@ -70,6 +75,10 @@ def make_prompt(
       tokens_per_image: visual tokens that the tower gives for one image.
       vocab_size: ids must be below it.
       bucket: S is rounded up to a multiple of this.
+      visual_rows: for each image the rows of the tower's features that it brings, where that is not all of its own in
+        order (LLaVA-NeXT). N is then a multiple of `BUCKET`.
+      per_image: give each image a stretch of the N of its own, as long as the longest. Without `visual_rows` it is so
+        anyway.
 
     Returns:
       The packed batch.
@@ -92,36 +101,63 @@ def make_prompt(
         raise ValueError(
             f"input_ids holds ids from {real.min()} to {real.max()}; the vocabulary ends at {vocab_size - 1}"
         )
-
-    visual = (ids == image_token_id) & mask
-    counts = visual.sum(1)
     if pixel_values is not None and np.ndim(pixel_values) != 4:
         raise ValueError(f"pixel_values has shape {np.shape(pixel_values)}; expected [images, channels, height, width]")
-    images = 0 if pixel_values is None else len(pixel_values)
-    if counts.sum() != images * tokens_per_image or (counts % tokens_per_image).any():
-        raise ValueError(
-            f"input_ids holds {counts.tolist()} image placeholders per row, but {images} images bring "
-            f"{tokens_per_image} visual tokens each; expand each image's placeholder with the checkpoint's processor"
-        )
+
+    counts = ((ids == image_token_id) & mask).sum(1)
+    varies = visual_rows is not None
+    if visual_rows is None:
+        images = 0 if pixel_values is None else len(pixel_values)
+        visual_rows = list(np.arange(images * tokens_per_image).reshape(images, tokens_per_image))
+    rows = _images_of_rows(counts.tolist(), visual_rows, tokens_per_image)
+    images = max(1, *map(len, rows))
+    shared = varies and not per_image and images > 1
+    if shared:
+        rows = [[np.concatenate(row)] if row else [] for row in rows]
+    stretches = 1 if shared else images
+    each = max((len(image) for row in rows for image in row), default=0)
+    each = round_up(each, BUCKET) if varies else each
 
     ids = np.take_along_axis(ids, pack_order(mask), 1)
-    most = int(counts.max())
-    # A row with fewer visual tokens than the richest needs padding slots that stand for the missing ones.
-    size = round_up(int((lengths + most - counts).max()), bucket)
+    # A row with fewer visual tokens than there is room for needs padding slots that stand for the missing ones.
+    size = round_up(int((lengths + stretches * each - counts).max()), bucket)
     packed = np.zeros((len(ids), size), np.int32)
-    positions = np.zeros((len(ids), most), np.int32)
-    features = np.zeros((len(ids), most), np.int32)
-    first = np.cumsum(counts) - counts
-    for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+    positions, features = np.zeros((2, len(ids), stretches * each), np.int32)
+    valid = np.zeros(positions.shape, bool)
+    for row, (length, own) in enumerate(zip(lengths, rows, strict=True)):
         packed[row, :length] = ids[row, :length]
-        positions[row, :count] = np.flatnonzero(packed[row, :length] == image_token_id)
-        positions[row, count:] = length + np.arange(most - count)
-        features[row, :count] = first[row] + np.arange(count)
+        for image, indices in enumerate(own):
+            valid[row, image * each : image * each + len(indices)] = True
+        features[row, valid[row]] = np.concatenate([*own, []])
+        positions[row, valid[row]] = np.flatnonzero(packed[row, :length] == image_token_id)
+        positions[row, ~valid[row]] = length + np.arange((~valid[row]).sum())
     return Prompt(
         input_ids=packed,
         lengths=lengths.astype(np.int32),
         pixel_values=pixel_values,
         visual_positions=positions,
-        visual_valid=np.arange(most)[None, :] < counts[:, None],
+        visual_valid=valid,
         visual_features=features,
+        images=None if shared else images,
     )
+
+
+def _images_of_rows(counts: Sequence[int], images: Sequence[np.ndarray], usual: int) -> list[list[np.ndarray]]:
+    """Deal the images out to the rows, in order, by how many placeholders each row holds; `usual` is for the message.
+
+    Raises:
+      ValueError: they do not come out even.
+    """
+    left, rows = list(images), []
+    for count in counts:
+        row: list[np.ndarray] = []
+        while left and sum(map(len, row)) + len(left[0]) <= count:
+            row.append(left.pop(0))
+        rows.append(row)
+    if left or [sum(map(len, row)) for row in rows] != list(counts):
+        bring = " or ".join(str(size) for size in sorted({len(image) for image in images})) or str(usual)
+        raise ValueError(
+            f"input_ids holds {list(counts)} image placeholders per row, but {len(images)} images bring "
+            f"{bring} visual tokens each; expand each image's placeholder with the checkpoint's processor"
+        )
+    return rows

@@ -7,11 +7,13 @@ be a static argument of a compiled program.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from tokencarve_jax import CarvedSequence, carve_sequence, plan
 
@@ -32,14 +34,20 @@ Carve = None | int | float | tuple[tuple[int, str, int | float], ...]
 # fn(hidden [B, S, D], attention [B, S], visual_positions [B, N], *, keep, valid [B, N], key) -> CarvedSequence
 Method = Callable[..., CarvedSequence]
 _METHODS: dict[str, Method] = {}
+_PER_IMAGE: set[str] = set()
 
 
-def register(name: str) -> Callable[[Method], Method]:
+def register(name: str, *, per_image: bool = False) -> Callable[[Method], Method]:
     """Decorator that makes a compressor available to schedules under `name`.
 
     The function is traced inside the compiled prefill: it takes `(hidden [B, S, D], attention [B, S] float32,
     visual_positions [B, N] int32, *, keep: int, valid: [B, N] bool, key: PRNG key)` and returns a
     `tokencarve_jax.CarvedSequence`. `attention` is the last prompt token's head-mean softmax row in the layer before.
+
+    Args:
+      name: what schedules call it.
+      per_image: it has a budget for each image: `visual_positions` and `valid` come as [B, I, N], N of the longest
+        image, and `keep` counts each image's survivors.
 
     Raises:
       ValueError: the name is taken. Programs compiled for it would go on with the old function.
@@ -49,14 +57,47 @@ def register(name: str) -> Callable[[Method], Method]:
         if name in _METHODS:
             raise ValueError(f"a method named {name!r} is registered already; choose another name")
         _METHODS[name] = method
+        if per_image:
+            _PER_IMAGE.add(name)
         return method
 
     return add
 
 
-def method(name: str) -> Method:
-    """The registered method of that name."""
-    return _METHODS[name]
+def apply(
+    cut: Cut,
+    hidden: jax.Array,
+    attention: jax.Array,
+    visual_positions: jax.Array,
+    *,
+    images: int | None,
+    valid: jax.Array,
+    key: jax.Array,
+) -> CarvedSequence:
+    """Run a cut's method.
+
+    Args:
+      cut: with a count, as `resolve` gives.
+      hidden: [B, S, D].
+      attention: [B, S].
+      visual_positions: [B, N].
+      images: stretches of the N, see `resolve`; only read where the method has a budget for each.
+      valid: [B, N].
+      key: PRNG key.
+
+    Returns:
+      The carved sequence, `indices` [B, K] and `assignment` [B, N] whatever the method.
+    """
+    method = _METHODS[cut.method]
+    if not is_per_image(cut.method):
+        return method(hidden, attention, visual_positions, keep=cut.keep, valid=valid, key=key)
+    batch = visual_positions.shape[0]
+    visual_positions, valid = (x.reshape(batch, images, -1) for x in (visual_positions, valid))
+    carved = method(hidden, attention, visual_positions, keep=cut.keep, valid=valid, key=key)
+    before = jnp.arange(visual_positions.shape[1], dtype=jnp.int32)[:, None]  # images before this one
+    indices = carved.indices + before * visual_positions.shape[2]
+    assignment = jnp.where(carved.assignment < 0, -1, carved.assignment + before * int(cut.keep))
+    return dataclasses.replace(carved, indices=indices.reshape(batch, -1), assignment=assignment.reshape(batch, -1))
 
 
 def methods() -> tuple[str, ...]:
@@ -76,6 +117,14 @@ def _tokencarve(
 ) -> CarvedSequence:
     del key
     return carve_sequence(hidden, attention, visual_positions, keep=keep, valid=valid)
+
+
+def is_per_image(name: str) -> bool:
+    """Whether that method has a budget for each image."""
+    return name in _PER_IMAGE
+
+
+register("tokencarve-per-image", per_image=True)(_tokencarve)
 
 
 @register("random")
@@ -135,20 +184,38 @@ def parse(carve: Carve, *, num_layers: int) -> Schedule:
     return tuple(cuts)
 
 
-def resolve(schedule: Schedule, num_visual: int) -> Schedule:
+def resolve(schedule: Schedule, num_visual: int, *, images: int | None = 1) -> Schedule:
     """Turn every keep into a count. Fractions are of `num_visual`, the tokens before the first cut.
 
     Cuts that keep everything are dropped: they are the identity.
 
+    Args:
+      schedule: from `parse`.
+      num_visual: N, visual tokens of a row, all images together.
+      images: stretches of equal length that the N are, one per image (`Prompt.images`). A method with budgets per
+        image keeps its share of each.
+
     Raises:
-      ValueError: a cut that keeps more than the one before it left, or more than there are.
+      ValueError: a cut that keeps more than the one before it left, or more than there are, or one with budgets per
+        image where it is no longer known which token is of which image.
     """
     left, cuts = num_visual, []
     for cut in schedule if num_visual else ():  # a prompt without images has nothing to cut
-        kept = plan(num_visual, cut.keep).kept
-        if kept > left:
-            raise ValueError(f"cut {tuple(cut)!r} keeps {kept} visual tokens, but only {left} are left at that layer")
-        if kept < left:
+        parts = 1
+        if is_per_image(cut.method):
+            if images is None:
+                raise ValueError(
+                    f"cut {tuple(cut)!r} has a budget for each image, but the tokens of a row's images stand together; "
+                    "pack the prompt with per_image=True, and put no cut with a joint budget before this one"
+                )
+            parts = images
+        kept = plan(num_visual // parts, cut.keep).kept
+        if kept * parts > left:
+            raise ValueError(
+                f"cut {tuple(cut)!r} keeps {kept * parts} visual tokens, but only {left} are left at that layer"
+            )
+        if kept * parts < left:
             cuts.append(cut._replace(keep=kept))
-            left = kept
+            left = kept * parts
+            images = images if parts == images else None
     return tuple(cuts)

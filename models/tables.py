@@ -6,6 +6,8 @@ Three spellings of the same keys are in use, and all are accepted:
     transformers 5 files language_model.model.*   vision_tower.*                language_model.lm_head.weight
     in its memory        model.language_model.*   model.vision_tower.*          lm_head.weight
 
+LLaVA-NeXT adds `image_newline` (`model.image_newline` in memory).
+
 Exports are written in the first.
 """
 
@@ -27,6 +29,8 @@ from models.shards import SINGLE
 if TYPE_CHECKING:  # models.llava imports this module
     from models.llava import Llava
 
+MAPPING = 1  # raised whenever a converted folder of before would be read wrongly
+
 # What a field of a key template stands for; a name that the model does not have is found when paths are compared.
 _FIELDS = {"layer": "0|[1-9][0-9]*"}
 _NAME = "[a-z0-9_]+"
@@ -34,6 +38,7 @@ _NAME = "[a-z0-9_]+"
 _TOWER = r"(?:model\.)?vision_tower\.(?:vision_model\.)?"
 _PROJECTOR = r"(?:model\.)?multi_modal_projector\."
 _DECODER = r"(?:language_model\.model|model\.language_model)\."
+_NEWLINE = r"(?:model\.)?"
 _HEAD = r"(?:language_model\.)?lm_head\."
 
 
@@ -120,8 +125,11 @@ def decoder_table(config: TextConfig) -> Table:
 
 
 def llava_table(config: LlavaConfig) -> Table:
-    """Tower, projector and decoder."""
-    return [*tower_table(config.vision), *projector_table(), *decoder_table(config.text)]
+    """Tower, projector and decoder, and LLaVA-NeXT's newline where the config asks for it."""
+    newline = (
+        [] if config.image_grid_pinpoints is None else _rows(_NEWLINE, "", "", [("image_newline",) * 2 + (AS_IS,)])
+    )
+    return [*tower_table(config.vision), *projector_table(), *newline, *decoder_table(config.text)]
 
 
 def to_hf(model: Llava) -> dict[str, np.ndarray]:

@@ -94,7 +94,7 @@ def damage(source: Path, folder: Path, how: str) -> Path:
 
 DAMAGES = {
     "no config": "has no config.json",
-    "config of another model": "'bert'; supported is 'llava'",
+    "config of another model": "'bert'; supported are 'llava' and 'llava_next'",
     "no processor": "has no processor that can be loaded",
     "no chat template": "chat template",
     "truncated": "model.safetensors is damaged or incomplete",

@@ -166,25 +166,6 @@ def test_the_abstract_model_is_left_as_it_is(save):
     assert all(isinstance(v.get_value(), jax.ShapeDtypeStruct) for v in variables_of(empty).values())
 
 
-@pytest.mark.parametrize(
-    ("hidden", "inner", "layers", "heads"), [(4096, 11008, 32, 32), (5120, 13824, 40, 40)], ids=["7b", "13b"]
-)
-def test_full_sizes_are_wired(hidden, inner, layers, heads):
-    """LLaVA-1.5 in its real sizes, by shapes alone."""
-    text = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "vocab_size": 32064}
-    text |= {"num_attention_heads": heads, "num_key_value_heads": heads, "model_type": "llama"}
-    with torch.device("meta"):
-        model = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(text_config=text))
-    config = llava_config(model.config)
-    headers = {
-        checkpoints.spell(key, "published"): Header(Path(), tuple(value.shape), "F16")
-        for key, value in model.state_dict().items()
-    }
-    planned, found = match(headers, llava_table(config), variables_of(abstract(config, jnp.bfloat16)))
-    assert not found
-    assert len(planned) == len(headers) == 9 * layers + 3 + 4 + 24 * 16 + 7
-
-
 # Writing back
 
 

@@ -175,7 +175,7 @@ def test_no_config(tmp_path):
     ("change", "message"),
     [
         ({"model_type": "llavaa"}, "llavaa"),
-        ({"model_type": "bert"}, "'bert'; supported is 'llava'"),
+        ({"model_type": "bert"}, "'bert'; supported are 'llava' and 'llava_next'"),
         ({"projector_hidden_act": "gelo"}, "projector_hidden_act is 'gelo'; supported are gelu, "),
         ({"vision_config": {"hidden_act": "tanh"}}, "vision_config.hidden_act is 'tanh'"),
         ({"text_config": {"hidden_act": 3}}, "hidden_act"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models.checkpoint import CheckpointError, load_weights
-from models.config import LlavaConfig, TextConfig, VisionConfig, read_config
+from models.config import ConfigError, LlavaConfig, TextConfig, VisionConfig, read_config
 from models.tables import llava_table
 from tests.checkpoints import IMAGE, PATCHES, VISION, abstract, make_llava
 
@@ -54,6 +54,7 @@ LLAVA_FIELDS = {
     "projector_bias": (False, MISFIT),
     "eos_token_ids": (None, ENDS),
     "pad_token_id": (7, ENDS),
+    "image_grid_pinpoints": (((30, 60),), MISFIT),
 }
 CASES = [
     *((("vision", name), *case) for name, case in VISION_FIELDS.items()),
@@ -163,3 +164,17 @@ def test_configs_of_both_generations_read_the_same(tmp_path, eos, want):
     old["image_token_id"] = old.pop("image_token_index")
     path.write_text(json.dumps(old))
     assert read_config(tmp_path) == config
+
+
+def test_generation_config_goes_first(tmp_path):
+    """Which tokens end and pad a row: `generation_config.json`, as for transformers, then `config.json`."""
+    make_llava(tmp_path, text={"eos_token_id": 5, "pad_token_id": 6})
+    assert (read_config(tmp_path).eos_token_ids, read_config(tmp_path).pad_token_id) == ((5,), 6)
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [8, 9]}))
+    assert (read_config(tmp_path).eos_token_ids, read_config(tmp_path).pad_token_id) == ((8, 9), 6)
+    path.write_text(json.dumps({"pad_token_id": 0}))
+    assert (read_config(tmp_path).eos_token_ids, read_config(tmp_path).pad_token_id) == ((5,), 0)
+    path.write_text("{")
+    with pytest.raises(ConfigError, match=r"generation_config\.json cannot be read"):
+        read_config(tmp_path)

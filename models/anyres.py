@@ -1,0 +1,147 @@
+"""LLaVA-NeXT's images of any resolution, as index arithmetic on the host: NumPy only, no pixels and no weights.
+
+An image is seen twice: whole, as one tile, and cut into a grid of tiles at the resolution that fits it best. The
+decoder gets the whole image's tokens first and then the grid's, row by row, without the rows or columns that only
+padded the image to the grid's shape, and with one image-newline embedding at the end of every row::
+
+    tiles of an image    0: whole    1 2: the grid, padded above and below
+                                     3 4
+
+Which token goes where is known from the image's size alone. So the model runs the tower over all tiles, appends the
+newline embedding as one more row, and gathers: `visual_rows` says which rows, in transformers' order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from models.config import LlavaConfig
+
+Size = tuple[int, int]  # height, width
+
+
+def best_resolution(size: Size, pinpoints: Sequence[Size]) -> Size:
+    """The resolution that keeps most of an image's pixels and, among equals, wastes least.
+
+    Args:
+      size: of the image.
+      pinpoints: resolutions to choose from.
+
+    Returns:
+      One of `pinpoints`; the first of equals.
+
+    Examples:
+      >>> best_resolution((480, 640), [(336, 672), (672, 336), (672, 672)])
+      (672, 672)
+    """
+    height, width = size
+
+    def fit(candidate: Size) -> tuple[int, int]:
+        scale = min(candidate[1] / width, candidate[0] / height)
+        used = min(int(width * scale) * int(height * scale), width * height)
+        return used, used - candidate[0] * candidate[1]
+
+    return max(pinpoints, key=fit)
+
+
+def num_tiles(size: Size, pinpoints: Sequence[Size], tile: int) -> int:
+    """Tiles of one image, the whole one included. `tile` is a tile's side in pixels, as for `visual_rows`."""
+    height, width = best_resolution(size, pinpoints)
+    return 1 + (height // tile) * (width // tile)
+
+
+def most_tiles(pinpoints: Sequence[Size], tile: int) -> int:
+    """Tiles of the image that has most."""
+    return 1 + max((height // tile) * (width // tile) for height, width in pinpoints)
+
+
+def padding(size: Size, grid: Size) -> Size:
+    """Rows above (and as many below) and columns left (and right) of a grid that show no image.
+
+    Examples:
+      >>> padding((300, 600), (48, 48))
+      (12, 0)
+    """
+    height, width = size
+    rows, columns = grid
+    if width / height > columns / rows:
+        return (rows - int(round(height * (columns / width), 7))) // 2, 0
+    return 0, (columns - int(round(width * (rows / height), 7))) // 2
+
+
+def visual_rows(
+    size: Size, pinpoints: Sequence[Size], *, tile: int, patches: int, first: int, newline: int
+) -> np.ndarray:
+    """Which features one image's visual tokens are.
+
+    Args:
+      size: of the image in pixels, before it was resized.
+      pinpoints: resolutions that the checkpoint's grids may have, multiples of `tile`.
+      tile: side of a tile in pixels.
+      patches: patches along a tile's side.
+      first: row of the image's first feature among those of all tiles.
+      newline: row of the image-newline embedding.
+
+    Returns:
+      [N] int32 rows, in the order in which the decoder gets them.
+
+    Examples:
+      >>> print(visual_rows((9, 5), [(10, 5)], tile=5, patches=2, first=100, newline=-1))
+      [100 101 102 103 104 105  -1 106 107  -1 108 109  -1 110 111  -1]
+    """
+    height, width = best_resolution(size, pinpoints)
+    down, across = height // tile, width // tile
+    whole = first + np.arange(patches * patches)
+    of_tile = first + patches * patches * np.arange(1, 1 + down * across).reshape(down, 1, across, 1)
+    within = np.arange(patches * patches).reshape(patches, 1, patches)
+    grid = (of_tile + within).reshape(down * patches, across * patches)  # from [down, patches, across, patches]
+    above, left = padding(size, (down * patches, across * patches))
+    grid = grid[above : grid.shape[0] - above, left : grid.shape[1] - left]
+    lines = np.concatenate([grid, np.full((len(grid), 1), newline)], axis=1)
+    return np.concatenate([whole, lines.reshape(-1)]).astype(np.int32)
+
+
+def lay_out(pixel_values: Any, image_sizes: Any, config: LlavaConfig) -> tuple[np.ndarray, list[np.ndarray]]:
+    """All tiles of all images in one stack, and which features of that stack each image brings.
+
+    The stack has room for the largest grid of every image, so that its shape follows from the number of images alone;
+    what no image fills is zero.
+
+    Args:
+      pixel_values: [images, T, C, height, width], each image's tiles first and padding after them.
+      image_sizes: [images, 2], height and width before resizing.
+      config: of a LLaVA-NeXT.
+
+    Returns:
+      [tiles, C, height, width], and per image its rows, the newline being the last row of all.
+
+    Raises:
+      ValueError: shapes that do not belong together.
+    """
+    pinpoints, side = config.image_grid_pinpoints, config.vision.image_size
+    assert pinpoints is not None
+    if image_sizes is None or np.ndim(pixel_values) != 5 or np.shape(image_sizes) != (len(pixel_values), 2):
+        raise ValueError(
+            f"pixel_values has shape {np.shape(pixel_values)} and image_sizes {np.shape(image_sizes)}; LLaVA-NeXT "
+            "expects [images, tiles, channels, height, width] and [images, 2], as the checkpoint's processor gives them"
+        )
+    pixels = np.asarray(pixel_values)
+    sizes = [(int(height), int(width)) for height, width in np.asarray(image_sizes)]
+    if any(length < 1 for size in sizes for length in size):
+        raise ValueError(f"image_sizes is {sizes}; expected heights and widths in pixels")
+    tiles = [num_tiles(size, pinpoints, side) for size in sizes]
+    if max(tiles) > pixels.shape[1]:
+        raise ValueError(f"pixel_values holds {pixels.shape[1]} tiles per image; images of these sizes have {tiles}")
+    stack = np.zeros((len(sizes) * most_tiles(pinpoints, side), *pixels.shape[2:]), pixels.dtype)
+    patches = side // config.vision.patch_size
+    rows, first = [], 0
+    for image, size, count in zip(pixels, sizes, tiles, strict=True):
+        stack[first : first + count] = image[:count]
+        newline = len(stack) * patches**2
+        of_tile = first * patches**2
+        rows.append(visual_rows(size, pinpoints, tile=side, patches=patches, first=of_tile, newline=newline))
+        first += count
+    return stack, rows

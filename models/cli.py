@@ -1,0 +1,63 @@
+"""What all commands share: errors as one clear line, and the flags' parser."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from models.checkpoint import CheckpointError
+from models.config import ConfigError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class CommandError(Exception):
+    """Something that the user can put right. The message says what, on one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, without the usage above it."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with status 2 and one line."""
+        self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
+
+
+def one_line(message: object) -> str:
+    """A message without line breaks."""
+    return " ".join(str(message).split())
+
+
+def run(
+    body: Callable[[argparse.Namespace], int | None],
+    parser: Parser,
+    argv: Sequence[str] | None,
+    *,
+    interrupted: str = "interrupted",
+) -> int:
+    """Parse the flags and do the work.
+
+    Args:
+      body: the work, with the exit status where that is not 0. `CommandError`, `ConfigError`, `CheckpointError` and
+        `OSError` from it become one line on standard error; anything else is a defect and keeps its traceback.
+      parser: of the flags.
+      argv: the flags; those of the process where None.
+      interrupted: what to say after Ctrl-C.
+
+    Returns:
+      The exit status.
+    """
+    flags = parser.parse_args(argv)
+    try:
+        return body(flags) or 0
+    except (CommandError, ConfigError, CheckpointError, OSError) as error:
+        print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{parser.prog}: {interrupted}", file=sys.stderr)
+        return 130

@@ -1,0 +1,182 @@
+"""Compare this package with transformers on one checkpoint: a long prompt about a real photograph, greedily answered.
+
+Prints the largest KL divergence between the two next-token distributions over all tokens of the prompt, and the first
+greedy token that differs. PASS and status 0 where both agree, FAIL and status 1 otherwise. Needs PyTorch, scikit-learn
+(whose sample photograph it is) and memory for both models, one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models import cli, hub
+from models.cli import CommandError
+from models.llava import Llava
+from models.shards import INDEX, SINGLE
+
+_EXAMPLES = """examples:
+  python -m models.compare llava-hf/llava-1.5-7b-hf --against=transformers
+  python -m models.compare path/to/llava --against=transformers --prompt-tokens=2000
+"""
+# Nats per token. Equal weights in float32 stay below a thousandth of the first; bfloat16 rounds every activation.
+LIMITS = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-4}
+_TEXT = (
+    "The photograph was taken on a day in spring, and whoever took it had waited for the light. Say what stands in "
+    "front and what stands behind, which colours there are, how old the place may be, and what happened there before. "
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What two implementations made of one prompt.
+
+    Attributes:
+      tokens: length of the prompt.
+      kl: the largest KL divergence of a token, in nats.
+      at: where in the prompt.
+      greedy: how many greedy tokens were compared.
+      differs: the first of them that differs, or None.
+    """
+
+    tokens: int
+    kl: float
+    at: int
+    greedy: int
+    differs: int | None
+
+
+def divergence(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """KL divergence of ours from theirs, token by token.
+
+    Args:
+      ours: [S, V] logits.
+      theirs: [S, V] logits.
+
+    Returns:
+      [S] float64, NaN where a logit is.
+    """
+    found = np.empty(len(ours))
+    for row, (left, right) in enumerate(zip(ours, theirs, strict=True)):  # a row at a time: V may be large
+        p, q = (x.astype(np.float64) - x.max() for x in (left, right))
+        p, q = (x - np.log(np.exp(x).sum()) for x in (p, q))
+        found[row] = (np.exp(q) * (q - p)).sum()
+    return found
+
+
+def first_difference(ours: np.ndarray, theirs: np.ndarray) -> int | None:
+    """Where two rows of tokens differ first; the end of the shorter counts where they are of different length."""
+    common = min(len(ours), len(theirs))
+    unequal = np.flatnonzero(ours[:common] != theirs[:common])
+    if len(unequal):
+        return int(unequal[0])
+    return None if len(ours) == len(theirs) else common
+
+
+def make_inputs(folder: Path, tokens: int) -> dict[str, Any]:
+    """What the checkpoint's processor makes of a photograph and a text of at least so many tokens."""
+    from sklearn.datasets import load_sample_images
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(folder, backend="pil")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CommandError(f"{folder} has no processor that can be loaded: {error}") from error
+    if not getattr(processor, "chat_template", None):
+        raise CommandError(f"{folder}: its processor has no chat template")
+    text = _TEXT * -(-tokens // max(1, len(processor.tokenizer(_TEXT)["input_ids"]) - 1))
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return dict(processor(images=[load_sample_images().images[0]], text=[prompt], return_tensors="np"))
+
+
+def of_ours(folder: Path, inputs: dict[str, Any], *, dtype: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [S, V] and greedy tokens of this package."""
+    llava = Llava.from_pretrained(folder, dtype=jnp.dtype(dtype))
+    with jax.default_matmul_precision("highest"):
+        logits = np.asarray(llava(**inputs)[0])
+        tokens = np.asarray(llava.generate(**inputs, max_new_tokens=steps)[0])
+    return logits, tokens
+
+
+def of_transformers(folder: Path, inputs: dict[str, Any], *, dtype: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [S, V] and greedy tokens of transformers."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    tensors = {name: torch.tensor(np.asarray(array)) for name, array in inputs.items()}
+    tensors["pixel_values"] = tensors["pixel_values"].to(model.dtype)
+    with torch.no_grad():
+        logits = model(**tensors).logits[0].float().numpy()
+        tokens = model.generate(**tensors, max_new_tokens=steps, do_sample=False)[0].numpy()
+    return logits, tokens[inputs["input_ids"].shape[1] :]
+
+
+def compare(folder: Path, *, dtype: str = "float32", prompt_tokens: int = 500, steps: int = 64) -> Comparison:
+    """Run both and compare.
+
+    Args:
+      folder: a checkpoint in Hugging Face format.
+      dtype: of weights and hidden states, on both sides.
+      prompt_tokens: text tokens of the prompt, at least; short prompts do not show rotary mistakes.
+      steps: greedy tokens.
+
+    Returns:
+      How far they are apart.
+    """
+    inputs = make_inputs(folder, prompt_tokens)
+    ours = of_ours(folder, inputs, dtype=dtype, steps=steps)
+    gc.collect()  # one model at a time
+    theirs = of_transformers(folder, inputs, dtype=dtype, steps=steps)
+    apart = divergence(ours[0], theirs[0])
+    worst = int(np.argmax(np.where(np.isnan(apart), np.inf, apart)))
+    return Comparison(len(apart), float(apart[worst]), worst, len(theirs[1]), first_difference(ours[1], theirs[1]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the flags, compare, and say what went wrong in one line."""
+    parser = cli.Parser(prog="python -m models.compare", description=__doc__, epilog=_EXAMPLES)
+    parser.add_argument("source", metavar="SOURCE", help="a folder in Hugging Face format, or a model id on the hub")
+    parser.add_argument("--against", choices=["transformers"], required=True, help="the other implementation")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub (default: main)")
+    parser.add_argument("--dtype", choices=cli.DTYPES, default="float32", help="of both (default: %(default)s)")
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=500, metavar="N", help="text tokens, at least (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=64, metavar="N", help="greedy tokens (default: %(default)s)")
+
+    def body(flags: argparse.Namespace) -> int:
+        if min(flags.prompt_tokens, flags.steps) < 1:
+            raise CommandError("--prompt-tokens and --steps must be at least 1")
+        folder = hub.find_checkpoint(flags.source, revision=flags.revision)
+        if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
+            raise CommandError(f"{folder} has neither {SINGLE} nor {INDEX}; transformers reads nothing else")
+        try:
+            import torch  # noqa: F401
+        except ImportError:
+            raise CommandError("PyTorch is not installed; this comparison needs it") from None
+        found = compare(folder, dtype=flags.dtype, prompt_tokens=flags.prompt_tokens, steps=flags.steps)
+        limit = LIMITS[flags.dtype]
+        greedy = "none" if found.differs is None else f"number {found.differs + 1}"
+        passed = found.kl <= limit and found.differs is None  # a NaN does not pass
+        print(f"prompt                    {found.tokens} tokens, visual ones included")
+        print(f"largest KL of a token     {found.kl:.3g} nats, at token {found.at + 1} (limit {limit:g})")
+        print(f"first different greedy    {greedy} of {found.greedy}")
+        print("PASS" if passed else "FAIL")
+        return 0 if passed else 1
+
+    return cli.run(body, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

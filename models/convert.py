@@ -1,0 +1,212 @@
+"""Convert a LLaVA checkpoint from Hugging Face format to Orbax, or back, one tensor at a time.
+
+SOURCE is a folder with config.json and safetensors, or a model id on the hub. DEST is a new folder with the weights as
+an Orbax PyTree in DEST/weights, config and processor files as they were published, and conversion.json, which says
+where all came from. `Llava.from_pretrained(DEST)` and the --model flag of other commands take it.
+
+DEST appears when it is complete. An interrupted conversion leaves at most DEST.unfinished, which the next one replaces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from tqdm import tqdm
+
+from models import cli, converted, hub
+from models.checkpoint import CheckpointError, abstract_model, dotted, key_of, read_weights, variables_of
+from models.cli import CommandError
+from models.config import ConfigError, read_config
+from models.llava import Llava
+from models.safetensors_writer import write_safetensors
+from models.shards import open_folder
+from models.tables import MAPPING, llava_table
+
+_EXAMPLES = """examples:
+  python -m models.convert llava-hf/llava-1.5-7b-hf llava-7b --dtype=bfloat16
+  python -m models.convert llava-hf/llava-v1.6-mistral-7b-hf llava-next --dtype=bfloat16 --revision=main
+  python -m models.convert llava-7b llava-7b-hf --to-hf
+"""
+_SLACK = 1 << 20  # bytes that the small files may take
+
+
+def _new_folder(dest: Path, needed: int, fill: Callable[[Path], None]) -> None:
+    """Make `dest` by filling a sibling that is renamed when complete."""
+    if dest.exists():
+        raise CommandError(f"{dest} exists already; remove it, or name another DEST")
+    if not dest.absolute().parent.is_dir():
+        raise CommandError(f"{dest}: there is no folder {dest.absolute().parent} to put it into")
+    unfinished = dest.with_name(f"{dest.name}.unfinished")
+    if unfinished.exists():
+        shutil.rmtree(unfinished)
+    free = shutil.disk_usage(dest.absolute().parent).free
+    if free < needed + _SLACK:
+        raise CommandError(f"{dest} needs {needed / 1e9:.2f} GB, but its disk has only {free / 1e9:.2f} GB left")
+    try:
+        unfinished.mkdir()
+        fill(unfinished)
+        unfinished.rename(dest)
+    except (CheckpointError, ConfigError, CommandError):
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # the last two are Orbax's for a write that failed
+        reason = str(error).split(" [", 1)[0]  # and not TensorStore's whole specification
+        raise CommandError(f"{dest} cannot be written: {reason}") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _copy_small_files(source: Path, dest: Path) -> None:
+    """Config, tokenizer and processor files: all that is fetched from the hub but weights."""
+    for pattern in hub.SMALL_FILES:
+        for path in source.glob(pattern):
+            if path.is_file() and path.name != converted.MANIFEST and ".safetensors" not in path.name:
+                shutil.copyfile(path, dest / path.name)
+
+
+def _hashes(paths: Sequence[Path]) -> dict[str, str]:
+    hashes = {}
+    for path in tqdm(paths, desc="Hashing files", unit=" files", disable=None):
+        with path.open("rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def convert(source: str | Path, dest: str | Path, *, dtype: str = "float32", revision: str | None = None) -> None:
+    """Convert a checkpoint in Hugging Face format to a folder that `Llava.from_pretrained` reads.
+
+    Memory holds a few copies of the largest tensor, however large the checkpoint.
+
+    Args:
+      source: a local folder, or a model id on the hub.
+      dest: a folder that does not exist yet.
+      dtype: name of the float that weights are written in.
+      revision: branch, tag or commit on the hub.
+
+    Raises:
+      CommandError: `dest` exists or cannot be written.
+      CheckpointError, ConfigError, FileNotFoundError: as for `Llava.from_pretrained`.
+    """
+    dest = Path(dest)
+    folder = hub.find_checkpoint(source, revision=revision)
+    if converted.is_converted(folder):
+        raise CommandError(f"{folder} is a converted folder already; add --to-hf for the way back")
+    config, to = read_config(folder), jnp.dtype(dtype)
+    variables = variables_of(abstract_model(lambda rngs: Llava(config, dtype=to, rngs=rngs)))
+    files = open_folder(folder)
+    read = sorted({header.file for header in files.headers.values() if header is not None})
+    needed = sum(int(np.prod(variable.shape)) for variable in variables.values()) * to.itemsize
+
+    def fill(unfinished: Path) -> None:
+        _copy_small_files(folder, unfinished)
+        weights = read_weights(files, llava_table(config), variables, dtype=to)
+        converted.save(unfinished, [dotted(path) for path in variables], weights)
+        manifest = {
+            "source": str(source),
+            "revision": folder.name if folder.parent.name == "snapshots" else None,
+            "dtype": dtype,
+            "mapping": MAPPING,
+            "files": _hashes([folder / "config.json", *read]),
+        }
+        (unfinished / converted.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+    _new_folder(dest, needed, fill)
+
+
+def to_hf(source: str | Path, dest: str | Path) -> None:
+    """Write a converted folder as safetensors that transformers loads, in the dtype of the folder, bit for bit.
+
+    Args:
+      source: a converted folder.
+      dest: a folder that does not exist yet.
+
+    Raises:
+      CommandError: `source` is not a converted folder, or `dest` exists or cannot be written.
+      CheckpointError, ConfigError: a damaged folder.
+    """
+    source, dest = Path(source), Path(dest)
+    if not converted.is_converted(source):
+        raise CommandError(f"{source} is not a folder that this command converted; --to-hf has nothing to read")
+    config, dtype = read_config(source), converted.read_manifest(source)["dtype"]
+    to = jnp.dtype(dtype)
+    variables = variables_of(abstract_model(lambda rngs: Llava(config, dtype=to, rngs=rngs)))
+    reader, table = converted.Reader(source, variables), llava_table(config)
+    groups: dict[str, list[str]] = {}
+    for path in reader.shapes:  # a layer's weights are read together
+        groups.setdefault(".".join(path.split(".")[:3]), []).append(path)
+    rows = {path: key_of(path, table) for group in groups.values() for path in group}
+    shapes = {key: _saved_shape(reader.shapes[path], how) for path, (key, how) in rows.items()}
+
+    def tensors() -> Iterator[tuple[str, np.ndarray]]:
+        with tqdm(total=len(rows), desc="Writing weights", unit=" tensors", disable=None) as bar:
+            for group in groups.values():
+                arrays = reader.read({path: ocp.RestoreArgs(restore_type=np.ndarray, dtype=to) for path in group})
+                for path in group:
+                    key, how = rows[path]
+                    yield key, how.save(arrays.pop(path))
+                    bar.update()
+
+    def fill(unfinished: Path) -> None:
+        _copy_small_files(source, unfinished)
+        _set_dtype(unfinished / "config.json", dtype)
+        write_safetensors(unfinished, shapes, tensors(), dtype=to)
+
+    needed = sum(int(np.prod(shape)) for shape in shapes.values()) * to.itemsize
+    _new_folder(dest, needed, fill)
+
+
+def _saved_shape(shape: tuple[int, ...], how: Any) -> tuple[int, ...]:
+    return how.save(np.broadcast_to(np.int8(0), shape)).shape  # a view, or a small copy at worst
+
+
+def _set_dtype(path: Path, dtype: str) -> None:
+    """Make config.json name the dtype of the weights: transformers loads in the one that it names."""
+    config = json.loads(path.read_text())
+    for part in (config, config.get("text_config"), config.get("vision_config")):
+        if isinstance(part, dict):
+            part.pop("torch_dtype", None)
+            part["dtype"] = dtype
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the flags, convert, and say what went wrong in one line."""
+    parser = cli.Parser(prog="python -m models.convert", description=__doc__, epilog=_EXAMPLES)
+    parser.add_argument("source", metavar="SOURCE", help="a folder, or a model id such as llava-hf/llava-1.5-7b-hf")
+    parser.add_argument("dest", type=Path, metavar="DEST", help="the folder to make; it must not exist yet")
+    parser.add_argument(
+        "--dtype",
+        choices=cli.DTYPES,
+        help="of the converted weights (default: float32, which holds every published checkpoint exactly)",
+    )
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub (default: main)")
+    parser.add_argument(
+        "--to-hf", action="store_true", help="the way back: from a converted folder to safetensors for transformers"
+    )
+
+    def body(flags: argparse.Namespace) -> None:
+        # Orbax warns of features that are off on purpose, and what goes wrong in its threads is raised here as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        if flags.to_hf and (flags.dtype or flags.revision):
+            raise CommandError("--to-hf writes the weights as they are; it goes with neither --dtype nor --revision")
+        if flags.to_hf:
+            to_hf(flags.source, flags.dest)
+        else:
+            convert(flags.source, flags.dest, dtype=flags.dtype or "float32", revision=flags.revision)
+        print(flags.dest)
+
+    return cli.run(body, parser, argv, interrupted="interrupted; nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Folders that were converted: read bit by bit to where they are to live, and refused where they are damaged."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from models import convert, converted
+from models.checkpoint import CheckpointError
+from models.llava import Llava
+from models.tables import to_hf
+from tests.checkpoints import Q_PROJ, save_small, small, tensors
+from tests.test_checkpoint import assert_same_bits
+
+
+@pytest.fixture(scope="module")
+def orbax(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("converted")
+    (folder / "hf").mkdir()
+    convert.convert(save_small(folder / "hf", shards=3), folder / "orbax")
+    return folder / "orbax"
+
+
+def published():
+    return {key: value.numpy() for key, value in tensors(small()).items()}
+
+
+def test_from_pretrained_reads_it_bit_by_bit(orbax):
+    assert_same_bits(to_hf(Llava.from_pretrained(orbax)), published())
+    half = to_hf(Llava.from_pretrained(orbax, dtype=jnp.bfloat16))
+    assert_same_bits(half, {key: value.astype(ml_dtypes.bfloat16) for key, value in published().items()})
+
+
+def test_orbax_alone_reads_it(orbax):
+    tree = ocp.PyTreeCheckpointer().restore((orbax / converted.WEIGHTS).absolute())
+    got = tree["decoder"]["layers"]["0"]["self_attn"]["q_proj"]["kernel"]
+    np.testing.assert_array_equal(got, published()[Q_PROJ].T)
+
+
+def test_weights_are_restored_to_their_places_on_a_mesh(orbax):
+    mesh = jax.make_mesh((1,), ("model",))
+    kernel = Llava.from_pretrained(orbax, mesh=mesh).decoder.layers[0].self_attn.q_proj.kernel[...]
+    assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, "model")
+
+
+def copied(orbax, tmp_path):
+    folder = tmp_path / "dest"
+    shutil.copytree(orbax, folder)
+    return folder
+
+
+def test_converted_folders_that_are_damaged(orbax, tmp_path):
+    folder = copied(orbax, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"num_hidden_layers": 2, "intermediate_size": 71}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"missing weight decoder\.layers\.1\.") as caught:
+        Llava.from_pretrained(folder)
+    assert len(caught.value.problems) == 9 + 3
+    shape = "decoder.layers.0.mlp.up_proj.kernel has shape [42, 70]; config.json asks for [42, 71]"
+    assert shape in caught.value.problems
+
+
+@pytest.mark.parametrize("gone", ["weights", "weights/_METADATA", "weights/decoder.lm_head.kernel"])
+def test_converted_folders_that_are_incomplete(orbax, tmp_path, gone):
+    folder = copied(orbax, tmp_path)
+    shutil.rmtree(folder / gone) if (folder / gone).is_dir() else (folder / gone).unlink()
+    with pytest.raises(CheckpointError, match="weights is damaged or incomplete") as caught:
+        Llava.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("{", "cannot be read"), ("{}", "cannot be read"), ('{"mapping": 0}', "Convert it again")]
+)
+def test_manifests_that_are_refused(orbax, tmp_path, text, said):
+    folder = copied(orbax, tmp_path)
+    (folder / "conversion.json").write_text(text)
+    with pytest.raises(CheckpointError, match=said):
+        Llava.from_pretrained(folder)

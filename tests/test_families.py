@@ -1,0 +1,105 @@
+"""The five published families, small: converted, and equal to transformers in logits and greedy tokens."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from models import convert, generation
+from models.checkpoint import match, variables_of
+from models.config import ConfigError, llava_config
+from models.llava import Llava
+from models.schedule import parse, resolve
+from models.shards import Header
+from models.tables import llava_table
+from tests import checkpoints, families
+
+TOLERANCE = 1e-4
+IMAGES, WORDS = (1, 2, 1), (500, 9, 40)  # unequal prompts, one and two photographs, 500 tokens of text
+
+
+def as_torch(inputs):
+    return {key: torch.tensor(np.asarray(value)) for key, value in inputs.items()}
+
+
+@pytest.fixture(scope="module", params=families.PUBLISHED)
+def family(request, tmp_path_factory):
+    """Ours from a converted folder, transformers', and a batch."""
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs = families.make(request.param, folder / "hf")
+    assert len(list((folder / "hf").glob("*.safetensors"))) == families.SHARDS
+    convert.convert(folder / "hf", folder / "orbax")
+    return Llava.from_pretrained(folder / "orbax"), theirs, families.batch(theirs.config, IMAGES, WORDS)
+
+
+def test_logits(family):
+    ours, theirs, inputs = family
+    with torch.no_grad():
+        want = theirs(**as_torch(inputs)).logits.numpy()
+    got, real = np.asarray(ours(**inputs)), inputs["attention_mask"].astype(bool)
+    assert want[real].std() > 0.5
+    np.testing.assert_allclose(got[real], want[real], rtol=0, atol=TOLERANCE)
+
+
+def test_greedy_tokens(family):
+    ours, theirs, inputs = family
+    want = theirs.generate(**as_torch(inputs), max_new_tokens=64, do_sample=False).numpy()
+    want = want[:, inputs["input_ids"].shape[1] :]
+    assert want.shape == (3, 64)
+    assert len({tuple(row) for row in want}) == 3
+    np.testing.assert_array_equal(ours.generate(**inputs, max_new_tokens=64), want)
+
+
+@pytest.mark.parametrize("name", families.PUBLISHED)
+def test_full_size_is_wired(name):
+    """The real config by shapes alone: every weight has its place, and a carved prompt runs through."""
+    hf = families.hf_config(name)
+    with torch.device("meta"):
+        model = transformers.AutoModelForImageTextToText.from_config(hf)
+    config = llava_config(hf)
+    llava = checkpoints.abstract(config, jnp.bfloat16)
+    headers = {
+        checkpoints.spell(key, "published"): Header(Path(), tuple(value.shape), "F16")
+        for key, value in model.state_dict().items()
+    }
+    planned, found = match(headers, llava_table(config), variables_of(llava))
+    grids = hf.model_type == "llava_next"
+    assert not found
+    assert len(planned) == len(headers) == 9 * config.text.num_layers + 3 + 4 + 24 * 16 + 7 + grids
+    assert ("image_newline" in headers) == grids
+
+    images = {"pixel_values": np.broadcast_to(np.float32(0), (1, 5, 3, 336, 336) if grids else (1, 3, 336, 336))}
+    images |= {"image_sizes": [(672, 672)]} if grids else {}
+    visual = 2880 + 48 if grids else 576
+    ids = np.array([[1, *[config.image_token_id] * visual, *range(3, 40)]])
+    prompt = llava.prompt(ids, **images)
+    assert prompt.visual_positions.shape == (1, -(-visual // 64) * 64 if grids else visual)
+    cuts = resolve(parse(0.222, num_layers=config.text.num_layers), prompt.visual_positions.shape[1])
+    out = jax.eval_shape(
+        lambda llava, prompt: generation.prefill(llava, prompt, jnp.uint32(0), schedule=cuts, room=32), llava, prompt
+    )
+    kept = 653 if grids else 128  # of 2,944 slots and of 576
+    assert out.survivors[0].shape == (1, kept)
+    assert out.logits.shape == (1, 32064)
+    slots = prompt.input_ids.shape[1] - prompt.visual_positions.shape[1] + kept + 32
+    assert out.cache.layers[-1][0].size == slots * config.text.num_kv_heads * config.text.head_dim
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("image_grid_pinpoints", [[84, 100]], "expected multiples of 84 pixels"),
+        ("image_grid_pinpoints", [[0, 84]], "expected multiples of 84 pixels"),
+        ("image_grid_pinpoints", [], "expected multiples of 84 pixels"),
+        ("vision_feature_select_strategy", "full", "need 'default'"),
+    ],
+)
+def test_grids_that_are_refused(field, value, said):
+    hf = families.narrow("llava-v1.6-vicuna-7b")
+    setattr(hf, field, value)
+    with pytest.raises(ConfigError, match=said):
+        llava_config(hf)
