@@ -8,11 +8,8 @@ result is a folder in Hugging Face format that `transformers.LlavaForConditional
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import orbax.checkpoint as ocp
 from flax import nnx
 from tqdm import tqdm
 
@@ -29,54 +24,17 @@ from experiments import cli
 from experiments.tiny_processor import VOCABULARY, save_processor
 from experiments.training.decoder import Answerer, answer_logits, answer_loss, place_loss
 from experiments.training.pool import NUM_PATCHES, Pool, QuestionTokens, choose_patches, make_pool
+from experiments.training.stages import STAGES, Stage, claim_folder, run_stage, scaled
 from experiments.training.tower import TowerWithHeads, grid_embedding, normalise_patches, scene_pairs, tower_loss
 from models.config import llava_config
 from models.llava import Llava
 
 QUESTION_WIDTH = 16  # tokens; the longest question with its answer has 15
-SAVE_EVERY = 100  # steps
 _EXAMPLES = """examples:
   python -m experiments.train                                     about an hour and a half on two CPU cores
   python -m experiments.train --seed=1 --work=runs/b --dest=runs/b/model
   python -m experiments.eval --model=runs/tiny/model              measure what came out
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One stretch of training with its own learning-rate schedule.
-
-    Attributes:
-      name: unique.
-      part: "tower" or "decoder".
-      steps: how many.
-      batch: images a step.
-      patches: visual tokens seen of each image; `NUM_PATCHES` means all.
-      rate: peak learning rate.
-      short: share of questions in their short form at the first and at the last step.
-      places: weight of the loss on where each patch is.
-    """
-
-    name: str
-    part: str
-    steps: int
-    batch: int
-    patches: int
-    rate: float
-    short: tuple[float, float] = (0.0, 0.0)
-    places: float = 0.0
-
-
-STAGES = (
-    Stage("tower-objects", "tower", 700, 64, 96, 2e-3),
-    Stage("tower-places", "tower", 250, 64, 96, 1e-3, places=0.5),
-    Stage("tower-whole", "tower", 40, 32, NUM_PATCHES, 3e-4, places=0.5),
-    Stage("decoder-short", "decoder", 500, 16, 96, 2e-3, (1.0, 0.5), places=0.05),
-    Stage("decoder-objects", "decoder", 1000, 16, 96, 2e-3, (0.5, 0.0), places=0.05),
-    Stage("decoder-relations", "decoder", 500, 16, 128, 1.2e-3, places=0.05),
-    Stage("decoder-comparisons", "decoder", 380, 16, 128, 1.2e-3, places=0.05),
-    Stage("decoder-whole", "decoder", 200, 8, NUM_PATCHES, 6e-4, places=0.05),
-)
 
 
 def hf_config() -> Any:
@@ -115,67 +73,6 @@ def hf_config() -> Any:
         vision_feature_select_strategy="default",
         tie_word_embeddings=False,
     )
-
-
-def make_optimizer(stage: Stage) -> optax.GradientTransformation:
-    """AdamW with warm-up, cosine decay and clipping; norms and biases do not decay."""
-    warmup = min(100, stage.steps // 5)
-    rate = optax.warmup_cosine_decay_schedule(0.0, stage.rate, warmup, stage.steps, 0.02 * stage.rate)
-    decay = optax.adamw(rate, b2=0.98, weight_decay=0.02, mask=partial(jax.tree.map, lambda x: x.ndim > 1))
-    return optax.chain(optax.clip_by_global_norm(1.0), decay)
-
-
-LossFn = Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
-
-
-def run_stage(
-    stage: Stage, number: int, model: Any, loss_fn: LossFn, batch_at: Callable[[int], Any], folder: Path, log: Any
-) -> Any:
-    """Train `model` through one stage, picking up where an earlier run was cut off.
-
-    Args:
-      stage: what to do.
-      number: of the stage, for the log.
-      model: a pytree of weights (an NNX module).
-      loss_fn: (model, batch) -> loss, metrics.
-      batch_at: step -> batch; the same batch for the same step, so that a resumed run sees the same data.
-      folder: where this stage's checkpoints go.
-      log: an open text file; one JSON line per 20 steps.
-
-    Returns:
-      The trained model.
-    """
-    optimizer = make_optimizer(stage)
-    state = {"model": model, "optimizer": optimizer.init(model)}
-
-    @partial(jax.jit, donate_argnums=0)
-    def step_fn(state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["model"], batch)
-        updates, moments = optimizer.update(grads, state["optimizer"], state["model"])
-        return {"model": optax.apply_updates(state["model"], updates), "optimizer": moments}, {"loss": loss, **metrics}
-
-    structure = jax.tree.structure(state)
-    with ocp.CheckpointManager(
-        (folder / stage.name).absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2)
-    ) as saved:
-        first = saved.latest_step() or 0
-        if first:
-            leaves = saved.restore(first, args=ocp.args.StandardRestore(jax.tree.leaves(state)))
-            state = jax.tree.unflatten(structure, leaves)
-        bar = tqdm(range(first, stage.steps), stage.name, total=stage.steps, initial=first, mininterval=2)
-        start = time.perf_counter()
-        for step in bar:
-            state, metrics = step_fn(state, batch_at(step))
-            done = step + 1
-            if done % 20 == 0 or done == stage.steps:
-                row = {name: round(float(value), 4) for name, value in metrics.items()}
-                bar.set_postfix(row)
-                seconds = round(time.perf_counter() - start, 1)
-                log.write(json.dumps({"stage": stage.name, "number": number, "step": done, "s": seconds, **row}) + "\n")
-                log.flush()
-            if done % SAVE_EVERY == 0 or done == stage.steps:
-                saved.save(done, args=ocp.args.StandardSave(jax.tree.leaves(state)))
-    return state["model"]
 
 
 def tower_batches(pool: Pool, stage: Stage, seed: int) -> Callable[[int], Any]:
@@ -245,16 +142,10 @@ def decoder_loss(places: float, model: Answerer, batch: Any) -> tuple[jax.Array,
     return loss + places * where_loss, metrics | {"where": where_loss}
 
 
-def scaled(stages: tuple[Stage, ...], factor: float) -> Iterator[Stage]:
-    """The same stages with more or fewer steps."""
-    for stage in stages:
-        yield dataclasses.replace(stage, steps=max(2, round(stage.steps * factor)))
-
-
 def train(*, work: Path, dest: Path, pool_size: int, questions: int, seed: int, factor: float) -> None:
     """Run every stage and write the model to `dest`."""
     stages = list(scaled(STAGES, factor))
-    work.mkdir(parents=True, exist_ok=True)
+    claim_folder(work, {"pool": pool_size, "questions": questions, "seed": seed}, stages)
     pool = make_pool(work, pool_size, seed)
     config = hf_config()
     model = Llava(llava_config(config), rngs=nnx.Rngs(seed))

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.cli import CommandError
 from experiments.scenes import make_scene
 from experiments.tiny_processor import PROMPT, build_processor
-from experiments.train import STAGES, Stage, hf_config, run_stage, write_model
+from experiments.train import hf_config, write_model
 from experiments.training.decoder import answer_logits, answer_loss
 from experiments.training.pool import IGNORE, QuestionTokens, choose_patches, flatten_patches
+from experiments.training.stages import STAGES, Stage, claim_folder, run_stage
 from experiments.training.tower import normalise_patches
 from models.clip import patchify
 from models.config import llava_config
@@ -97,7 +99,7 @@ class Interrupted(Exception):
 
 
 def test_an_interrupted_stage_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.train.SAVE_EVERY", 4)
+    monkeypatch.setattr("experiments.training.stages.SAVE_EVERY", 4)
     stage = Stage("toy", "tower", 11, 1, 1, 0.05)
 
     def loss_fn(model, batch):
@@ -124,6 +126,16 @@ def test_an_interrupted_stage_goes_on_to_the_same_weights(tmp_path, monkeypatch)
     resumed = run_stage(stage, 0, start(), loss_fn, batch_at, tmp_path / "cut", io.StringIO())
     chex.assert_trees_all_equal(whole, resumed)
     assert not np.allclose(whole["w"], start()["w"])
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    settings, stages = {"pool": 8, "seed": 0}, (Stage("toy", "tower", 11, 1, 1, 0.05),)
+    claim_folder(tmp_path / "work", settings, stages)
+    claim_folder(tmp_path / "work", settings, stages)  # the same run goes on
+    with pytest.raises(CommandError, match=r"other settings \(pool\); pass another --work"):
+        claim_folder(tmp_path / "work", settings | {"pool": 9}, stages)
+    with pytest.raises(CommandError, match=r"\(toy\)"):
+        claim_folder(tmp_path / "work", settings, (Stage("toy", "tower", 12, 1, 1, 0.05),))
 
 
 def test_a_written_model_loads_bit_for_bit(tmp_path):
