@@ -13,6 +13,7 @@ import pytest
 from jax import export
 
 import tokencarve_jax as tc
+from tests.devices import host_devices
 from tests.test_carve import inputs
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -116,7 +117,7 @@ def test_carved_is_a_pytree():
 
 def test_no_import_of_flax():
     code = "import sys, tokencarve_jax; assert not {'flax', 'models', 'torch'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(__file__).parents[1], timeout=600)
 
 
 EIGHT_DEVICES = """
@@ -152,13 +153,13 @@ EIGHT_DEVICES = """
 
 
 def test_sharding_the_batch_over_eight_devices_changes_nothing():
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES)],
         capture_output=True,
         text=True,
-        env=env,
+        env=os.environ | host_devices(8),
         check=False,
+        timeout=600,
         cwd=pathlib.Path(__file__).parents[1],
     )
     assert done.returncode == 0, done.stderr

@@ -290,7 +290,13 @@ class TestBadInput:
     def test_as_a_process(self, tmp_path, flag, said):
         argv = [sys.executable, "-m", "experiments.eval", f"--model={tmp_path}", f"--out={tmp_path / 'out'}"]
         done = subprocess.run(
-            [*argv, *filter(None, [flag])], cwd=ROOT, capture_output=True, text=True, env=os.environ, check=False
+            [*argv, *filter(None, [flag])],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env=os.environ,
+            check=False,
+            timeout=600,
         )
         assert done.returncode != 0
         assert said in done.stderr

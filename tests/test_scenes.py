@@ -70,7 +70,8 @@ def test_the_same_arguments_give_the_same_scene_in_any_process() -> None:
         "print(digest(make_scene('test', 3, seed=5, config=CROWDED, questions=9)))"
     )
     root = Path(__file__).parents[1]
-    there = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    argv = [sys.executable, "-c", program]
+    there = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=True, timeout=600)
     assert there.stdout.strip() == here
 
 

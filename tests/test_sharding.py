@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from models.sharding import auto_mesh, weight_sharding
+from tests.devices import host_devices
 
 DEVICES = 8
 
@@ -88,16 +89,11 @@ def test_a_sharded_model_says_what_the_whole_one_says():
     done = subprocess.run(
         [sys.executable, "-c", "from tests.test_sharding import on_eight_devices; on_eight_devices()"],
         cwd=pathlib.Path(__file__).parents[1],
-        # One program at a time: eight devices that wait for each other can starve the threads of a small machine.
-        env=os.environ
-        | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
-        },
+        env=os.environ | host_devices(DEVICES),
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("is right") == 3

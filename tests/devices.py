@@ -1,0 +1,16 @@
+"""Several devices on one machine without any: what a process must know before JAX starts."""
+
+
+def host_devices(count: int) -> dict[str, str]:
+    """Environment variables for `count` CPU devices that can wait without starving each other.
+
+    All devices run on one pool of threads, as many as there are devices. jaxlib's LAPACK kernels (`eigh` in a carve)
+    hand the matrices of a batch to that same pool and wait: with every thread waiting, nobody is left to do them.
+    Hence twice as many threads, and one program at a time.
+    """
+    return {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
+        "PJRT_NPROC": str(2 * count),
+    }
