@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -68,7 +69,7 @@ def _check(flags: argparse.Namespace) -> int:
 def _rounds(
     flags: argparse.Namespace, runners: dict[str, ours.Runner], carving: ours.Carving, peer: Peer | None, probes: Any
 ) -> dict[str, list[float]]:
-    """Every program once per round, ours and theirs by turns."""
+    """Every program once per round, ours and theirs by turns, and how fast the machine was in that round."""
     steps = runners["carved"].steps
     work = {
         ("uncompressed", "prefill"): runners["uncompressed"].prefill,
@@ -80,14 +81,23 @@ def _rounds(
         ("carved", "decode"): runners["carved"].decode,
     }
     times: dict[str, list[float]] = {" ".join(name): [] for name, call in work.items() if call}
+    times |= {"bandwidth": [], "flops": []}
     for index in tqdm(range(flags.repeats + 1), desc="rounds", unit="round", leave=False):
         for name, call in work.items():
             if call:
                 seconds = call()
                 if index:  # the first round warms up
                     times[" ".join(name)].append(seconds)
-        probes.measure()
+        speeds = probes.measure()
+        if index:
+            times["bandwidth"].append(speeds[0])
+            times["flops"].append(speeds[1])
     return times
+
+
+def _share(work: float, seconds: Sequence[float], per_second: Sequence[float]) -> float:
+    """How much of the machine's own speed was used: the median over the rounds."""
+    return statistics.median(work / taken / speed for taken, speed in zip(seconds, per_second, strict=True))
 
 
 def _cell(
@@ -116,18 +126,19 @@ def _cell(
         side: dict[str, Any] = {"prefill": prefill, "step": step, "tokens_per_second": batch / step["median"]}
         runner = runners["uncompressed" if name == "transformers" else name]
         side["prefill_flops"] = batch * flops.get(name, flops["uncompressed"])
-        side["prefill_share"] = side["prefill_flops"] / prefill["median"] / probes.flops_per_second
+        side["prefill_share"] = _share(side["prefill_flops"], prefill["seconds"], times["flops"])
         slots = runner.cache["slots"]
         side["step_bytes"] = floors.step_bytes(
             config, batch=batch, prompt_slots=slots, new_tokens=flags.new_tokens, itemsize=itemsize
         )
-        side["decode_share"] = side["step_bytes"] / step["median"] / probes.bandwidth
+        side["decode_share"] = _share(side["step_bytes"], step["seconds"], times["bandwidth"])
         if name == "transformers":
             side["peak"] = peer.peak_memory() if peer else None
         else:
             side |= {"cache": runner.cache, "compile": runner.compile_seconds, "peak": runner.peak}
         cell[name] = side
     alone = timing.summary(times["carve alone"])
+    cell["speeds"] = {name: times[name] for name in ("bandwidth", "flops")}
     cell["carving"] = {
         "visual": config.tokens_per_image,
         "kept": keep,
@@ -193,7 +204,6 @@ def bench(flags: argparse.Namespace) -> None:
     else:
         print("\nlargest batch that fits: n/a on a CPU (--largest-batch asks for it all the same)")
     found = {
-        "bandwidth": probes.bandwidth,
         "bytes_per_second": probes.bytes_per_second,
         "flops_per_second": probes.flops_per_second,
         "dispatch_seconds": ours.dispatch_seconds(llava),

@@ -4,7 +4,7 @@ A table is a list of rows. A `Row` says where a key goes and how it is reshaped;
 wanted. Every key of a checkpoint must match exactly one row, and every weight of the model must be written exactly
 once. Whatever is wrong is collected and raised together, as one `CheckpointError`.
 
-Names in files are dotted, and so are paths in models here: "decoder.layers.0.mlp.up_proj.kernel".
+Names in files are dotted, and so are paths in models here: "decoder.layers.0.mlp.up_proj.weight".
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ class Transform:
 
 
 AS_IS = Transform(load=lambda x: x, save=lambda x: x)
-TRANSPOSED = Transform(load=lambda x: x.T, save=lambda x: x.T)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +120,7 @@ def variables_of(model: nnx.Module) -> Variables:
 
 
 def dotted(path: Sequence[Any]) -> str:
-    """("layers", 0, "kernel") -> "layers.0.kernel"."""
+    """("layers", 0, "weight") -> "layers.0.weight"."""
     return ".".join(str(part) for part in path)
 
 

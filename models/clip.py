@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.config import VisionConfig
-from models.layers import ACTIVATIONS, attend
+from models.layers import ACTIVATIONS, Linear, attend
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
@@ -35,10 +35,10 @@ class Attention(nnx.Module):
     def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         width = config.hidden_size
         self.num_heads = config.num_heads
-        self.q_proj = nnx.Linear(width, width, param_dtype=dtype, rngs=rngs)
-        self.k_proj = nnx.Linear(width, width, param_dtype=dtype, rngs=rngs)
-        self.v_proj = nnx.Linear(width, width, param_dtype=dtype, rngs=rngs)
-        self.out_proj = nnx.Linear(width, width, param_dtype=dtype, rngs=rngs)
+        self.q_proj = Linear(width, width, use_bias=True, dtype=dtype, rngs=rngs)
+        self.k_proj = Linear(width, width, use_bias=True, dtype=dtype, rngs=rngs)
+        self.v_proj = Linear(width, width, use_bias=True, dtype=dtype, rngs=rngs)
+        self.out_proj = Linear(width, width, use_bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, D] -> [B, N, D]."""
@@ -52,8 +52,8 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.activation = config.activation
-        self.fc1 = nnx.Linear(config.hidden_size, config.intermediate_size, param_dtype=dtype, rngs=rngs)
-        self.fc2 = nnx.Linear(config.intermediate_size, config.hidden_size, param_dtype=dtype, rngs=rngs)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, use_bias=True, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, use_bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, D] -> [B, N, D]."""
@@ -88,8 +88,8 @@ class ClipVisionTower(nnx.Module):
         self.config = config
         width, patch = config.hidden_size, config.patch_size
         self.class_embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (width,), dtype))
-        self.patch_embedding = nnx.Linear(
-            config.num_channels * patch * patch, width, use_bias=False, param_dtype=dtype, rngs=rngs
+        self.patch_embedding = Linear(
+            config.num_channels * patch * patch, width, use_bias=False, dtype=dtype, rngs=rngs
         )
         self.position_embedding = nnx.Param(
             nnx.initializers.normal(0.02)(rngs.params(), (config.num_patches + 1, width), dtype)

@@ -1,4 +1,4 @@
-"""The few functions that tower and decoder share: activations, rotary embedding, attention.
+"""The few functions that tower and decoder share: activations, linear layers, rotary embedding, attention.
 
 Axis letters: B batch, S sequence (queries), T keys, H heads, G key-value heads, d head width.
 """
@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -38,7 +39,34 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     }
 )
 
+
+class Linear(nnx.Module):
+    """y = W x + b, with W as checkpoints hold it: [out, in].
+
+    In decoding every row of W is read once, for one vector. Stored by rows, the rows that a core works on are one
+    stretch of memory; stored as [in, out], they are scattered over all of it.
+
+    Args:
+      in_features: width of x.
+      out_features: width of y.
+      use_bias: whether there is a b.
+      dtype: of W and b.
+      rngs: for the random initialisation.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, use_bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.weight = nnx.Param(_by_fan_in(rngs.params(), (out_features, in_features), dtype))
+        self.bias = nnx.Param(jnp.zeros(out_features, dtype)) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., out]."""
+        y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        return y if self.bias is None else y + self.bias[...]
+
+
 QUERY_BLOCK = 128  # queries at a time in `attend`
+
+_by_fan_in = nnx.initializers.lecun_normal(in_axis=-1, out_axis=-2)
 
 Rotation = tuple[jax.Array, jax.Array]  # cosine and sine, each [B, S, d/2] float32
 

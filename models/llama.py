@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.config import TextConfig
-from models.layers import ACTIVATIONS, Rotation, attend, rotate, rotation
+from models.layers import ACTIVATIONS, Linear, Rotation, attend, rotate, rotation
 
 
 class Attention(nnx.Module):
@@ -25,10 +25,10 @@ class Attention(nnx.Module):
     def __init__(self, config: TextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         width, bias = config.hidden_size, config.attention_bias
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = nnx.Linear(width, queries, use_bias=bias, param_dtype=dtype, rngs=rngs)
-        self.k_proj = nnx.Linear(width, keys, use_bias=bias, param_dtype=dtype, rngs=rngs)
-        self.v_proj = nnx.Linear(width, keys, use_bias=bias, param_dtype=dtype, rngs=rngs)
-        self.o_proj = nnx.Linear(queries, width, use_bias=bias, param_dtype=dtype, rngs=rngs)
+        self.q_proj = Linear(width, queries, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.k_proj = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.v_proj = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.o_proj = Linear(queries, width, use_bias=bias, dtype=dtype, rngs=rngs)
 
 
 class Mlp(nnx.Module):
@@ -37,9 +37,9 @@ class Mlp(nnx.Module):
     def __init__(self, config: TextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.activation = config.activation
-        self.gate_proj = nnx.Linear(width, inner, use_bias=bias, param_dtype=dtype, rngs=rngs)
-        self.up_proj = nnx.Linear(width, inner, use_bias=bias, param_dtype=dtype, rngs=rngs)
-        self.down_proj = nnx.Linear(inner, width, use_bias=bias, param_dtype=dtype, rngs=rngs)
+        self.gate_proj = Linear(width, inner, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.up_proj = Linear(width, inner, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.down_proj = Linear(inner, width, use_bias=bias, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, S, D] -> [B, S, D]."""
@@ -98,7 +98,7 @@ class Decoder(nnx.Module):
         self.lm_head = (  # a tied head has no weights of its own
             None
             if config.tie_word_embeddings
-            else nnx.Linear(config.hidden_size, config.vocab_size, use_bias=False, param_dtype=dtype, rngs=rngs)
+            else Linear(config.hidden_size, config.vocab_size, use_bias=False, dtype=dtype, rngs=rngs)
         )
 
     def rotation(self, positions: jax.Array) -> Rotation:
@@ -125,5 +125,5 @@ class Decoder(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final norm and output head: [..., D] -> [..., V] float32."""
         hidden = self.norm(hidden)
-        kernel = self.embed_tokens.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
-        return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        weight = self.embed_tokens.embedding[...] if self.lm_head is None else self.lm_head.weight[...]
+        return jnp.einsum("...d,vd->...v", hidden, weight, preferred_element_type=jnp.float32)

@@ -20,7 +20,7 @@ from models.checkpoint import abstract_model, load_weights
 from models.clip import ClipVisionTower
 from models.config import LlavaConfig, read_config
 from models.hub import find_checkpoint
-from models.layers import ACTIVATIONS, causal_mask
+from models.layers import ACTIVATIONS, Linear, causal_mask
 from models.llama import Decoder
 from models.prompt import Prompt, make_prompt, pack_order, round_up
 from models.sampling import GREEDY, Sampling
@@ -37,8 +37,8 @@ class Projector(nnx.Module):
         self.activation = config.projector_activation
         width_in, width = config.vision.hidden_size * len(config.feature_layers), config.text.hidden_size
         bias = config.projector_bias
-        self.linear_1 = nnx.Linear(width_in, width, use_bias=bias, param_dtype=dtype, rngs=rngs)
-        self.linear_2 = nnx.Linear(width, width, use_bias=bias, param_dtype=dtype, rngs=rngs)
+        self.linear_1 = Linear(width_in, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.linear_2 = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
 
     def __call__(self, features: jax.Array) -> jax.Array:
         """[images, N, tower width] -> [images, N, D]."""

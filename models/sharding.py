@@ -1,8 +1,8 @@
 """Where weights and activations live on a mesh: data parallel over one axis, tensor parallel over another.
 
-Weights are split as in Megatron-LM (arXiv 1909.08053): the first matrix of each pair by columns, the second by rows,
-so that a block needs one sum over the "model" axis after attention and one after the MLP. XLA derives the rest from
-the constraints at block boundaries. A mesh may lack either axis, and a dimension that does not divide stays whole.
+Weights are split as in Megatron-LM (arXiv 1909.08053): the first matrix of each pair by its outputs, the second by its
+inputs, so that a block needs one sum over the "model" axis after attention and one after the MLP. XLA derives the rest
+from the constraints at block boundaries. A mesh may lack either axis, and a dimension that does not divide stays whole.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Tree = TypeVar("Tree")
 
 # First match wins; what no rule names is replicated (norms, position embeddings, biases after a sum).
 _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1|linear_1|lm_head)\.kernel", (None, MODEL)),
+    (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1|linear_1|lm_head)\.weight", (MODEL, None)),
     (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1|linear_1)\.bias", (MODEL,)),
-    (r".*\.(o_proj|out_proj|down_proj|fc2|linear_2)\.kernel", (MODEL, None)),
+    (r".*\.(o_proj|out_proj|down_proj|fc2|linear_2)\.weight", (None, MODEL)),
     (r".*\.embed_tokens\.embedding", (None, MODEL)),
 )
 

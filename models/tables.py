@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors.numpy import save_file
 
-from models.checkpoint import AS_IS, TRANSPOSED, Ignored, Row, Table, Transform, export_weights
+from models.checkpoint import AS_IS, Ignored, Row, Table, Transform, export_weights
 from models.config import LlavaConfig, TextConfig, VisionConfig
 from models.shards import SINGLE
 
@@ -54,10 +54,10 @@ def _rows(prefix: str, published: str, root: str, lines: list[tuple[str, str, Tr
 
 
 def patches(channels: int, patch_size: int) -> Transform:
-    """A convolution's kernel [D, C, p, p] <-> a matrix [C * p * p, D] for flattened patches."""
+    """A convolution's kernel [D, C, p, p] <-> a matrix [D, C * p * p] for flattened patches."""
     return Transform(
-        load=lambda kernel: kernel.reshape(kernel.shape[0], -1).T,
-        save=lambda matrix: matrix.T.reshape(-1, channels, patch_size, patch_size),
+        load=lambda kernel: kernel.reshape(kernel.shape[0], -1),
+        save=lambda matrix: matrix.reshape(-1, channels, patch_size, patch_size),
     )
 
 
@@ -68,7 +68,7 @@ def tower_table(config: VisionConfig) -> Table:
         ("embeddings.class_embedding", "class_embedding", AS_IS),
         (
             "embeddings.patch_embedding.weight",
-            "patch_embedding.kernel",
+            "patch_embedding.weight",
             patches(config.num_channels, config.patch_size),
         ),
         ("embeddings.position_embedding.weight", "position_embedding", AS_IS),
@@ -78,9 +78,9 @@ def tower_table(config: VisionConfig) -> Table:
         ("post_layernorm.bias", "post_layernorm.bias", AS_IS),
         (layer + "{norm}.weight", "layers.{layer}.{norm}.scale", AS_IS),
         (layer + "{norm}.bias", "layers.{layer}.{norm}.bias", AS_IS),
-        (layer + "self_attn.{linear}.weight", "layers.{layer}.self_attn.{linear}.kernel", TRANSPOSED),
+        (layer + "self_attn.{linear}.weight", "layers.{layer}.self_attn.{linear}.weight", AS_IS),
         (layer + "self_attn.{linear}.bias", "layers.{layer}.self_attn.{linear}.bias", AS_IS),
-        (layer + "mlp.{linear}.weight", "layers.{layer}.mlp.{linear}.kernel", TRANSPOSED),
+        (layer + "mlp.{linear}.weight", "layers.{layer}.mlp.{linear}.weight", AS_IS),
         (layer + "mlp.{linear}.bias", "layers.{layer}.mlp.{linear}.bias", AS_IS),
     ]
     return [
@@ -92,7 +92,7 @@ def tower_table(config: VisionConfig) -> Table:
 def projector_table() -> Table:
     """The two linear layers between tower and decoder, at `projector` of the model."""
     lines = [
-        ("{linear}.weight", "{linear}.kernel", TRANSPOSED),
+        ("{linear}.weight", "{linear}.weight", AS_IS),
         ("{linear}.bias", "{linear}.bias", AS_IS),
     ]
     return _rows(_PROJECTOR, "multi_modal_projector.", "projector.", lines)
@@ -105,15 +105,15 @@ def decoder_table(config: TextConfig) -> Table:
         ("embed_tokens.weight", "embed_tokens.embedding", AS_IS),
         ("norm.weight", "norm.scale", AS_IS),
         (layer + "{norm}.weight", "layers.{layer}.{norm}.scale", AS_IS),
-        (layer + "self_attn.{linear}.weight", "layers.{layer}.self_attn.{linear}.kernel", TRANSPOSED),
+        (layer + "self_attn.{linear}.weight", "layers.{layer}.self_attn.{linear}.weight", AS_IS),
         (layer + "self_attn.{linear}.bias", "layers.{layer}.self_attn.{linear}.bias", AS_IS),
-        (layer + "mlp.{linear}.weight", "layers.{layer}.mlp.{linear}.kernel", TRANSPOSED),
+        (layer + "mlp.{linear}.weight", "layers.{layer}.mlp.{linear}.weight", AS_IS),
         (layer + "mlp.{linear}.bias", "layers.{layer}.mlp.{linear}.bias", AS_IS),
     ]
     head = (
         [Ignored(_pattern(_HEAD, "weight"), "config.json ties it to the token embedding")]
         if config.tie_word_embeddings
-        else _rows(_HEAD, "language_model.lm_head.", "decoder.lm_head.", [("weight", "kernel", TRANSPOSED)])
+        else _rows(_HEAD, "language_model.lm_head.", "decoder.lm_head.", [("weight", "weight", AS_IS)])
     )
     frequencies = "it follows from rope_theta"
     return [

@@ -50,8 +50,8 @@ def save_checkpoint(folder: Path, *, strategy: str = "default") -> Path:
         vision_feature_select_strategy=strategy,
     )
     llava = Llava(llava_config(hf), rngs=nnx.Rngs(3))
-    llava.projector.linear_2.kernel[...] = 12 * llava.projector.linear_2.kernel[...]  # so that images matter
-    llava.decoder.lm_head.kernel[...] = llava.decoder.lm_head.kernel[...].at[:, 3].set(0)
+    llava.projector.linear_2.weight[...] = 12 * llava.projector.linear_2.weight[...]  # so that images matter
+    llava.decoder.lm_head.weight[...] = llava.decoder.lm_head.weight[...].at[3].set(0)
     folder.mkdir()
     hf.save_pretrained(folder)
     export_safetensors(llava, folder)

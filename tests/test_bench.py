@@ -139,7 +139,7 @@ def test_the_command_compares_and_writes_everything_down(micro, tmp_path, capsys
     assert found["transformers"]["attention"] == "sdpa"
     # transformers' tower has all its layers and a pooled output, ours the same weights: one count.
     assert found["transformers"]["parameters"] == found["parameters"]
-    assert found["floors"]["bandwidth"] == max(found["floors"]["bytes_per_second"].values()) > 0
+    assert min(found["floors"]["bytes_per_second"].values()) > 0
     assert [cell["batch"] for cell in found["cells"]] == [1, 2]
     for cell in found["cells"]:
         assert cell["carving"]["cache_share"] == pytest.approx((9 + 10) / (9 + 25))
@@ -151,6 +151,9 @@ def test_the_command_compares_and_writes_everything_down(micro, tmp_path, capsys
             assert cell[side]["tokens_per_second"] > 0
             assert cell[side]["peak"] > 0
         assert cell["carved"]["cache"]["slots"] == 19
+        carved, speeds = cell["carved"], cell["speeds"]["bandwidth"]
+        shares = [carved["step_bytes"] / s / v for s, v in zip(carved["step"]["seconds"], speeds, strict=True)]
+        assert carved["decode_share"] == pytest.approx(sum(shares) / 2)  # the median of two rounds
         assert cell["carved"]["step_bytes"] < cell["uncompressed"]["step_bytes"]
 
 

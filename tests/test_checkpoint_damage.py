@@ -62,7 +62,7 @@ def test_missing_and_surplus_weights_are_all_listed(save):
         "surplus weight language_model.model.layers.1.input_layernorm.weight: the model that config.json describes has"
         " no decoder.layers.1.input_layernorm.scale",
         "surplus weight multi_modal_projector.linear_3.weight: the model that config.json describes has no"
-        " projector.linear_3.kernel",
+        " projector.linear_3.weight",
     ]
 
 

@@ -38,14 +38,14 @@ def test_from_pretrained_reads_it_bit_by_bit(orbax):
 
 def test_orbax_alone_reads_it(orbax):
     tree = ocp.PyTreeCheckpointer().restore((orbax / converted.WEIGHTS).absolute())
-    got = tree["decoder"]["layers"]["0"]["self_attn"]["q_proj"]["kernel"]
-    np.testing.assert_array_equal(got, published()[Q_PROJ].T)
+    got = tree["decoder"]["layers"]["0"]["self_attn"]["q_proj"]["weight"]
+    np.testing.assert_array_equal(got, published()[Q_PROJ])
 
 
 def test_weights_are_restored_to_their_places_on_a_mesh(orbax):
     mesh = jax.make_mesh((1,), ("model",))
-    kernel = Llava.from_pretrained(orbax, mesh=mesh).decoder.layers[0].self_attn.q_proj.kernel[...]
-    assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, "model")
+    weight = Llava.from_pretrained(orbax, mesh=mesh).decoder.layers[0].self_attn.q_proj.weight[...]
+    assert weight.sharding.spec == jax.sharding.PartitionSpec("model", None)
 
 
 def copied(orbax, tmp_path):
@@ -62,11 +62,11 @@ def test_converted_folders_that_are_damaged(orbax, tmp_path):
     with pytest.raises(CheckpointError, match=r"missing weight decoder\.layers\.1\.") as caught:
         Llava.from_pretrained(folder)
     assert len(caught.value.problems) == 9 + 3
-    shape = "decoder.layers.0.mlp.up_proj.kernel has shape [42, 70]; config.json asks for [42, 71]"
+    shape = "decoder.layers.0.mlp.up_proj.weight has shape [70, 42]; config.json asks for [71, 42]"
     assert shape in caught.value.problems
 
 
-@pytest.mark.parametrize("gone", ["weights", "weights/_METADATA", "weights/decoder.lm_head.kernel"])
+@pytest.mark.parametrize("gone", ["weights", "weights/_METADATA", "weights/decoder.lm_head.weight"])
 def test_converted_folders_that_are_incomplete(orbax, tmp_path, gone):
     folder = copied(orbax, tmp_path)
     shutil.rmtree(folder / gone) if (folder / gone).is_dir() else (folder / gone).unlink()

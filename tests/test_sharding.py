@@ -68,10 +68,10 @@ def on_eight_devices() -> None:
             split = Llava.from_pretrained(folder, mesh=mesh)
             parts = mesh.shape.get("model", 1)
             layer = split.decoder.layers[1]
-            for linear, axis in ((layer.self_attn.q_proj, 1), (layer.mlp.gate_proj, 1), (layer.mlp.down_proj, 0)):
-                kernel = linear.kernel[...]
-                shard = kernel.addressable_shards[0].data.shape
-                assert shard[axis] * parts == kernel.shape[axis], (name, shard, kernel.shape)
+            for linear, axis in ((layer.self_attn.q_proj, 0), (layer.mlp.gate_proj, 0), (layer.mlp.down_proj, 1)):
+                weight = linear.weight[...]
+                shard = weight.addressable_shards[0].data.shape
+                assert shard[axis] * parts == weight.shape[axis], (name, shard, weight.shape)
             prompt = split.prompt(ids, pixels, mask)
             rows = prompt.input_ids.addressable_shards[0].data.shape[0]
             assert rows * mesh.shape.get("data", 1) == 4, (name, rows)
@@ -101,8 +101,8 @@ def test_a_sharded_model_says_what_the_whole_one_says():
 
 def test_what_does_not_divide_stays_whole():
     place = weight_sharding(auto_mesh(Mesh(np.array(jax.devices()[:1]), ("model",))))
-    assert place("decoder.layers.3.mlp.up_proj.kernel", (40, 52)).spec == PartitionSpec(None, "model")
-    assert place("decoder.layers.3.self_attn.o_proj.kernel", (60, 40)).spec == PartitionSpec("model", None)
+    assert place("decoder.layers.3.mlp.up_proj.weight", (52, 40)).spec == PartitionSpec("model", None)
+    assert place("decoder.layers.3.self_attn.o_proj.weight", (40, 60)).spec == PartitionSpec(None, "model")
     assert place("decoder.norm.scale", (40,)).spec == PartitionSpec(None)
     assert place("vision_tower.layers.0.self_attn.q_proj.bias", (24,)).spec == PartitionSpec("model")
 

@@ -106,12 +106,19 @@ def _best_seconds(program: Callable[..., jax.Array], args: Sequence[Any], repeat
 
 
 class Probes:
-    """How fast this machine moves bytes and multiplies, tried once per round of the benchmark; the best counts.
+    """How fast this machine moves bytes and multiplies, tried once in every round of the benchmark.
+
+    Machines that are shared or hot change their speed from one minute to the next, so what a round takes is held
+    against what the same round found.
 
     Args:
       dtype: of the weights.
       size: numbers in the large array, more than any cache holds.
       side: of the square matrices.
+
+    Attributes:
+      bytes_per_second: by probe, the best so far.
+      flops_per_second: the best so far.
     """
 
     def __init__(self, dtype: Any, *, size: int, side: int):
@@ -129,15 +136,18 @@ class Probes:
         self.bytes_per_second: dict[str, float] = dict.fromkeys(self._moves, 0.0)
         self.flops_per_second = 0.0
 
-    def measure(self, repeats: int = 3) -> None:
-        """Try each once more, and keep the best so far."""
-        for name, (program, args, moved) in self._moves.items():
-            rate = moved / _best_seconds(program, args, repeats)
-            self.bytes_per_second[name] = max(self.bytes_per_second[name], rate)
-        program, args = self._multiply
-        self.flops_per_second = max(self.flops_per_second, self._flops / _best_seconds(program, args, repeats))
+    def measure(self, repeats: int = 3) -> tuple[float, float]:
+        """Try each once more.
 
-    @property
-    def bandwidth(self) -> float:
-        """Bytes per second: the best of all probes."""
-        return max(self.bytes_per_second.values())
+        Returns:
+          Bytes per second, the best of the probes, and floating-point operations per second; of now. The attributes
+          keep the best ever seen.
+        """
+        now = {
+            name: moved / _best_seconds(program, args, repeats) for name, (program, args, moved) in self._moves.items()
+        }
+        self.bytes_per_second = {name: max(rate, now[name]) for name, rate in self.bytes_per_second.items()}
+        program, args = self._multiply
+        flops = self._flops / _best_seconds(program, args, repeats)
+        self.flops_per_second = max(self.flops_per_second, flops)
+        return max(now.values()), flops

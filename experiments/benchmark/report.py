@@ -74,7 +74,7 @@ def floors(found: dict[str, Any]) -> str:
     """The machine's own speed, as measured between the rounds."""
     probes = ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in found["bytes_per_second"].items())
     return (
-        f"measured on this machine in this run: {found['bandwidth'] / 1e9:.1f} GB/s (best of {probes}), "
-        f"{found['flops_per_second'] / 1e9:.0f} GFLOP/s; calling a compiled program of this model takes "
+        f"the machine's own speed, at best in this run: {probes} GB/s, {found['flops_per_second'] / 1e9:.0f} GFLOP/s "
+        f"(shares above are of the best in the same round); calling a compiled program of this model takes "
         f"{format_seconds(found['dispatch_seconds'])}"
     )
