@@ -96,6 +96,18 @@ def _take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, index.reshape(*index.shape, *([1] * (x.ndim - 2))), axis=1)
 
 
+def _window_mask(rows: _Rows, window: int | None) -> jax.Array | None:
+    """None where causality is all there is: padding stands behind every real token, so that none looks at it."""
+    if window is None:
+        return None
+    return causal_mask(rows.lengths, rows.hidden.shape[1], positions=rows.positions, window=window)
+
+
+def _seen(valid: jax.Array, position: jax.Array, positions: jax.Array, window: int | None) -> jax.Array:
+    """What one token per row at `position` [B, 1], behind all others, looks at: [B, T] bool."""
+    return valid if window is None else valid & (position - positions < window)
+
+
 def embed(llava: Llava, prompt: Prompt) -> jax.Array:
     """Token embeddings with the visual features in their places: [B, S, D]."""
     hidden = llava.decoder.embed_tokens(prompt.input_ids)
@@ -157,7 +169,7 @@ def prefill(llava: Llava, prompt: Prompt, seed: jax.Array, *, schedule: Schedule
     assignments, survivors = [], []
     attention: jax.Array | None = None
     at = decoder.rotation(rows.positions)
-    mask = causal_mask(rows.lengths, size, positions=rows.positions, window=window)
+    mask = _window_mask(rows, window)
     for index, layer in enumerate(decoder.layers):
         if index in cuts:
             cut = cuts[index]
@@ -168,21 +180,20 @@ def prefill(llava: Llava, prompt: Prompt, seed: jax.Array, *, schedule: Schedule
             assignments.append(carved.assignment)
             survivors.append(carved.indices)
             at = decoder.rotation(rows.positions)
-            mask = causal_mask(rows.lengths, rows.hidden.shape[1], positions=rows.positions, window=window)
+            mask = _window_mask(rows, window)
         key_value = layer.key_value(rows.hidden, at)
         layers.append(key_value)
         last = rows.lengths[:, None] - 1
+        seen = _seen(rows.is_real, _take_rows(rows.positions, last), rows.positions, window)
         if index + 1 == len(decoder.layers):
             # Only the last token's output is read from here on, so only its query is computed.
             hidden = _take_rows(rows.hidden, last)
             query = layer.query(hidden, tuple(_take_rows(part, last) for part in at))
-            hidden = layer.finish(hidden, attend(query, *key_value, mask=_take_rows(mask, last)))
+            hidden = layer.finish(hidden, attend(query, *key_value, mask=seen[:, None]))
             break
         query = layer.query(rows.hidden, at)
         if index + 1 in cuts:
-            attention = last_query_attention(
-                _take_rows(query, last)[:, 0], key_value[0], mask=_take_rows(mask, last)[:, 0]
-            )
+            attention = last_query_attention(_take_rows(query, last)[:, 0], key_value[0], mask=seen)
         hidden = layer.finish(rows.hidden, attend(query, *key_value, mask=mask, causal=True))
         rows = dataclasses.replace(rows, hidden=by_batch(hidden, llava.mesh))
 
@@ -217,9 +228,7 @@ def decode_step(llava: Llava, cache: Cache, token: jax.Array) -> tuple[jax.Array
     here = jnp.arange(cache.valid.shape[1]) == cache.slot
     valid = cache.valid | here
     positions = jnp.where(here, position[:, None], cache.positions)
-    mask = valid
-    if decoder.config.sliding_window is not None:
-        mask &= position[:, None] - positions < decoder.config.sliding_window
+    mask = _seen(valid, position[:, None], positions, decoder.config.sliding_window)
     layers = []
     for layer, (keys, values) in zip(decoder.layers, cache.layers, strict=True):
         key, value = layer.key_value(hidden, at)

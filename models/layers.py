@@ -5,6 +5,7 @@ Axis letters: B batch, S sequence (queries), T keys, H heads, G key-value heads,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -117,30 +118,19 @@ def _attend_block(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.
     return (out / total).astype(query.dtype)
 
 
-def attend(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, mask: jax.Array | None = None, causal: bool = False
+def _by_blocks(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, *, causal: bool
 ) -> jax.Array:
-    """Scaled dot-product attention, grouped-query heads included, softmax in float32.
-
-    Queries go block by block: the scores of a block stay near the processor, and with `causal` the keys behind its
-    end are not even multiplied.
-
-    Args:
-      query: [B, S, H, d].
-      key: [B, T, G, d], H a multiple of G.
-      value: [B, T, G, d].
-      mask: bool, broadcastable to [B, S, T]; True where a query may look. None: everywhere.
-      causal: a promise about `mask`: query s looks at no key behind s.
-
-    Returns:
-      [B, S, H * d] in the query's dtype. A query that may look nowhere gives finite numbers.
-    """
+    """`attend`, a block of queries at a time: its scores stay near the processor, and no key behind it is read."""
     batch, length, heads, width = query.shape
     _, keys, groups, _ = key.shape
     key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
     query = jnp.swapaxes(query.reshape(batch, length, groups, -1, width), 1, 2)  # [B, G, S, R, d]
     shared = heads // groups  # queries that read the same key head: rows of one matrix
-    mask = None if mask is None else jnp.broadcast_to(mask, (batch, length, keys))
+    if mask is None and causal:
+        mask = jnp.tri(length, keys, dtype=bool)[None]
+    elif mask is not None:
+        mask = jnp.broadcast_to(mask, (batch, length, keys))
     blocks = []
     for start in range(0, length, QUERY_BLOCK):
         rows = slice(start, min(start + QUERY_BLOCK, length))
@@ -150,6 +140,50 @@ def attend(
         blocks.append(_attend_block(block, key[:, :, seen], value[:, :, seen], part))
     out = jnp.concatenate(blocks, axis=2).reshape(batch, groups, length, shared * width)
     return jnp.swapaxes(out, 1, 2).reshape(batch, length, heads * width)
+
+
+def _fused(query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool) -> jax.Array:
+    """`attend` as one kernel of cuDNN's."""
+    out = jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
+    return out.reshape(*query.shape[:2], -1)
+
+
+def _fuses(*heads: jax.Array) -> bool:
+    """Whether this machine has a kernel for queries, keys and values of these types and shapes."""
+    if not all(x.dtype in (jnp.bfloat16, jnp.float16) for x in heads):
+        return False
+    if float(getattr(jax.devices()[0], "compute_capability", 0)) < 8:  # NVIDIA's Ampere
+        return False
+    try:
+        jax.eval_shape(functools.partial(_fused, causal=False), *heads)
+    except (RuntimeError, ValueError, NotImplementedError):  # JAX says so: no cuDNN, or too old for this width
+        return False
+    return True
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, mask: jax.Array | None = None, causal: bool = False
+) -> jax.Array:
+    """Scaled dot-product attention, grouped-query heads included, softmax in float32.
+
+    Without a mask of its own it is one fused kernel where the GPU has one for the dtype; otherwise queries go block
+    by block.
+
+    Args:
+      query: [B, S, H, d].
+      key: [B, T, G, d], H a multiple of G.
+      value: [B, T, G, d].
+      mask: bool, broadcastable to [B, S, T]; True where a query may look. None: everywhere, or what `causal` allows.
+      causal: query s looks at no key behind s. With a mask it is a promise about that mask.
+
+    Returns:
+      [B, S, H * d] in the query's dtype. A query that may look nowhere gives finite numbers.
+    """
+    blocks = functools.partial(_by_blocks, mask=mask, causal=causal)
+    if mask is None and _fuses(query, key, value):
+        fused = functools.partial(_fused, causal=causal)
+        return jax.lax.platform_dependent(query, key, value, cuda=fused, default=blocks)
+    return blocks(query, key, value)
 
 
 def by_head(x: jax.Array, *, room: int, merge: bool) -> jax.Array:

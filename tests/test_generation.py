@@ -76,6 +76,26 @@ def test_cached_decoding_equals_a_forward_over_the_carved_sequence(llava, cuts):
     assert want.argmax(-1)[:-1].tolist() == best.tolist()
 
 
+HALF_TOLERANCE = 0.06  # of the largest logit: bfloat16 has 8 bits, and five layers of rounding lie between
+
+
+def test_bfloat16_stays_near_the_plain_path(llava):
+    half = make_llava(dtype=jnp.bfloat16)
+    ids, pixels, _ = make_inputs(texts=(9,), images=(1,))
+    tokens = np.random.default_rng(1).integers(8, 101, NEW)
+    state = half.prefill(half.prompt(ids, pixels), room=NEW)
+    step = jax.jit(decode_step)
+    got, cache = [state.logits], state.cache
+    assert {leaf.dtype for leaf in jax.tree.leaves(cache.layers)} == {jnp.dtype(jnp.bfloat16)}
+    for token in tokens:
+        logits, cache = step(half, cache, jnp.asarray([token], jnp.int32))
+        got.append(logits)
+    want = forward_over_carved(half, ids[0], pixels, {}, tokens)  # no cut: rounding may turn a close choice
+    chex.assert_trees_all_close(np.concatenate(got), want, atol=HALF_TOLERANCE * np.abs(want).max())
+    exact = forward_over_carved(llava, ids[0], pixels, {}, tokens)
+    chex.assert_trees_all_close(want, exact, atol=HALF_TOLERANCE * np.abs(exact).max())
+
+
 def test_keeping_everything_changes_nothing(llava):
     ids, pixels, mask = make_inputs()
     plain = llava.generate(ids, pixels, attention_mask=mask, max_new_tokens=NEW)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tokencarve_jax as tc
+from models.layers import attend
 from tests.oracle import carve as oracle_carve
 from tests.test_carve import inputs
 from tests.tiny import make_inputs, make_llava
@@ -43,10 +44,19 @@ def test_generation_on_the_gpu_says_what_the_cpu_says(gpu, carve):
     assert said[0] == said[1]
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_one_fused_kernel(gpu, causal):
+    rng = np.random.default_rng(0)
+    heads = [jnp.asarray(rng.normal(size=(2, 300, count, 64)), jnp.bfloat16) for count in (8, 4, 4)]
+    program = jax.jit(lambda *heads: attend(*heads, causal=causal))
+    assert "cudnn" in program.lower(*heads).compile().as_text()
+    exact = attend(*(x.astype(jnp.float32) for x in heads), causal=causal)
+    np.testing.assert_allclose(program(*heads).astype(jnp.float32), exact, atol=3e-2)
+
+
 def test_bfloat16_logits_on_the_gpu_stay_near_float32(gpu):
     ids, pixels, mask = make_inputs(2, (9, 4), (1, 2))
     with jax.default_device(gpu):
-        exact = make_llava()
-        coarse = jax.tree.map(lambda x: x.astype(jnp.bfloat16), exact)
+        exact, coarse = make_llava(), make_llava(dtype=jnp.bfloat16)
         want, got = np.asarray(exact(ids, pixels, mask)), np.asarray(coarse(ids, pixels, mask))
     assert np.abs(got - want).max() <= 0.1 * np.abs(want).max()

@@ -52,13 +52,14 @@ CONFIG = LlavaConfig(
 )
 
 
-def make_llava(seed: int = 0, **text_overrides: object) -> Llava:
+def make_llava(seed: int = 0, *, dtype: jnp.dtype = jnp.float32, **text_overrides: object) -> Llava:
     """Random weights, large enough that every part of the model moves the logits."""
     config = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, **text_overrides))
     llava = Llava(config, rngs=nnx.Rngs(seed))
-    leaves, structure = jax.tree.flatten(llava)
+    leaves = jax.tree.leaves(llava)
+    structure = jax.tree.structure(Llava(config, dtype=dtype, rngs=nnx.Rngs(seed)))
     rng = np.random.default_rng(seed)
-    noisy = [leaf + jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype) for leaf in leaves]
+    noisy = [(leaf + rng.normal(0, 0.1, leaf.shape)).astype(dtype) for leaf in leaves]
     return jax.tree.unflatten(structure, noisy)
 
 
