@@ -16,12 +16,18 @@ from models.generation import decode_step
 from tests import tiny
 from tests.commands import failure
 
+SHALLOW = dataclasses.replace(  # every layer is compiled, a dozen times over
+    tiny.CONFIG,
+    vision=dataclasses.replace(tiny.CONFIG.vision, num_layers=2),
+    text=dataclasses.replace(tiny.CONFIG.text, num_layers=3, num_heads=4),
+    feature_layers=(1,),
+)
 # Wide enough that the matrix products, which alone are counted, are nearly all there is to compute.
 WIDE = dataclasses.replace(
-    tiny.CONFIG,
-    vision=dataclasses.replace(tiny.CONFIG.vision, hidden_size=192, intermediate_size=352, num_heads=4, image_size=60),
+    SHALLOW,
+    vision=dataclasses.replace(SHALLOW.vision, hidden_size=192, intermediate_size=352, num_heads=4, image_size=60),
     text=dataclasses.replace(
-        tiny.CONFIG.text,
+        SHALLOW.text,
         hidden_size=256,
         intermediate_size=416,
         num_heads=8,
@@ -40,10 +46,9 @@ def llava():
 @pytest.fixture
 def micro(monkeypatch):
     """`--preset=small` is tiny here, in the other process too."""
-    config = dataclasses.replace(tiny.CONFIG, text=dataclasses.replace(tiny.CONFIG.text, num_heads=4))
-    monkeypatch.setattr(presets, "PRESETS", types.MappingProxyType({"small": config}))
+    monkeypatch.setattr(presets, "PRESETS", types.MappingProxyType({"small": SHALLOW}))
     monkeypatch.setattr(bench, "PROBE_SIZES", {"cpu": (2**14, 16)})
-    return config
+    return SHALLOW
 
 
 @pytest.mark.parametrize("keep", [None, 10])
