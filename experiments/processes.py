@@ -8,6 +8,7 @@ not through collectives: those need equal shapes and, on a CPU, everybody to arr
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import json
 import socket
@@ -220,5 +221,6 @@ def _joined(flags: argparse.Namespace) -> Iterator[Group]:
             group.hear(0, "end")
     except BaseException as error:
         group.fail(error)
-        raise  # JAX waits for the others when Python ends, and until then the reason can be printed
+        atexit.register(jax.distributed.shutdown)  # it waits for the others; the reason is printed before
+        raise
     jax.distributed.shutdown()
