@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import jax
@@ -20,6 +19,7 @@ from experiments.cli import CommandError
 from experiments.processes import Group
 from models import convert
 from tests.commands import failure, save_checkpoint
+from tests.threads import Store, in_threads
 
 ROOT = Path(__file__).parents[1]
 SCENES, BATCH = 5, 4  # 15 questions: batches 0 and 2 of process 0, 1 and the shorter 3 of process 1
@@ -110,12 +110,11 @@ class TestTwoProcesses:
         assert [status for status, _, _ in ended] == [0, 0], ended
         one, two = read(alone), read(out)
         assert two["samples"] == one["samples"]
+        assert [sample["sample"] for sample in two["samples"]] == list(range(3 * SCENES))
         assert len({sample["said"]["random"] for sample in one["samples"]}) > 3  # otherwise this proves little
         for first, second in zip(one["methods"], two["methods"], strict=True):
-            times = {"prefill_s", "prefill_runs", "first_call_s"}
-            assert {k: v for k, v in second.items() if k not in times} == {
-                k: v for k, v in first.items() if k not in times
-            }
+            times = ("prefill_s", "prefill_runs", "first_call_s")
+            assert second | dict.fromkeys(times) == first | dict.fromkeys(times)
 
     def test_each_answers_its_share(self, shared):
         out, _ = shared
@@ -161,50 +160,6 @@ class TestNobodyWaitsForEver:
         assert ended[1 - index][0] not in (0, -signal.SIGKILL), ended
 
 
-class Store:
-    """Stands in for JAX's client, for processes that are threads here."""
-
-    def __init__(self):
-        self.values, self.changed = {}, threading.Condition()
-
-    def key_value_set(self, key, value):
-        with self.changed:
-            if key in self.values:
-                raise jax.errors.JaxRuntimeError("ALREADY_EXISTS")
-            self.values[key] = value
-            self.changed.notify_all()
-
-    def blocking_key_value_get(self, key, limit_ms):
-        with self.changed:
-            if not self.changed.wait_for(lambda: key in self.values, limit_ms / 1000):
-                raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED")
-            return self.values[key]
-
-    def key_value_dir_get(self, folder):
-        return [(key, value) for key, value in list(self.values.items()) if key.startswith(folder + "/")]
-
-
-def in_threads(bodies):
-    """Run one function per process, each with its group; gives what each raised."""
-    store, raised = Store(), [None] * len(bodies)
-
-    def run(index):
-        group = Group(store, index=index, count=len(bodies))
-        try:
-            bodies[index](group)
-        except CommandError as error:
-            group.fail(error)
-            raised[index] = str(error)
-
-    threads = [threading.Thread(target=run, args=(index,), daemon=True) for index in range(len(bodies))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LIMIT_S)
-        assert not thread.is_alive()
-    return raised
-
-
 class TestGroup:
     def test_other_settings_are_named_in_all_processes(self):
         settings = [{"keep": 5, "seed": 1}, {"keep": 5, "seed": 2, "more": 3}]
@@ -223,8 +178,8 @@ class TestGroup:
 
     def test_silence_has_an_end(self, monkeypatch):
         monkeypatch.setattr(processes, "PATIENCE_S", 0.1)
-        with pytest.raises(CommandError, match=r"process 1 kept silent for 0.1 s \(batch 3\)"):
-            Group(Store(), index=0, count=2).hear(1, "batch 3")
+        raised = in_threads([lambda group: group.hear(1, "batch 3"), lambda group: None])
+        assert raised == ["process 1 kept silent for 0.1 s (batch 3)", None]
 
     def test_another_failure_is_no_silence(self):
         store = Store()
