@@ -4,7 +4,8 @@ Asks a LLaVA three questions about each of some held-out scenes (reading, spatia
 tokens (vanilla), carved by TokenCarve, and, as a control, with as many tokens left at random. Prints one table, and
 writes results.json with every answer, table.txt and one picture per family of questions.
 
-A run that was interrupted goes on where it stopped when the same command is given again.
+A run that was interrupted goes on where it stopped when the same command is given again. Several processes can
+share the questions (--coordinator); the answers are those of one process.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from experiments import cli, loading, pictures, results, summary
+from experiments import cli, loading, pictures, processes, results, summary
 from experiments.cli import CommandError
 from experiments.scenes import FAMILIES, Question, Scene, make_scene
 from models.llava import ROOM_BUCKET
@@ -35,6 +36,7 @@ _EXAMPLES = """examples:
   python -m experiments.eval --keep=64                    64 left
   python -m experiments.eval --keep=0.111 --limit=30      30 scenes only, for a quick look
   python -m experiments.eval --model=path/to/llava --dtype=bfloat16 --out=results/mine
+  python -m experiments.eval --coordinator=localhost:1234 --processes=2 --process=0    and =1 in another terminal
 """
 MAX_NEW_TOKENS = 8
 TIMED_BATCHES, REPEATS = 10, 2  # prefill latency is measured on the first batches
@@ -161,21 +163,27 @@ def batches(total: int, size: int) -> Iterator[range]:
     return (range(start, min(start + size, total)) for start in range(0, total, size))
 
 
-def measure(run: Run, total: int, journal: results.Journal) -> None:
-    """Answer and time what the journal does not hold yet."""
-    done = {record["sample"] for entry in journal.entries for record in entry["samples"]}
+def measure(run: Run, total: int, journal: results.Journal, group: processes.Group) -> None:
+    """Answer and time what the journal does not hold yet of this process's batches, and tell the answers."""
+    known = {record["sample"]: record for entry in journal.entries for record in entry["samples"]}
     timed = {entry["batch"] for entry in journal.entries if "prefill_s" in entry}
     warm = False
-    with tqdm(total=total, desc="compiling", unit=" questions", file=sys.stderr, disable=None) as bar:
-        for number, indices in enumerate(batches(total, run.batch_size)):
-            if not done.issuperset(indices):
+    own = [(n, part) for n, part in enumerate(batches(total, run.batch_size)) if group.owner(n) == group.index]
+    size = sum(len(part) for _, part in own)
+    with tqdm(total=size, desc="compiling", unit=" questions", file=sys.stderr, disable=None) as bar:
+        for number, indices in own:
+            group.check()
+            if not known.keys() >= set(indices):
                 inputs = encode(run, indices)
                 entry: dict[str, Any] = {"batch": number}
-                if number < TIMED_BATCHES and number not in timed:
+                if group.index == 0 and number < TIMED_BATCHES * group.count and number not in timed:
                     entry |= time_prefill(run, inputs, warm=warm)
                     warm = True
-                journal.add(entry | {"samples": answer(run, inputs, indices)})
+                entry["samples"] = answer(run, inputs, indices)
+                journal.add(entry)
+                known |= {record["sample"]: record for record in entry["samples"]}
                 bar.set_description("asking")
+            group.tell(f"batch {number}", [known[index] for index in indices])
             bar.update(len(indices))
 
 
@@ -202,8 +210,8 @@ def save_pictures(run: Run, records: Sequence[dict[str, Any]], out: Path) -> lis
     return paths
 
 
-def evaluate(flags: argparse.Namespace) -> None:
-    """Run the comparison that the flags ask for."""
+def evaluate(flags: argparse.Namespace, group: processes.Group) -> None:
+    """Run the comparison that the flags ask for; process 0 writes and prints it."""
     out = flags.out or Path("results") / f"eval-{flags.keep}"
     if out.exists() and not out.is_dir():
         raise CommandError(f"--out {out}: there is a file of that name")
@@ -220,16 +228,22 @@ def evaluate(flags: argparse.Namespace) -> None:
         "seed": flags.seed,
         "max_new_tokens": MAX_NEW_TOKENS,
         "room": ROOM,
+        "processes": group.count,
         "versions": results.versions(),
         "machine": results.machine(),
         "code_sha256": results.code_checksum(),
     }
-    journal = results.Journal(out / "answers.jsonl", settings, restart=flags.restart)
+    name = f"answers.{group.index}.jsonl" if group.index else "answers.jsonl"
+    journal = results.Journal(out / name, settings, restart=flags.restart)
+    # Their machines may differ, and where they write.
+    group.agree({key: value for key, value in settings.items() if key != "machine"} | {"limit": flags.limit})
     if journal.entries:
         print(f"Going on from {journal.path}; --restart measures anew.", file=sys.stderr)
-    measure(run, total, journal)
-    by_index = {record["sample"]: record for entry in journal.entries for record in entry["samples"]}
-    records = [by_index[index] for index in range(total)]
+    measure(run, total, journal, group)
+    if group.index:
+        return
+    numbers = range(-(-total // run.batch_size))
+    records = [record for number in numbers for record in group.hear(group.owner(number), f"batch {number}")]
     visual = checkpoint.llava.config.tokens_per_image
     tokens = dict.fromkeys(run.methods, plan(visual, flags.keep).kept) | {"vanilla": visual}
     rows = summary.rows(records, tokens=tokens, entries=journal.entries)
@@ -273,8 +287,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=Path, metavar="FOLDER", help="where everything is written (default: results/eval-KEEP)"
     )
     parser.add_argument("--restart", action="store_true", help="forget what FOLDER holds of an earlier run")
+    processes.add_flags(parser)
     parser.set_defaults(argv=list(argv))
-    return cli.run(evaluate, parser, argv, interrupted="interrupted; the same command goes on from here")
+    return cli.run(
+        processes.together(evaluate), parser, argv, interrupted="interrupted; the same command goes on from here"
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,14 @@ import numpy as np
 from experiments.cli import CommandError
 
 _PACKAGES = ("tokencarve_jax", "jax", "jaxlib", "flax", "transformers", "numpy", "pillow")
-_CODE = ("tokencarve_jax", "models", "experiments/scenes", "experiments/loading.py", "experiments/eval.py")
+_CODE = (
+    "tokencarve_jax",
+    "models",
+    "experiments/scenes",
+    "experiments/loading.py",
+    "experiments/eval.py",
+    "experiments/processes.py",
+)
 _ROOT = Path(__file__).parents[1]
 _Z = 1.959964  # of a 95 % interval
 
@@ -35,8 +42,8 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the run was on."""
-    device = jax.devices()[0]
+    """What this process runs on."""
+    device = jax.local_devices()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "platform": platform.platform(),
@@ -44,7 +51,7 @@ def machine() -> dict[str, Any]:
         "cores": cores,
         "backend": jax.default_backend(),
         "device": device.device_kind,
-        "devices": jax.device_count(),
+        "devices": jax.local_device_count(),
     }
 
 

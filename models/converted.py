@@ -125,7 +125,11 @@ class Reader:
     def __init__(self, folder: Path, variables: Variables):
         read_manifest(folder)
         self._folder = folder
-        self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
+        # Each process reads for itself: Orbax would have all of them arrive within 30 seconds on a CPU.
+        own = jax.process_index()
+        options = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+        self._checkpointer = ocp.Checkpointer(handler, multiprocessing_options=options)
         try:
             found = dict(_flat(self._checkpointer.metadata((folder / WEIGHTS).absolute()).item_metadata.tree))
         except (*_ARRAY_ERRORS, AttributeError) as error:
