@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from tokencarve_jax._ranking import best_first, fuse_ranks
 from tokencarve_jax.attention import remove_trend
 from tokencarve_jax.budget import Budget, plan
-from tokencarve_jax.information import check_method, information_contribution, to_unit_scale
+from tokencarve_jax.information import ROUTES, check_method, to_unit_scale
 
 USABLE = 2  # tiers: 0 padding, 1 valid but not finite, 2 usable
 
@@ -211,8 +211,8 @@ def _add_to_means(rows: jax.Array, members: jax.Array, row: jax.Array) -> jax.Ar
 
 def _information(matrix: jax.Array, usable: jax.Array, method: str) -> jax.Array:
     """The information score of the usable tokens, up to a common factor; the others have no influence."""
-    scaled, _ = to_unit_scale(jnp.where(usable[..., None], _at_least_float32(matrix), 0))
-    return information_contribution(scaled, method=method)
+    scaled, _ = to_unit_scale(_at_least_float32(matrix), usable)
+    return ROUTES[method](scaled).astype(jnp.float32)
 
 
 def _floating(name: str, array: ArrayLike) -> jax.Array:

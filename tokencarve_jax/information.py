@@ -22,7 +22,6 @@ approximation but a control (|h_i| <= C_i <= sqrt(rank) |h_i|): it agreed on 81 
 """
 
 import functools
-import itertools
 from collections.abc import Callable
 
 import jax
@@ -30,7 +29,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from tokencarve_jax._spectrum import dominating_directions, matmul, transpose
+from tokencarve_jax._spectrum import dominating_directions, gram, matmul, transpose
 
 
 def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.Array:
@@ -65,8 +64,7 @@ def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.
         raise ValueError(f"tokens must be [..., N, D], got shape {tokens.shape}")
     check_method(method)
     tokens = tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32))
-    finite = jnp.isfinite(tokens).all(-1, keepdims=True)
-    scaled, scale = to_unit_scale(jnp.where(finite, tokens, 0))
+    scaled, scale = to_unit_scale(tokens)
     return (ROUTES[method](scaled) * scale[..., 0]).astype(jnp.float32)
 
 
@@ -76,24 +74,32 @@ def check_method(method: str) -> None:
         raise ValueError(f"information must be one of {', '.join(map(repr, ROUTES))}, got {method!r}")
 
 
-def to_unit_scale(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+def to_unit_scale(tokens: jax.Array, usable: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Divide [..., N, D] by a power of two that brings the largest entry near 1: no square overflows.
 
+    Args:
+        tokens: Float. A row with a NaN or an infinity becomes zero and has no influence on the scale.
+        usable: [..., N] bool, False for other rows to treat like that.
+
     Returns:
-        The scaled tokens and the power of two [..., 1, 1]: their product is `tokens` again, bit for bit.
+        The scaled tokens and the power of two [..., 1, 1]: their product is the finite tokens again, bit for bit.
     """
-    largest = lax.stop_gradient(jnp.abs(tokens).max(axis=(-2, -1), keepdims=True, initial=0))
+    counts = jnp.isfinite(tokens).all(-1, keepdims=True)
+    if usable is not None:
+        counts &= usable[..., None]
+    # A pass of its own says which rows are finite: the maximum of a row with a NaN is a number on some CPUs.
+    peak = lax.stop_gradient(jnp.abs(tokens)).max(axis=-1, keepdims=True, initial=0)
+    largest = jnp.where(counts, peak, 0).max(axis=-2, keepdims=True, initial=0)
     exponent = jnp.clip(jnp.frexp(largest)[1], -125, 125)
     one = jnp.ones_like(largest)
-    return tokens * jnp.ldexp(one, -exponent), jnp.ldexp(one, exponent)
+    return jnp.where(counts, tokens * jnp.ldexp(one, -exponent), 0), jnp.ldexp(one, exponent)
 
 
 def _by(rotate: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
     """The route that takes the dominating directions off, and leaves the rest to `rotate`."""
 
     def route(tokens: jax.Array) -> jax.Array:
-        directions = dominating_directions(tokens)
-        along = matmul(tokens, directions)
+        directions, along = dominating_directions(tokens)
         rest = tokens - matmul(along, transpose(directions))
         score = jnp.abs(along).sum(-1) + jnp.abs(rotate(rest)).sum(-1)
         # |h_i| <= C_i <= sqrt(rank) |h_i| holds for every matrix: rounding may not lift a zero row among the others.
@@ -122,34 +128,19 @@ def _gram(tokens: jax.Array, *, jacobi: bool = False) -> jax.Array:
     """U S up to signs, from the eigenpairs of the smaller Gram matrix: U and S^2 of H H^T, or V of H^T H."""
     n, d = tokens.shape[-2:]
     if n < d:
-        vectors, values = _eigh(_lower_gram(tokens), jacobi=jacobi)
+        vectors, values = _eigh(gram(tokens), jacobi=jacobi)
         return vectors * jnp.sqrt(jnp.maximum(values, 0))[..., None, :]
-    vectors, _ = _eigh(_lower_gram(transpose(tokens)), jacobi=jacobi)
+    vectors, _ = _eigh(gram(transpose(tokens)), jacobi=jacobi)
     return matmul(tokens, vectors)  # H V, whose rows keep their norms whatever the eigenvalues lost
 
 
-def _lower_gram(rows: jax.Array, blocks: int = 4) -> jax.Array:
-    """The lower triangle of rows @ rows^T, block row by block row: little more than half of the products."""
-    n = rows.shape[-2]
-    ends = [n * i // blocks for i in range(blocks + 1)]
-    margin = [(0, 0)] * (rows.ndim - 1)
-    return jnp.concatenate(
-        [
-            jnp.pad(matmul(rows[..., start:end, :], transpose(rows[..., :end, :])), [*margin, (0, n - end)])
-            for start, end in itertools.pairwise(ends)
-            if end > start
-        ],
-        axis=-2,
-    )
-
-
-def _eigh(lower_triangle: jax.Array, *, jacobi: bool) -> tuple[jax.Array, jax.Array]:
+def _eigh(matrix: jax.Array, *, jacobi: bool) -> tuple[jax.Array, jax.Array]:
     """Eigenvectors and eigenvalues by the platform's default, or by Jacobi's method where the platform has it."""
-    default = functools.partial(lax.linalg.eigh, lower=True, symmetrize_input=False)
+    default = functools.partial(lax.linalg.eigh, symmetrize_input=False)
     if not jacobi:
-        return default(lower_triangle)
+        return default(matrix)
     other = functools.partial(default, implementation=lax.linalg.EighImplementation.JACOBI)
-    return lax.platform_dependent(lower_triangle, cpu=default, default=other)
+    return lax.platform_dependent(matrix, cpu=default, default=other)
 
 
 def _norm(tokens: jax.Array) -> jax.Array:
