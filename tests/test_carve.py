@@ -178,6 +178,21 @@ def test_extreme_scales_neither_overflow_nor_vanish(scale):
     np.testing.assert_allclose(scaled.tokens / np.float32(scale), plain.tokens, rtol=1e-5, atol=1e-6)
 
 
+def test_numbers_below_the_smallest_normal_one_count_as_zero():
+    attention = np.linspace(0.1, 1, 12, dtype=np.float32)
+    tokens = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    tiny = tokens.copy()
+    tiny[5] *= np.float32(1e-40)
+    zero = tokens.copy()
+    zero[5] = 0
+    ours, theirs = carve(tiny, attention, keep=5), carve(zero, attention, keep=5)
+    np.testing.assert_array_equal(ours.assignment, theirs.assignment)
+    np.testing.assert_allclose(ours.tokens, theirs.tokens, atol=1e-38)
+    everything = carve(tokens * np.float32(1e-40), attention, keep=5)
+    nothing = carve(np.zeros_like(tokens), attention, keep=5)
+    np.testing.assert_array_equal(everything.assignment, nothing.assignment)
+
+
 def test_all_zero_tokens_still_give_k_of_them():
     out = carve(np.zeros((16, 4), np.float32), np.zeros(16, np.float32), keep=5)
     assert out.indices.shape == (5,)
