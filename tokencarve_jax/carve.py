@@ -31,8 +31,8 @@ class Carved:
 
     Examples:
         >>> carved = carve(jnp.array([[9.0], [2.0], [8.0], [1.0]]), jnp.array([0.4, 0.2, 0.3, 0.1]), keep=2)
-        >>> carved.indices.tolist(), carved.assignment.tolist()  # token 2 went into token 0, token 3 was dropped
-        ([0, 1], [0, 1, 0, -1])
+        >>> carved.indices.tolist(), carved.assignment.tolist()  # token 1 went into token 0, token 3 was dropped
+        ([0, 2], [0, 0, 1, -1])
         >>> jax.tree.map(jnp.shape, carved)
         Carved(tokens=(2, 1), indices=(2,), assignment=(4,))
     """
