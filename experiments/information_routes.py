@@ -1,20 +1,24 @@
-"""Every route to the information score: its error, its choice of tokens, its time.
+"""Compare the routes to the information score: their error, the tokens that they choose, their time.
 
-    python -m experiments.information_routes
-
-compares the routes of `tokencarve_jax.information` with float64 on synthetic matrices that are hard in different
-ways, times them against `jnp.linalg.svd(full_matrices=False)`, prints two tables and writes them to `results.json`.
-Give the hidden states of a model as `--hidden=FILE.npz`: every array [..., N, D] in it becomes a row of that table.
+The reference is the singular value decomposition in float64. The matrices are hidden states of a model, entering
+layers 1 to 4, and random ones that are hard in different ways. Also measured are the two routes that one would write
+in a line, without what the package does for accuracy: the thin SVD and the eigen-decomposition of H H^T.
+Prints two tables and writes results.json.
 """
+
+from __future__ import annotations
 
 import argparse
 import collections
-import json
-import pathlib
-import platform
+import datetime
+import functools
+import itertools
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,31 +26,43 @@ import numpy as np
 from tqdm import tqdm
 
 import tokencarve_jax as tc
+from experiments import cli, results
+from experiments.cli import CommandError
+from experiments.score_matrices import from_chance, from_file, from_model
 from tokencarve_jax.information import ROUTES
 
+_EXAMPLES = """examples:
+  python -m experiments.information_routes                 the shipped model and random matrices
+  python -m experiments.information_routes --model=path/to/llava --dtype=bfloat16 --scenes=4 --widths
+                                                           the hidden states of another model alone
+  python -m experiments.information_routes --hidden=states.npz --scenes=0 --widths
+                                                           hidden states from anywhere
+"""
+SVD = "thin SVD"
 
-def synthetic(n: int, d: int, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
-    """Named matrices [N, D] float32."""
 
-    def decaying(power: float, spread: float = 0.5) -> np.ndarray:
-        rank = min(n, d)
-        left = np.linalg.qr(rng.normal(size=(n, rank)))[0]
-        right = np.linalg.qr(rng.normal(size=(d, rank)))[0]
-        norms = np.exp(spread * rng.normal(size=(n, 1)))
-        return norms * ((left * np.arange(1, rank + 1) ** -power) @ right.T) + 1e-6 * rng.normal(size=(n, d))
+def thin_svd(tokens: jax.Array) -> jax.Array:
+    """The definition, written down: what all routes are timed against."""
+    u, s, _ = jnp.linalg.svd(tokens, full_matrices=False)
+    return jnp.abs(u * s[..., None, :]).sum(-1)
 
-    for power in (0.3, 0.5, 1.0, 2.0):
-        yield f"decay 1/j^{power}", decaying(power)
-    near = decaying(0.5)
-    near[n // 2 :] = near[: n - n // 2] * (1 + 1e-3 * rng.normal(size=(n - n // 2, d)))
-    yield "near-duplicates", near
-    massive = decaying(0.5)
-    massive[7] *= 1000 * np.linalg.norm(massive, axis=1).mean() / np.linalg.norm(massive[7])
-    yield "one token x 1000", massive
-    zeros = decaying(0.5)
-    zeros[::5] = 0
-    yield "a fifth zero rows", zeros
-    yield "common mean", decaying(0.3, 0.05) + 0.02 * 32 / d**0.5 * rng.normal(size=(1, d))
+
+def plain_gram(tokens: jax.Array) -> jax.Array:
+    """Eigenpairs of H H^T in float32 and nothing else."""
+    gram = jnp.einsum("...nd,...md->...nm", tokens, tokens, precision="highest")
+    squares, u = jnp.linalg.eigh(gram)
+    return jnp.abs(u * jnp.sqrt(jnp.maximum(squares, 0))[..., None, :]).sum(-1)
+
+
+def _route(method: str) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda tokens: tc.information_contribution(tokens, method=method))
+
+
+@functools.cache
+def calls() -> dict[str, Callable[[jax.Array], jax.Array]]:
+    """Every route of the package, and the two plain ones. On a CPU "jacobi" is "gram", and is left out."""
+    names = [name for name in ROUTES if name != "jacobi" or jax.default_backend() != "cpu"]
+    return {name: _route(name) for name in names} | {SVD: jax.jit(thin_svd), "plain Gram": jax.jit(plain_gram)}
 
 
 def chosen(tokens: jax.Array, attention: jax.Array, contribution: np.ndarray, keep: float | int) -> set[int]:
@@ -58,116 +74,159 @@ def chosen(tokens: jax.Array, attention: jax.Array, contribution: np.ndarray, ke
     return set(tc.carve(tokens, attention, keep=keep, features=features, information="norm").indices.tolist())
 
 
-def compare(tokens: np.ndarray, keep: float | int, rng: np.random.Generator) -> dict[str, dict[str, float]]:
-    """Per route: the largest error of C relative to the mean of C, and the share of the K tokens that float64 takes."""
-    tokens = np.asarray(tokens, np.float32)
-    u, s, _ = np.linalg.svd(tokens.astype(np.float64), full_matrices=False)
+def compare(tokens: np.ndarray, attention: np.ndarray, keep: float | int) -> dict[str, dict[str, float]]:
+    """Per route the errors of C relative to the mean of C, and the share of the K tokens that float64 takes."""
+    rows, weights = jnp.asarray(tokens, jnp.float32), jnp.asarray(attention, jnp.float32)
+    u, s, _ = np.linalg.svd(np.asarray(rows, np.float64), full_matrices=False)
     exact = np.abs(u * s).sum(-1)
-    attention = jnp.asarray(rng.dirichlet(np.ones(len(tokens))), jnp.float32)
-    wanted = chosen(jnp.asarray(tokens), attention, exact, keep)
-    result = {}
-    for name in ROUTES:
-        score = np.asarray(tc.information_contribution(jnp.asarray(tokens), method=name), np.float64)
-        shared = len(wanted & chosen(jnp.asarray(tokens), attention, score, keep)) / len(wanted)
-        result[name] = {
-            "median error": float(np.median(np.abs(score - exact)) / exact.mean()),
-            "largest error": float(np.max(np.abs(score - exact)) / exact.mean()),
-            "same tokens": shared,
+    wanted = chosen(rows, weights, exact, keep)
+    found = {}
+    for name, call in calls().items():
+        score = np.asarray(call(rows), np.float64)
+        error = np.abs(score - exact) / (exact.mean() or 1)
+        same = len(wanted & chosen(rows, weights, score, keep)) / len(wanted)
+        found[name] = {"median_error": float(np.median(error)), "largest_error": float(error.max()), "same": same}
+    return found
+
+
+def summarise(cases: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Over matrices of one kind."""
+    return {
+        name: {
+            "median_error": statistics.median(case[name]["median_error"] for case in cases),
+            "largest_error": max(case[name]["largest_error"] for case in cases),
+            "same": statistics.mean(case[name]["same"] for case in cases),
+            "fewest_same": min(case[name]["same"] for case in cases),
         }
-    return result
+        for name in calls()
+    }
 
 
-def times(n: int, d: int, batch: int, repeats: int, rng: np.random.Generator) -> dict[str, float]:
-    """Median seconds of each route and of the thin SVD, taken in turns so that all see the same machine."""
-    tokens = jnp.asarray(rng.normal(size=(batch, n, d)), jnp.float32)
-
-    def thin(x: jax.Array) -> jax.Array:
-        u, s, _ = jnp.linalg.svd(x, full_matrices=False)
-        return jnp.abs(u * s[..., None, :]).sum(-1)
-
-    def route(name: str) -> Callable[[jax.Array], jax.Array]:
-        return jax.jit(lambda x: tc.information_contribution(x, method=name))
-
-    calls = {"jnp.linalg.svd": jax.jit(thin)} | {name: route(name) for name in ROUTES}
+def times(shape: tuple[int, int, int], repeats: int, rng: np.random.Generator) -> dict[str, list[float]]:
+    """Seconds of each call, taken in turns so that all see the same machine."""
+    tokens = jnp.asarray(rng.normal(size=shape), jnp.float32)
     taken = collections.defaultdict(list)
-    for call in calls.values():
-        call(tokens).block_until_ready()
-    for _ in range(repeats):
-        for name, call in calls.items():
+    for repeat in tqdm(range(-1, repeats), desc="timing", file=sys.stderr, disable=None):
+        for name, call in calls().items():
             start = time.perf_counter()
             call(tokens).block_until_ready()
-            taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+            if repeat >= 0:
+                taken[name].append(time.perf_counter() - start)
+    return dict(taken)
 
 
-def main() -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", type=float, default=0.222, help="share of tokens kept (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="random matrices of each kind (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=576, help="N (default: %(default)s)")
-    parser.add_argument(
-        "--widths", type=int, nargs="*", default=[1024, 192], help="D of the first table, above and below N (1024 192)"
+def agreement_table(agreement: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Largest error, and the same tokens on average and at least, in percent."""
+
+    def cell(r: dict[str, float]) -> str:
+        error = f"{r['largest_error']:.0e}".replace("e-0", "e-").replace("e+0", "e+")
+        return f"{error} {100 * r['same']:5.1f} ({100 * r['fewest_same']:3.0f})"
+
+    return results.format_table(
+        ["matrix", *calls()], [[name, *map(cell, routes.values())] for name, routes in agreement.items()]
     )
-    parser.add_argument("--hidden", type=pathlib.Path, help="an .npz of arrays [..., N, D] to add as rows")
-    parser.add_argument("--time-width", type=int, default=4096, help="D of the timing (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=1, help="batch of the timing (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=9, help="timed calls of each route (default: %(default)s)")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results/information_routes"))
-    args = parser.parse_args()
 
-    rng = np.random.default_rng(0)
-    rows: dict[str, list[dict[str, dict[str, float]]]] = collections.defaultdict(list)
-    if args.hidden:
-        with np.load(args.hidden) as arrays:
-            for name in arrays.files:
-                for tokens in tqdm(arrays[name].reshape(-1, *arrays[name].shape[-2:]), desc=name):
-                    rows[name].append(compare(tokens, args.keep, rng))
-    for d in args.widths:
-        for seed in tqdm(range(args.seeds), desc=f"{args.tokens} x {d}"):
-            for name, tokens in synthetic(args.tokens, d, np.random.default_rng(seed)):
-                rows[f"{args.tokens} x {d}, {name}"].append(compare(tokens, args.keep, rng))
 
-    table = {
-        name: {
-            route: {
-                "median error": statistics.median(case[route]["median error"] for case in cases),
-                "largest error": max(case[route]["largest error"] for case in cases),
-                "same tokens": statistics.mean(case[route]["same tokens"] for case in cases),
-                "fewest same": min(case[route]["same tokens"] for case in cases),
-            }
-            for route in ROUTES
-        }
-        for name, cases in rows.items()
-    }
-    taken = times(args.tokens, args.time_width, args.batch, args.repeats, rng)
-
-    print("\nLargest error of C / mean C, and same tokens as float64 on average (and at least), in %\n")
-    print(f"| {'matrix':34} |" + "".join(f" {route:^22} |" for route in ROUTES))
-    print(f"|{'-' * 36}|" + f"{'-' * 24}|" * len(ROUTES))
-    for name, result in table.items():
-        cells = [
-            f"{r['largest error']:.0e} {100 * r['same tokens']:6.2f} ({100 * r['fewest same']:5.1f})"
-            for r in result.values()
+def time_table(taken: dict[str, list[float]]) -> str:
+    """Median and fastest, and how many times faster than the thin SVD by either."""
+    middle = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    least = {name: min(seconds) for name, seconds in taken.items()}
+    rows = [
+        [
+            name,
+            *(f"{1e3 * of[name]:.1f}" for of in (middle, least)),
+            *(f"{of[SVD] / of[name]:.1f}" for of in (middle, least)),
         ]
-        print(f"| {name:34} |" + "".join(f" {cell:^22} |" for cell in cells))
-    device = jax.devices()[0].device_kind
-    print(f"\nMedian time, {args.batch} x {args.tokens} x {args.time_width}, {device}\n")
-    print("| route          |       ms | thin SVD / route |\n|----------------|----------|------------------|")
-    for name, seconds in taken.items():
-        print(f"| {name:14} | {1000 * seconds:8.1f} | {taken['jnp.linalg.svd'] / seconds:16.1f} |")
+        for name in taken
+    ]
+    return results.format_table(["route", "median ms", "fastest ms", "thin SVD / route", "of the fastest"], rows)
 
-    settings = {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in vars(args).items()}
-    machine = {"device": device, "platform": platform.platform(), "jax": jax.__version__, "numpy": np.__version__}
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "results.json"
-    part = path.with_suffix(".part")
-    part.write_text(
-        json.dumps({"settings": settings, "machine": machine, "agreement": table, "seconds": taken}, indent=1)
+
+def measure(flags: argparse.Namespace) -> None:
+    """Run what the flags ask for."""
+    if flags.out.exists() and not flags.out.is_dir():
+        raise CommandError(f"--out {flags.out}: there is a file of that name")
+    rng = np.random.default_rng(flags.seed)
+    found: dict[str, list[dict[str, dict[str, float]]]] = collections.defaultdict(list)
+    sources = itertools.chain(
+        from_model(flags.model, flags.dtype, flags.scenes),
+        from_file(flags.hidden, rng),
+        from_chance(flags.tokens, flags.widths, flags.seeds, rng),
     )
-    part.replace(path)
-    print(f"\nWritten to {path}")
+    for name, tokens, attention in tqdm(sources, desc="comparing", unit=" matrices", file=sys.stderr, disable=None):
+        try:
+            kept = tc.plan(len(tokens), flags.keep).kept
+        except ValueError as error:
+            raise CommandError(f"--keep={flags.keep}: {error}") from error
+        if kept == len(tokens):
+            raise CommandError(f"--keep={flags.keep} leaves all {kept} tokens of {name!r}: nothing to choose")
+        found[name].append(compare(tokens, attention, flags.keep))
+    agreement = {name: summarise(cases) for name, cases in found.items()}
+    shape = (flags.batch, flags.tokens, flags.time_width)
+    taken = times(shape, flags.repeats, rng)
+    about = results.machine()
+    if agreement:
+        print("Largest error of C / mean C; then, in %, the same tokens as float64 on average (and at least)\n")
+        print(agreement_table(agreement))
+    size = " x ".join(map(str, shape))
+    print(f"\nTimes at {size} on {about['device']}, {about['cores']} cores, {flags.repeats} rounds\n")
+    print(time_table(taken))
+    settings = {key: value for key, value in vars(flags).items() if key not in ("argv", "out")}
+    value: dict[str, Any] = {
+        "command": ["python", "-m", "experiments.information_routes", *flags.argv],
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "settings": settings | {"hidden": flags.hidden and str(flags.hidden)},
+        "machine": about,
+        "versions": results.versions(),
+        "matrices": {name: len(cases) for name, cases in found.items()},
+        "agreement": agreement,
+        "seconds": taken,
+    }
+    flags.out.mkdir(parents=True, exist_ok=True)
+    results.write_json(flags.out / "results.json", value)
+    print(f"\nEvery figure and time: {flags.out / 'results.json'}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the flags, measure, and say what went wrong in one line."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = cli.Parser(prog="python -m experiments.information_routes", description=__doc__, epilog=_EXAMPLES)
+    cli.add_model_flags(parser)
+    cli.add_keep_flag(parser, default=0.222)
+    whole: dict[str, Any] = {"type": cli.positive, "metavar": "COUNT"}
+    parser.add_argument(
+        "--scenes",
+        type=cli.seed,
+        default=8,
+        metavar="COUNT",
+        help="held-out scenes that the model sees; 0 loads no model (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--hidden", type=Path, metavar="FILE", help="an .npz of arrays [..., N, D] to compare the routes on too"
+    )
+    parser.add_argument("--tokens", default=576, help="N of the random matrices (default: %(default)s)", **whole)
+    parser.add_argument(
+        "--widths",
+        nargs="*",
+        default=[1024, 192],
+        help="D of them, above and below N; may be none (default: 1024 192)",
+        **whole,
+    )
+    parser.add_argument("--seeds", default=3, help="random matrices of each kind (default: %(default)s)", **whole)
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of attention at random (default: %(default)s)")
+    parser.add_argument("--time-width", default=4096, help="D of the timing (default: %(default)s)", **whole)
+    parser.add_argument("--batch", default=1, help="matrices at a time in the timing (default: %(default)s)", **whole)
+    parser.add_argument("--repeats", default=15, help="rounds of the timing (default: %(default)s)", **whole)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/information_routes"),
+        metavar="FOLDER",
+        help="for results.json (default: %(default)s)",
+    )
+    parser.set_defaults(argv=list(argv))
+    return cli.run(measure, parser, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -135,6 +135,32 @@ def test_debias_finds_the_peak_that_the_trend_hides():
     assert carve(np.eye(32), attention, debias=True, **kwargs).indices.tolist() == [3]
 
 
+def test_debias_fits_on_usable_tokens_only():
+    attention = np.exp(-0.2 * np.arange(32)).astype(np.float32)
+    attention[3] *= 5
+    attention[20:] = 1e6  # a rise, were it looked at
+    tokens = np.eye(32, dtype=np.float32)
+    tokens[20:26] = np.nan
+    out = carve(tokens, attention, keep=20, debias=True, attention_weight=1.0, oversample=1, valid=np.arange(32) < 26)
+    first = carve(tokens[:20], attention[:20], keep=4, debias=True, attention_weight=1.0, oversample=1)
+    some = carve(tokens, attention, keep=4, debias=True, attention_weight=1.0, oversample=1, valid=np.arange(32) < 26)
+    np.testing.assert_array_equal(out.indices, np.arange(20))
+    np.testing.assert_array_equal(some.indices, first.indices)
+
+
+def test_a_token_with_broken_features_ranks_last():
+    tokens, attention = inputs(30, 16, 1)
+    features = np.random.default_rng(3).normal(size=(30, 5)).astype(np.float32)
+    attention[0, 8] = 1  # it would be the first
+    well = np.setdiff1d(np.arange(30), [8])
+    broken = features.copy()
+    broken[8, 2] = np.nan
+    out = carve(tokens[0], attention[0], keep=9, features=broken, attention_weight=0.9)
+    alone = carve(tokens[0][well], attention[0][well], keep=9, features=features[well], attention_weight=0.9)
+    assert out.assignment[8] == -1
+    np.testing.assert_array_equal(out.indices, well[alone.indices])
+
+
 def test_padding_has_no_influence_and_is_kept_only_when_needed():
     tokens, attention = inputs(30, 16, 1)
     tokens, attention = tokens[0], attention[0]
@@ -176,6 +202,21 @@ def test_extreme_scales_neither_overflow_nor_vanish(scale):
     plain, scaled = carve(tokens, attention[0], keep=9), carve(tokens * np.float32(scale), attention[0], keep=9)
     np.testing.assert_array_equal(plain.assignment, scaled.assignment)
     np.testing.assert_allclose(scaled.tokens / np.float32(scale), plain.tokens, rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_below_the_smallest_normal_one_count_as_zero():
+    attention = np.linspace(0.1, 1, 12, dtype=np.float32)
+    tokens = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+    tiny = tokens.copy()
+    tiny[5] *= np.float32(1e-40)
+    zero = tokens.copy()
+    zero[5] = 0
+    ours, theirs = carve(tiny, attention, keep=5), carve(zero, attention, keep=5)
+    np.testing.assert_array_equal(ours.assignment, theirs.assignment)
+    np.testing.assert_allclose(ours.tokens, theirs.tokens, atol=1e-38)
+    everything = carve(tokens * np.float32(1e-40), attention, keep=5)
+    nothing = carve(np.zeros_like(tokens), attention, keep=5)
+    np.testing.assert_array_equal(everything.assignment, nothing.assignment)
 
 
 def test_all_zero_tokens_still_give_k_of_them():

@@ -90,6 +90,26 @@ def test_features_are_gathered_at_the_same_positions():
     np.testing.assert_array_equal(out.indices[1, 0], alone.indices)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"debias": True},
+        {"oversample": 1.0},
+        {"attention_weight": 0.0},
+        {"information": "norm", "attention_weight": 0.2},
+    ],
+)
+def test_every_option_reaches_carve(options):
+    hidden, attention = sequence(1, 34)
+    attention *= np.exp(0.2 * np.arange(34)).astype(np.float32)
+    where = np.arange(4, 28)
+    plain = carve_sequence(hidden, attention, where[None], keep=6)
+    out = carve_sequence(hidden, attention, where[None], keep=6, **options)
+    alone = tc.carve(hidden[0, where], attention[0, where], keep=6, **options)
+    np.testing.assert_array_equal(out.assignment[0], alone.assignment)
+    assert (np.asarray(out.assignment) != np.asarray(plain.assignment)).any()
+
+
 def test_keeping_all_is_the_identity():
     hidden, attention = sequence(2, 34)
     out = carve_sequence(jnp.asarray(hidden, jnp.bfloat16), attention, IMAGES, keep=1.0)

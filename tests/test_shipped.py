@@ -3,19 +3,16 @@
 import json
 import pathlib
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from experiments.hidden_states import visual_states
 from experiments.loading import load
 from experiments.scenes import FAMILIES, make_scene
-from models.generation import embed
-from models.layers import attend, causal_mask
 from tests import oracle
-from tokencarve_jax import carve, last_query_attention
+from tokencarve_jax import carve
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "tiny"
 SCENES = 64
@@ -113,23 +110,6 @@ def test_its_files_are_small_and_complete():
     config = json.loads((FOLDER / "config.json").read_text())
     assert config["text_config"]["num_hidden_layers"] >= 6
     assert (config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]) ** 2 == 576
-
-
-@jax.jit
-def visual_states(llava, prompt):
-    """What enters layers 1 to 4 at the visual positions, and the last prompt token's attention to them."""
-    hidden, decoder = embed(llava, prompt), llava.decoder
-    positions = jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape[:2])
-    at, out = decoder.rotation(positions), []
-    mask = causal_mask(prompt.lengths, hidden.shape[1], positions=positions, window=None)
-    rows, last = jnp.arange(hidden.shape[0]), prompt.lengths - 1
-    for layer in decoder.layers[:4]:
-        query, (key, value) = layer.query(hidden, at), layer.key_value(hidden, at)
-        attention = last_query_attention(query[rows, last], key, mask=mask[rows, last])
-        hidden = layer.finish(hidden, attend(query, key, value, mask=mask))
-        places = prompt.visual_positions
-        out.append((hidden[rows[:, None], places], attention[rows[:, None], places]))
-    return out
 
 
 @pytest.mark.parametrize(("information", "mean", "least"), [("gram", 0.99, 0.95), ("svd", 0.999, 0.99)])

@@ -82,7 +82,10 @@ def remove_trend(attention: ArrayLike, *, valid: ArrayLike | None = None) -> jax
         valid: [..., N] bool, the entries to fit on; None means all. Zero, infinite and NaN entries are never fitted on.
 
     Returns:
-        [..., N] float32.
+        [..., N] float32. A NaN or an infinity stays where it is.
+
+    Raises:
+        TypeError, ValueError: What JAX raises for shapes that do not fit together or are no numbers.
 
     Source: an option of this package, not of the paper; `carve(..., debias=True)` applies it.
 

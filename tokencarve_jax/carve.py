@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from tokencarve_jax._ranking import best_first, fuse_ranks
 from tokencarve_jax.attention import remove_trend
 from tokencarve_jax.budget import Budget, plan
-from tokencarve_jax.information import check_method, information_contribution, to_unit_scale
+from tokencarve_jax.information import ROUTES, check_method, to_unit_scale
 
 USABLE = 2  # tiers: 0 padding, 1 valid but not finite, 2 usable
 
@@ -19,13 +19,22 @@ USABLE = 2  # tiers: 0 padding, 1 valid but not finite, 2 usable
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens", "indices", "assignment"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Carved:
-    """What is left of N tokens; a pytree.
+    """What `carve` leaves of N tokens; frozen, a pytree of three arrays. Nothing is checked when it is made.
 
     Attributes:
         tokens: [..., K, D] in the input's dtype: kept tokens, some of them the mean of a group.
         indices: [..., K] int32, where each row stood among the N, strictly ascending. A merged row stands where its
             anchor stood.
         assignment: [..., N] int32, the row of `tokens` that token n lives on in, or -1 where it was dropped.
+
+    Source: the survivors of TokenCarve (arXiv 2503.10501); the assignment is this package's own.
+
+    Examples:
+        >>> carved = carve(jnp.array([[9.0], [2.0], [8.0], [1.0]]), jnp.array([0.4, 0.2, 0.3, 0.1]), keep=2)
+        >>> carved.indices.tolist(), carved.assignment.tolist()  # token 1 went into token 0, token 3 was dropped
+        ([0, 2], [0, 0, 1, -1])
+        >>> jax.tree.map(jnp.shape, carved)
+        Carved(tokens=(2, 1), indices=(2,), assignment=(4,))
     """
 
     tokens: jax.Array
@@ -68,7 +77,8 @@ def carve(
     Returns:
         A `Carved`. A token with a NaN or an infinity (in its features or its attention too) ranks behind all others,
         ahead of padding only, is never merged, and does not touch the others. Gradients flow through the merged values,
-        not through the choice.
+        not through the choice. XLA may take numbers below the smallest normal one (1.2e-38 in float32) for zero: such
+        entries count as zero in scores and means, and where everything is that small, ties decide.
 
     Raises:
         TypeError: An array that must be floating is not, or `keep` is no Python number.
@@ -211,8 +221,8 @@ def _add_to_means(rows: jax.Array, members: jax.Array, row: jax.Array) -> jax.Ar
 
 def _information(matrix: jax.Array, usable: jax.Array, method: str) -> jax.Array:
     """The information score of the usable tokens, up to a common factor; the others have no influence."""
-    scaled, _ = to_unit_scale(jnp.where(usable[..., None], _at_least_float32(matrix), 0))
-    return information_contribution(scaled, method=method)
+    scaled, _ = to_unit_scale(_at_least_float32(matrix), usable)
+    return ROUTES[method](scaled).astype(jnp.float32)
 
 
 def _floating(name: str, array: ArrayLike) -> jax.Array:

@@ -15,7 +15,9 @@ from tokencarve_jax.carve import carve
 )
 @dataclasses.dataclass(frozen=True)
 class CarvedSequence:
-    """A sequence after the cut; a pytree. S' = S - N + K, or S - I*N + I*K with I images.
+    """What `carve_sequence` leaves of sequences; frozen, a pytree of four arrays. Nothing is checked when it is made.
+
+    S' below is S - N + K, or S - I*N + I*K with I images.
 
     Attributes:
         hidden: [B, S', D] in the input's dtype.
@@ -23,6 +25,17 @@ class CarvedSequence:
             attention mask and the rotary positions with it.
         indices: [B, K] or [B, I, K] int32, which of the N visual tokens stand, as in `Carved.indices`.
         assignment: [B, N] or [B, I, N] int32, as in `Carved.assignment`: what a picture of the cut is drawn from.
+
+    Source: what the decoder of TokenCarve (arXiv 2503.10501) goes on with.
+
+    Examples:
+        >>> hidden, attention = jnp.ones((1, 8, 2)), jnp.linspace(0, 1, 8)[None]
+        >>> cut = carve_sequence(hidden, attention, jnp.array([[1, 2, 3, 4, 5, 6]]), keep=2)
+        >>> cut.hidden.shape, cut.kept.shape, cut.indices.shape, cut.assignment.shape
+        ((1, 4, 2), (1, 4), (1, 2), (1, 6))
+        >>> keys = jnp.arange(8.0).reshape(1, 8, 1)  # of an earlier layer's cache
+        >>> jnp.take_along_axis(keys, cut.kept[..., None], axis=1).shape
+        (1, 4, 1)
     """
 
     hidden: jax.Array
