@@ -111,6 +111,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _checkpointer() -> ocp.Checkpointer:
+    """For reading. Close it: what is left open complains when the process ends."""
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
+
+
 class Reader:
     """Reads the weights of a converted folder, after comparing all names and shapes with a model's.
 
@@ -125,9 +130,9 @@ class Reader:
     def __init__(self, folder: Path, variables: Variables):
         read_manifest(folder)
         self._folder = folder
-        self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
         try:
-            found = dict(_flat(self._checkpointer.metadata((folder / WEIGHTS).absolute()).item_metadata.tree))
+            with _checkpointer() as checkpointer:
+                found = dict(_flat(checkpointer.metadata((folder / WEIGHTS).absolute()).item_metadata.tree))
         except (*_ARRAY_ERRORS, AttributeError) as error:
             raise CheckpointError(folder, [f"{WEIGHTS} is damaged or incomplete ({error})"]) from error
         wanted = {dotted(path): tuple(variable.shape) for path, variable in variables.items()}
@@ -149,7 +154,8 @@ class Reader:
             partial_restore=True,
         )
         try:
-            return dict(_flat(self._checkpointer.restore((self._folder / WEIGHTS).absolute(), args=args)))
+            with _checkpointer() as checkpointer:
+                return dict(_flat(checkpointer.restore((self._folder / WEIGHTS).absolute(), args=args)))
         except _ARRAY_ERRORS as error:
             raise CheckpointError(self._folder, [f"{WEIGHTS} is damaged or incomplete ({error})"]) from error
 
