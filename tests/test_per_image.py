@@ -15,7 +15,10 @@ from tests.tiny import CONFIG, IMAGE_TOKEN, PATCHES
 
 EACH = "tokencarve-per-image"
 PINPOINTS = ((30, 60), (60, 60))
-NEXT = dataclasses.replace(CONFIG, image_grid_pinpoints=PINPOINTS)
+# Few layers: what varies here are shapes, and every shape is a program to compile.
+NEXT = dataclasses.replace(
+    CONFIG, image_grid_pinpoints=PINPOINTS, text=dataclasses.replace(CONFIG.text, num_layers=3)
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +28,9 @@ def llava():
 
 @pytest.fixture(scope="module")
 def next_llava():
+    rng = np.random.default_rng(0)
     model = Llava(NEXT, rngs=nnx.Rngs(0))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape, x.dtype), model)
+    return jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(x.dtype), model)
 
 
 def counts(prefilled, cut, per_image):
