@@ -219,8 +219,9 @@ def test_a_disk_that_fills_up(source, orbax, tmp_path):
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from models import convert
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which children of a background shell do not have
 read = convert.read_weights
 def crawl(*args, **options):
     for i, item in enumerate(read(*args, **options)):
