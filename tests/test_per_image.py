@@ -54,7 +54,12 @@ def test_each_image_keeps_its_share(llava):
     ids, pixels, mask = tiny.make_inputs(texts=(9, 4), images=(2, 2))
     prompt = llava.prompt(ids, pixels, mask)
     assert prompt.images == 2
-    assert counts(llava.prefill(prompt, carve=((2, EACH, 0.2),)), 0, PATCHES) == [[5, 5]] * 2
+    out = llava.prefill(prompt, carve=((2, EACH, 0.2),))
+    assert counts(out, 0, PATCHES) == [[5, 5]] * 2
+    for row in range(2):  # and what is cached stands where these images stand
+        cached = np.asarray(out.cache.positions[row])[np.asarray(out.cache.valid[row])]
+        spans = prompt.visual_positions[row].reshape(2, PATCHES)
+        assert [np.isin(cached, span).sum() for span in spans] == [5, 5]
     assert counts(llava.prefill(prompt, carve=((1, EACH, 9), (3, EACH, 4))), 0, PATCHES) == [[9, 9]] * 2
     joint = counts(llava.prefill(prompt, carve=((2, "tokencarve", 0.2),)), 0, PATCHES)
     assert [sum(row) for row in joint] == [10, 10]
