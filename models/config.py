@@ -17,7 +17,16 @@ from models.layers import ACTIVATIONS
 
 
 class ConfigError(ValueError):
-    """A checkpoint asks for something that this package does not build, or its config cannot be read."""
+    """A checkpoint asks for something that this package does not build, or its config cannot be read.
+
+    Attributes:
+      problems: one or more; the message holds them all.
+    """
+
+    def __init__(self, *problems: str):
+        self.problems = problems
+        count = f"{len(problems)} problems: " if len(problems) > 1 else ""
+        super().__init__(count + "; ".join(problems))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +107,8 @@ class LlavaConfig:
         return self.vision.num_patches + int(self.keep_class_token)
 
 
-def _activation(name: Any, where: str) -> str:
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"{where} is {name!r}; supported are {', '.join(sorted(ACTIVATIONS))}")
-    return name
+def _activation_problems(name: Any, where: str) -> list[str]:
+    return [] if name in ACTIVATIONS else [f"{where} is {name!r}; supported are {', '.join(sorted(ACTIVATIONS))}"]
 
 
 def vision_config(hf: Any) -> VisionConfig:
@@ -112,6 +119,8 @@ def vision_config(hf: Any) -> VisionConfig:
     """
     if hf.model_type != "clip_vision_model":
         raise ConfigError(f"vision_config.model_type is {hf.model_type!r}; only 'clip_vision_model' is supported")
+    if problems := _activation_problems(hf.hidden_act, "vision_config.hidden_act"):
+        raise ConfigError(*problems)
     return VisionConfig(
         hidden_size=hf.hidden_size,
         intermediate_size=hf.intermediate_size,
@@ -120,7 +129,7 @@ def vision_config(hf: Any) -> VisionConfig:
         num_channels=hf.num_channels,
         image_size=hf.image_size,
         patch_size=hf.patch_size,
-        activation=_activation(hf.hidden_act, "vision_config.hidden_act"),
+        activation=hf.hidden_act,
         layer_norm_eps=hf.layer_norm_eps,
     )
 
@@ -135,8 +144,11 @@ def text_config(hf: Any) -> TextConfig:
         raise ConfigError(f"text_config.model_type is {hf.model_type!r}; supported are 'llama' and 'mistral'")
     rope = dict(hf.rope_parameters)  # transformers 5 folds the older `rope_theta` and `rope_scaling` in here
     rope_type = rope.get("rope_type", "default")
+    problems = _activation_problems(hf.hidden_act, "text_config.hidden_act")
     if rope_type not in ("default", "linear"):
-        raise ConfigError(f"text_config asks for rotary scaling {rope_type!r}; supported are 'default' and 'linear'")
+        problems.append(f"text_config asks for rotary scaling {rope_type!r}; supported are 'default' and 'linear'")
+    if problems:
+        raise ConfigError(*problems)
     return TextConfig(
         vocab_size=hf.vocab_size,
         hidden_size=hf.hidden_size,
@@ -145,7 +157,7 @@ def text_config(hf: Any) -> TextConfig:
         num_heads=hf.num_attention_heads,
         num_kv_heads=hf.num_key_value_heads,
         head_dim=getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
-        activation=_activation(hf.hidden_act, "text_config.hidden_act"),
+        activation=hf.hidden_act,
         rms_norm_eps=hf.rms_norm_eps,
         rope_theta=float(rope["rope_theta"]),
         rope_factor=float(rope["factor"]) if rope_type == "linear" else 1.0,
@@ -170,19 +182,26 @@ def llava_config(hf: Any, generation: Mapping[str, Any] = MappingProxyType({})) 
       generation: what `generation_config.json` holds, which goes first for the tokens that end and pad a row.
 
     Raises:
-      ConfigError: an architecture, activation or feature choice that is not supported.
+      ConfigError: with every architecture, activation and feature choice that is not supported.
     """
     if hf.model_type not in ("llava", "llava_next"):
         raise ConfigError(f"config.json has model_type {hf.model_type!r}; supported are 'llava' and 'llava_next'")
-    vision, text = vision_config(hf.vision_config), text_config(hf.text_config)
     layers = hf.vision_feature_layer
     layers = tuple(layers) if isinstance(layers, (list, tuple)) else (layers,)
-    depth = vision.num_layers + 1
-    if any(not -depth <= layer < depth for layer in layers):
-        raise ConfigError(f"vision_feature_layer {layers} is outside the tower's {depth} hidden states")
-    strategy = hf.vision_feature_select_strategy
-    if strategy not in ("default", "full"):
-        raise ConfigError(f"vision_feature_select_strategy is {strategy!r}; expected 'default' or 'full'")
+    depth = hf.vision_config.num_hidden_layers + 1
+    pinpoints = None
+    if hf.model_type == "llava_next":
+        pinpoints = tuple((int(height), int(width)) for height, width in hf.image_grid_pinpoints)
+    parts: list[Any] = []
+    problems = _problems(hf, layers, depth, pinpoints)
+    for read, part in ((vision_config, hf.vision_config), (text_config, hf.text_config)):
+        try:
+            parts.append(read(part))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+    vision, text = parts
     # transformers 5 keeps the tie on the outer config, older files on the decoder's: either one ties.
     tied = bool(hf.tie_word_embeddings) or text.tie_word_embeddings
     eos = _special_token(hf, "eos_token_id", generation)
@@ -193,23 +212,30 @@ def llava_config(hf: Any, generation: Mapping[str, Any] = MappingProxyType({})) 
         text=dataclasses.replace(text, tie_word_embeddings=tied),
         image_token_id=hf.image_token_id,
         feature_layers=tuple(layer % depth for layer in layers),
-        keep_class_token=strategy == "full",
-        projector_activation=_activation(hf.projector_hidden_act, "projector_hidden_act"),
+        keep_class_token=hf.vision_feature_select_strategy == "full",
+        projector_activation=hf.projector_hidden_act,
         projector_bias=hf.multimodal_projector_bias,
         eos_token_ids=eos_ids,
         pad_token_id=pad if pad is not None else (*eos_ids, 0)[0],
-        image_grid_pinpoints=_pinpoints(hf, vision) if hf.model_type == "llava_next" else None,
+        image_grid_pinpoints=pinpoints,
     )
 
 
-def _pinpoints(hf: Any, vision: VisionConfig) -> tuple[tuple[int, int], ...]:
-    pinpoints = tuple((int(height), int(width)) for height, width in hf.image_grid_pinpoints)
-    side = vision.image_size
-    if not pinpoints or any(length < side or length % side for pair in pinpoints for length in pair):
-        raise ConfigError(f"image_grid_pinpoints is {hf.image_grid_pinpoints}; expected multiples of {side} pixels")
-    if hf.vision_feature_select_strategy == "full":
-        raise ConfigError("vision_feature_select_strategy is 'full'; the grids of 'llava_next' need 'default'")
-    return pinpoints
+def _problems(hf: Any, layers: tuple[int, ...], depth: int, pinpoints: tuple[tuple[int, int], ...] | None) -> list[str]:
+    """What a LLaVA's own fields, tower and decoder apart, ask for in vain."""
+    problems = _activation_problems(hf.projector_hidden_act, "projector_hidden_act")
+    if any(not -depth <= layer < depth for layer in layers):
+        problems.append(f"vision_feature_layer {layers} is outside the tower's {depth} hidden states")
+    strategy = hf.vision_feature_select_strategy
+    if strategy not in ("default", "full"):
+        problems.append(f"vision_feature_select_strategy is {strategy!r}; expected 'default' or 'full'")
+    if pinpoints is not None:
+        side = hf.vision_config.image_size
+        if not pinpoints or any(length < side or length % side for pair in pinpoints for length in pair):
+            problems.append(f"image_grid_pinpoints is {hf.image_grid_pinpoints}; expected multiples of {side} pixels")
+        if strategy == "full":
+            problems.append("vision_feature_select_strategy is 'full'; the grids of 'llava_next' need 'default'")
+    return problems
 
 
 def read_config(folder: str | Path) -> LlavaConfig:

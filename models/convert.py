@@ -41,12 +41,16 @@ _EXAMPLES = """examples:
 _SLACK = 1 << 20  # bytes that the small files may take
 
 
-def _new_folder(dest: Path, needed: int, fill: Callable[[Path], None]) -> None:
-    """Make `dest` by filling a sibling that is renamed when complete."""
+def _check_new(dest: Path) -> None:
+    """Complain of a destination before anything is downloaded for it."""
     if dest.exists():
         raise CommandError(f"{dest} exists already; remove it, or name another DEST")
     if not dest.absolute().parent.is_dir():
         raise CommandError(f"{dest}: there is no folder {dest.absolute().parent} to put it into")
+
+
+def _new_folder(dest: Path, needed: int, fill: Callable[[Path], None]) -> None:
+    """Make `dest` by filling a sibling that is renamed when complete."""
     unfinished = dest.with_name(f"{dest.name}.unfinished")
     if unfinished.exists():
         shutil.rmtree(unfinished)
@@ -66,12 +70,13 @@ def _new_folder(dest: Path, needed: int, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _copy_small_files(source: Path, dest: Path) -> None:
-    """Config, tokenizer and processor files: all that is fetched from the hub but weights."""
-    for pattern in hub.SMALL_FILES:
-        for path in source.glob(pattern):
-            if path.is_file() and path.name != converted.MANIFEST and ".safetensors" not in path.name:
-                shutil.copyfile(path, dest / path.name)
+def _copy_small_files(source: Path, dest: Path) -> list[Path]:
+    """Config, tokenizer and processor files, all that is fetched from the hub but weights; gives their sources."""
+    found = [path for pattern in hub.SMALL_FILES for path in sorted(source.glob(pattern)) if path.is_file()]
+    small = [path for path in found if path.name != converted.MANIFEST and ".safetensors" not in path.name]
+    for path in small:
+        shutil.copyfile(path, dest / path.name)
+    return small
 
 
 def _hashes(paths: Sequence[Path]) -> dict[str, str]:
@@ -98,17 +103,23 @@ def convert(source: str | Path, dest: str | Path, *, dtype: str = "float32", rev
       CheckpointError, ConfigError, FileNotFoundError: as for `Llava.from_pretrained`.
     """
     dest = Path(dest)
+    _check_new(dest)
     folder = hub.find_checkpoint(source, revision=revision)
     if converted.is_converted(folder):
         raise CommandError(f"{folder} is a converted folder already; add --to-hf for the way back")
-    config, to = read_config(folder), jnp.dtype(dtype)
+    to, files = jnp.dtype(dtype), open_folder(folder)
+    try:
+        config = read_config(folder)
+    except ConfigError as error:
+        if not files.problems:
+            raise
+        raise CheckpointError(folder, [*error.problems, *files.problems]) from error
     variables = variables_of(abstract_model(lambda rngs: Llava(config, dtype=to, rngs=rngs)))
-    files = open_folder(folder)
     read = sorted({header.file for header in files.headers.values() if header is not None})
     needed = sum(int(np.prod(variable.shape)) for variable in variables.values()) * to.itemsize
 
     def fill(unfinished: Path) -> None:
-        _copy_small_files(folder, unfinished)
+        small = _copy_small_files(folder, unfinished)
         weights = read_weights(files, llava_table(config), variables, dtype=to)
         converted.save(unfinished, [dotted(path) for path in variables], weights)
         manifest = {
@@ -116,7 +127,7 @@ def convert(source: str | Path, dest: str | Path, *, dtype: str = "float32", rev
             "revision": folder.name if folder.parent.name == "snapshots" else None,
             "dtype": dtype,
             "mapping": MAPPING,
-            "files": _hashes([folder / "config.json", *read]),
+            "files": _hashes([*small, *read]),
         }
         (unfinished / converted.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
@@ -135,6 +146,7 @@ def to_hf(source: str | Path, dest: str | Path) -> None:
       CheckpointError, ConfigError: a damaged folder.
     """
     source, dest = Path(source), Path(dest)
+    _check_new(dest)
     if not converted.is_converted(source):
         raise CommandError(f"{source} is not a folder that this command converted; --to-hf has nothing to read")
     config, dtype = read_config(source), converted.read_manifest(source)["dtype"]

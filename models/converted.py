@@ -111,6 +111,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _checkpointer() -> ocp.Checkpointer:
+    """For reading. Close it: what is left open complains when the process ends."""
+    # Each process reads for itself: Orbax would have all of them arrive within 30 seconds on a CPU.
+    own = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False), multiprocessing_options=options)
+
+
 class Reader:
     """Reads the weights of a converted folder, after comparing all names and shapes with a model's.
 
@@ -125,13 +133,9 @@ class Reader:
     def __init__(self, folder: Path, variables: Variables):
         read_manifest(folder)
         self._folder = folder
-        # Each process reads for itself: Orbax would have all of them arrive within 30 seconds on a CPU.
-        own = jax.process_index()
-        options = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
-        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
-        self._checkpointer = ocp.Checkpointer(handler, multiprocessing_options=options)
         try:
-            found = dict(_flat(self._checkpointer.metadata((folder / WEIGHTS).absolute()).item_metadata.tree))
+            with _checkpointer() as checkpointer:
+                found = dict(_flat(checkpointer.metadata((folder / WEIGHTS).absolute()).item_metadata.tree))
         except (*_ARRAY_ERRORS, AttributeError) as error:
             raise CheckpointError(folder, [f"{WEIGHTS} is damaged or incomplete ({error})"]) from error
         wanted = {dotted(path): tuple(variable.shape) for path, variable in variables.items()}
@@ -153,7 +157,8 @@ class Reader:
             partial_restore=True,
         )
         try:
-            return dict(_flat(self._checkpointer.restore((self._folder / WEIGHTS).absolute(), args=args)))
+            with _checkpointer() as checkpointer:
+                return dict(_flat(checkpointer.restore((self._folder / WEIGHTS).absolute(), args=args)))
         except _ARRAY_ERRORS as error:
             raise CheckpointError(self._folder, [f"{WEIGHTS} is damaged or incomplete ({error})"]) from error
 

@@ -22,7 +22,7 @@ def find_checkpoint(source: str | Path, *, revision: str | None = None) -> Path:
       The folder.
 
     Raises:
-      FileNotFoundError: neither a folder, nor a model id that can be had.
+      FileNotFoundError: neither a folder, nor a model id that can be had, or one without safetensors.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -34,7 +34,13 @@ def find_checkpoint(source: str | Path, *, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
         raise FileNotFoundError(f"{name} is no local folder and cannot be had from the hub: {reason}") from error
+    if not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"{name} has no safetensors on the hub; weights as pickles (.bin) are refused, because they can run any "
+            "code when opened"
+        )
+    return folder

@@ -94,7 +94,7 @@ def main() -> int:
         print(f"wrote {size / 1e9:.2f} GB in {time.perf_counter() - start:.0f} s", flush=True)
         start = time.perf_counter()
         command = [sys.executable, "-m", "models.convert", str(source), str(dest), "--dtype=bfloat16"]
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, timeout=7200)
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024**2
         check(source, dest)

@@ -15,6 +15,7 @@ from sklearn.datasets import load_sample_images
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
+from experiments.tiny_processor import CHAT_TEMPLATE, VOCABULARY, build_tokenizer
 from tests.checkpoints import randomise, tensors, write
 
 SHARDS = 3
@@ -122,9 +123,14 @@ def narrow(name: str) -> Any:
     return transformers.AutoConfig.for_model(config.pop("model_type"), **config)
 
 
-def make(name: str, folder: Path, *, seed: int = 0) -> Any:
-    """A random small checkpoint of a family in its published key layout, in three shards; gives transformers' model."""
+def make(name: str, folder: Path, *, seed: int = 0, words: bool = False) -> Any:
+    """A random small checkpoint of a family in its published key layout, in three shards; gives transformers' model.
+
+    With `words` it has a processor too, with the shipped model's words and template.
+    """
     config = narrow(name)
+    if words:
+        config.image_token_id = VOCABULARY.index("<image>")
     classes = {"llava": transformers.LlavaForConditionalGeneration}
     model = classes.get(config.model_type, transformers.LlavaNextForConditionalGeneration)(config).eval()
     randomise(model, seed)
@@ -134,6 +140,17 @@ def make(name: str, folder: Path, *, seed: int = 0) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     write(folder, tensors(model), shards=SHARDS)
+    if words:
+        kinds = {"llava": transformers.LlavaProcessor, "llava_next": transformers.LlavaNextProcessor}
+        processor = kinds[config.model_type](
+            image_processor=image_processor(config),
+            tokenizer=build_tokenizer(),
+            patch_size=PATCH,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+            chat_template=CHAT_TEMPLATE,
+        )
+        processor.save_pretrained(folder)
     return model
 
 

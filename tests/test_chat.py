@@ -11,6 +11,8 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from experiments import conversation, generate, loading
 from experiments.scenes import make_scene
 from experiments.tiny_processor import PATCH, build_tokenizer
+from models import convert
+from tests import families
 from tests.commands import failure, save_checkpoint
 
 # As published with the llava-hf checkpoints of these decoders.
@@ -62,6 +64,22 @@ def test_a_conversation(model, image, capsys, monkeypatch):
         turns.append({"role": "assistant", "content": [{"type": "text", "text": want[-1]}]})
     assert said == want
     assert all(want)
+
+
+def test_a_conversation_with_a_converted_next(image, tmp_path, capsys, monkeypatch):
+    """Images of any resolution, from a folder that holds all that it takes."""
+    families.make("llava-v1.6-vicuna-7b", tmp_path / "hf", words=True)
+    convert.convert(tmp_path / "hf", tmp_path / "orbax")
+    wide = tmp_path / "wide.png"
+    Image.open(image).crop((0, 100, 336, 200)).save(wide)
+    answers = []
+    for name in ("hf", "orbax"):
+        monkeypatch.setattr("sys.stdin", io.StringIO("Where is the red circle?\nWhat is there?\n"))
+        argv = [f"--model={tmp_path / name}", f"--image={image}", f"--image={wide}", "--chat", "--keep=0.1"]
+        assert generate.main([*argv, "--max-new-tokens=5"]) == 0
+        answers.append(capsys.readouterr().out.splitlines())
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 2
 
 
 def test_answers_stream(model, image):

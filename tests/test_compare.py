@@ -6,6 +6,7 @@ import torch
 import transformers
 
 from models import compare
+from tests import families
 from tests.checkpoints import randomise
 from tests.commands import save_checkpoint
 
@@ -32,6 +33,14 @@ def test_pass(checkpoint, capsys):
     assert int(out[0].split()[1]) > 200 + 16
     assert float(out[1].split()[5]) < 1e-8
     assert out[2].split()[3] == "none"
+
+
+def test_pass_on_images_of_any_resolution(tmp_path, capsys):
+    """LLaVA-NeXT with Mistral: the photograph is 427 x 640, whole and in four tiles without their padding."""
+    families.make("llava-v1.6-mistral-7b", tmp_path / "model", words=True)
+    status, out = run(tmp_path / "model", capsys)
+    assert (status, out[-1]) == (0, "PASS")
+    assert int(out[0].split()[1]) > 200 + 36 + 8 * 13
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -1,7 +1,7 @@
 """`python -m models.convert`: there and back bit by bit, all or nothing, and every error in one line."""
 
+import hashlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -20,6 +20,7 @@ from models.tables import to_hf
 from tests.checkpoints import Q_PROJ, save_small, small, tensors
 from tests.test_checkpoint import assert_same_bits
 
+TIMEOUT = 300  # seconds of a process; on a busy machine it takes that long, and none may hang
 STRANGE = {"generation_config.json": "{}", "tokenizer.model": "words", "chat_template.jinja": "{{ 1 }}"}
 
 
@@ -65,9 +66,8 @@ def test_what_else_is_copied_and_what_the_manifest_says(source, orbax):
     manifest = json.loads((orbax / "conversion.json").read_text())
     files = manifest.pop("files")
     assert manifest == {"source": str(source), "revision": None, "dtype": "float32", "mapping": 1}
-    for name in ["config.json", *(path.name for path in source.glob("*.safetensors"))]:
-        sum_of = subprocess.run(["sha256sum", source / name], capture_output=True, text=True, check=True).stdout
-        assert files.pop(name) == sum_of.split()[0]
+    for name in ["config.json", *STRANGE, *(path.name for path in source.glob("*.safetensors"))]:
+        assert files.pop(name) == hashlib.sha256((source / name).read_bytes()).hexdigest()
     assert files == {}
 
 
@@ -121,6 +121,7 @@ def test_half_precision_there_and_back(source, tmp_path):
 DAMAGES = {
     "truncated shard": "model-00002-of-00003.safetensors is damaged or incomplete",
     "missing shard": "model-00002-of-00003.safetensors is missing",
+    "index that names an absent file": "model-00009-of-00003.safetensors is missing",
     "missing and surplus": f"2 problems: surplus weight extra: nothing in the model takes it; missing weight {Q_PROJ}",
     "shape": f"{Q_PROJ} has shape [5, 42]; config.json asks for [60, 42]",
     "dtype": f"{Q_PROJ} has dtype I8; expected one of F32, F16, BF16",
@@ -147,6 +148,9 @@ def damage(folder, how):
         shard.write_bytes(shard.read_bytes()[:-3])
     elif how == "missing shard":
         shard.unlink()
+    elif how == "index that names an absent file":
+        index = folder / "model.safetensors.index.json"
+        index.write_text(index.read_text().replace("model-00002", "model-00009"))
     elif how in ("architecture", "activation"):
         said = json.loads(config.read_text())
         said["text_config"] |= {"model_type": "gemma"} if how == "architecture" else {}
@@ -166,6 +170,34 @@ def test_damaged_sources(tmp_path, capsys, how):
     assert DAMAGES[how] in fails([folder, dest], capsys, dest)
 
 
+def test_everything_that_is_wrong_is_in_one_line(tmp_path, capsys):
+    folder, dest = tmp_path / "hf", tmp_path / "dest"
+    folder.mkdir()
+    norm = "language_model.model.norm.weight"
+    changes = {norm: None, "extra": torch.ones(2), Q_PROJ: torch.ones(5, 42, dtype=torch.int8)}
+    save_small(folder, shards=3, **changes)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    lost = sorted(set(index.values()) - {index[Q_PROJ]})[0]
+    (folder / lost).unlink()
+    line = fails([folder, dest], capsys, dest)
+    assert "5 problems" in line
+    for said in (f"{lost} is missing", f"missing weight {norm}", "surplus weight extra", "dtype I8", "shape [5, 42]"):
+        assert said in line
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {"model_type": "gemma"}
+    config["vision_config"] |= {"hidden_act": "tanh"}
+    (folder / "config.json").write_text(json.dumps(config | {"projector_hidden_act": "gelo"}))
+    line = fails([folder, dest], capsys, dest)
+    for said in (
+        "4 problems",
+        "'gemma'",
+        "hidden_act is 'tanh'",
+        "projector_hidden_act is 'gelo'",
+        f"{lost} is missing",
+    ):
+        assert said in line
+
+
 def test_a_disk_that_has_no_room(source, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 10**6))
     line = fails([source, tmp_path / "dest"], capsys, tmp_path / "dest")
@@ -179,30 +211,45 @@ def test_a_disk_that_fills_up(source, orbax, tmp_path):
     )
     limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000)); sys.exit(convert.main(sys.argv[1:]))"
     for argv in ([source, tmp_path / "dest"], [orbax, tmp_path / "dest", "--to-hf"]):
-        done = subprocess.run([sys.executable, "-c", limited, *argv], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", limited, *argv], capture_output=True, text=True, timeout=TIMEOUT)
         assert done.returncode == 1, done.stderr
         assert "dest cannot be written: " in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
         assert list(tmp_path.iterdir()) == []
 
 
-def test_killed_half_way_it_runs_again(source, tmp_path, monkeypatch):
+SLOW = """
+import signal, sys, time
+from models import convert
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which children of a background shell do not have
+read = convert.read_weights
+def crawl(*args, **options):
+    for i, item in enumerate(read(*args, **options)):
+        time.sleep(600 * (i == 9))
+        yield item
+convert.read_weights = crawl
+sys.exit(convert.main(sys.argv[1:]))
+"""
+
+
+def stopped(source, dest, how):
+    """A conversion that is sent a signal when it has written some weights: its status, and its standard error."""
+    process = subprocess.Popen([sys.executable, "-c", SLOW, source, dest], stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + TIMEOUT
+        while len(list(dest.parent.glob("dest.unfinished/weights*/*/.zarray"))) < 9 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(how)
+        _, said = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    return process.returncode, said
+
+
+def test_killed_half_way_it_runs_again(source, tmp_path):
     """The process is gone without a chance to tidy up: nothing looks complete, and the next one clears up."""
     dest, unfinished = tmp_path / "dest", tmp_path / "dest.unfinished"
-    slow = (
-        "import sys, time; from models import convert; read = convert.read_weights\n"
-        "def crawl(*args, **options):\n"
-        "    for i, item in enumerate(read(*args, **options)):\n"
-        "        time.sleep(600 * (i == 9))\n"
-        "        yield item\n"
-        "convert.read_weights = crawl; convert.main(sys.argv[1:])"
-    )
-    process = subprocess.Popen([sys.executable, "-c", slow, source, dest], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list(unfinished.glob("weights*/*/.zarray"))) < 9 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert stopped(source, dest, signal.SIGKILL)[0] == -signal.SIGKILL
     assert unfinished.exists()
     assert not dest.exists()
     with pytest.raises(CheckpointError, match=r"has neither model\.safetensors"):
@@ -212,14 +259,11 @@ def test_killed_half_way_it_runs_again(source, tmp_path, monkeypatch):
     assert_same_bits(to_hf(Llava.from_pretrained(dest)), published())
 
 
-def test_an_interrupt_leaves_nothing(source, tmp_path, capsys, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-        yield
-
-    monkeypatch.setattr(convert, "read_weights", interrupted)
-    assert convert.main([str(source), str(tmp_path / "dest")]) == 130
-    assert capsys.readouterr().err.splitlines()[-1].endswith("interrupted; nothing was written")
+def test_an_interrupt_leaves_nothing(source, tmp_path):
+    status, said = stopped(source, tmp_path / "dest", signal.SIGINT)
+    assert status == 130, said
+    assert said.splitlines()[-1].endswith("interrupted; nothing was written")
+    assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
 
 

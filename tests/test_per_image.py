@@ -3,19 +3,30 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from models import anyres, generation, schedule
-from models.llava import Llava
 from models.prompt import BUCKET
 from tests import tiny
+from tests.checkpoints import abstract
 from tests.tiny import CONFIG, IMAGE_TOKEN, PATCHES
 
 EACH = "tokencarve-per-image"
 PINPOINTS = ((30, 60), (60, 60))
-NEXT = dataclasses.replace(CONFIG, image_grid_pinpoints=PINPOINTS)
+# Few layers: what varies here are shapes, and every shape is a program to compile.
+NEXT = dataclasses.replace(CONFIG, image_grid_pinpoints=PINPOINTS, text=dataclasses.replace(CONFIG.text, num_layers=3))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compiles():
+    """Dozens of small programs run once or twice each: compiling them well takes longer than running them badly."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +36,13 @@ def llava():
 
 @pytest.fixture(scope="module")
 def next_llava():
-    model = Llava(NEXT, rngs=nnx.Rngs(0))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape, x.dtype), model)
+    rng = np.random.default_rng(0)
+    graph, state = nnx.split(abstract(NEXT))  # shapes alone: initialisers would be compiled one by one
+    weights = {
+        path: variable.replace(jnp.asarray(rng.normal(path[-1] == "scale", 0.2, variable.shape), jnp.float32))
+        for path, variable in nnx.to_flat_state(state)
+    }
+    return nnx.merge(graph, nnx.from_flat_state(weights))
 
 
 def counts(prefilled, cut, per_image):
@@ -38,7 +54,12 @@ def test_each_image_keeps_its_share(llava):
     ids, pixels, mask = tiny.make_inputs(texts=(9, 4), images=(2, 2))
     prompt = llava.prompt(ids, pixels, mask)
     assert prompt.images == 2
-    assert counts(llava.prefill(prompt, carve=((2, EACH, 0.2),)), 0, PATCHES) == [[5, 5]] * 2
+    out = llava.prefill(prompt, carve=((2, EACH, 0.2),))
+    assert counts(out, 0, PATCHES) == [[5, 5]] * 2
+    for row in range(2):  # and what is cached stands where these images stand
+        cached = np.asarray(out.cache.positions[row])[np.asarray(out.cache.valid[row])]
+        spans = prompt.visual_positions[row].reshape(2, PATCHES)
+        assert [np.isin(cached, span).sum() for span in spans] == [5, 5]
     assert counts(llava.prefill(prompt, carve=((1, EACH, 9), (3, EACH, 4))), 0, PATCHES) == [[9, 9]] * 2
     joint = counts(llava.prefill(prompt, carve=((2, "tokencarve", 0.2),)), 0, PATCHES)
     assert [sum(row) for row in joint] == [10, 10]
