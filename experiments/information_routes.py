@@ -31,6 +31,7 @@ from experiments.cli import CommandError
 from experiments.score_matrices import from_chance, from_file, from_model
 from tokencarve_jax.information import ROUTES
 
+PAUSE_S = 0.05  # BLAS threads spin for a while after their work, and would slow the next call down
 _EXAMPLES = """examples:
   python -m experiments.information_routes                 the shipped model and random matrices
   python -m experiments.information_routes --model=path/to/llava --dtype=bfloat16 --scenes=4 --widths
@@ -108,6 +109,7 @@ def times(shape: tuple[int, int, int], repeats: int, rng: np.random.Generator) -
     taken = collections.defaultdict(list)
     for repeat in tqdm(range(-1, repeats), desc="timing", file=sys.stderr, disable=None):
         for name, call in calls().items():
+            time.sleep(PAUSE_S)
             start = time.perf_counter()
             call(tokens).block_until_ready()
             if repeat >= 0:

@@ -48,7 +48,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from tokencarve_jax._spectrum import dominating_directions, gram, matmul, transpose
+from tokencarve_jax._spectrum import dominating_directions, lower_gram, matmul, transpose
 
 
 def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.Array:
@@ -147,19 +147,19 @@ def _gram(tokens: jax.Array, *, jacobi: bool = False) -> jax.Array:
     """U S up to signs, from the eigenpairs of the smaller Gram matrix: U and S^2 of H H^T, or V of H^T H."""
     n, d = tokens.shape[-2:]
     if n < d:
-        vectors, values = _eigh(gram(tokens), jacobi=jacobi)
+        vectors, values = _eigh(lower_gram(tokens), jacobi=jacobi)
         return vectors * jnp.sqrt(jnp.maximum(values, 0))[..., None, :]
-    vectors, _ = _eigh(gram(transpose(tokens)), jacobi=jacobi)
+    vectors, _ = _eigh(lower_gram(transpose(tokens)), jacobi=jacobi)
     return matmul(tokens, vectors)  # H V, whose rows keep their norms whatever the eigenvalues lost
 
 
-def _eigh(matrix: jax.Array, *, jacobi: bool) -> tuple[jax.Array, jax.Array]:
+def _eigh(lower_triangle: jax.Array, *, jacobi: bool) -> tuple[jax.Array, jax.Array]:
     """Eigenvectors and eigenvalues by the platform's default, or by Jacobi's method where the platform has it."""
-    default = functools.partial(lax.linalg.eigh, symmetrize_input=False)
+    default = functools.partial(lax.linalg.eigh, lower=True, symmetrize_input=False)
     if not jacobi:
-        return default(matrix)
+        return default(lower_triangle)
     other = functools.partial(default, implementation=lax.linalg.EighImplementation.JACOBI)
-    return lax.platform_dependent(matrix, cpu=default, default=other)
+    return lax.platform_dependent(lower_triangle, cpu=default, default=other)
 
 
 def _norm(tokens: jax.Array) -> jax.Array:
