@@ -13,4 +13,5 @@ def host_devices(count: int) -> dict[str, str]:
         "JAX_PLATFORMS": "cpu",
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
         "PJRT_NPROC": str(2 * count),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # these programs take longer to compile than to run
     }

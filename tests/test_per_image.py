@@ -2,31 +2,18 @@
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from models import anyres, generation, schedule
 from models.prompt import BUCKET
 from tests import tiny
-from tests.checkpoints import abstract
 from tests.tiny import CONFIG, IMAGE_TOKEN, PATCHES
 
 EACH = "tokencarve-per-image"
 PINPOINTS = ((30, 60), (60, 60))
 # Few layers: what varies here are shapes, and every shape is a program to compile.
 NEXT = dataclasses.replace(CONFIG, image_grid_pinpoints=PINPOINTS, text=dataclasses.replace(CONFIG.text, num_layers=3))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compiles():
-    """Dozens of small programs run once or twice each: compiling them well takes longer than running them badly."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +23,7 @@ def llava():
 
 @pytest.fixture(scope="module")
 def next_llava():
-    rng = np.random.default_rng(0)
-    graph, state = nnx.split(abstract(NEXT))  # shapes alone: initialisers would be compiled one by one
-    weights = {
-        path: variable.replace(jnp.asarray(rng.normal(path[-1] == "scale", 0.2, variable.shape), jnp.float32))
-        for path, variable in nnx.to_flat_state(state)
-    }
-    return nnx.merge(graph, nnx.from_flat_state(weights))
+    return tiny.make_llava(config=NEXT)
 
 
 def counts(prefilled, cut, per_image):

@@ -51,6 +51,7 @@ def free_port():
 def two_processes(argv):
     """Run a command twice; gives exit status, standard output and standard error of process 0 and of process 1."""
     env = {name: value for name, value in os.environ.items() if "_proxy" not in name.lower()}  # JAX warns of them
+    env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # as conftest.py has it for the run in this process
     env["JAX_PLATFORMS"] = "cpu"
     where = [f"--coordinator=127.0.0.1:{free_port()}", "--processes=2"]
     started = [

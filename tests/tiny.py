@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from models.checkpoint import abstract_model
 from models.config import LlavaConfig, TextConfig, VisionConfig
 from models.llava import Llava
 
@@ -52,15 +52,19 @@ CONFIG = LlavaConfig(
 )
 
 
-def make_llava(seed: int = 0, *, dtype: jnp.dtype = jnp.float32, **text_overrides: object) -> Llava:
-    """Random weights, large enough that every part of the model moves the logits."""
-    config = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, **text_overrides))
-    llava = Llava(config, rngs=nnx.Rngs(seed))
-    leaves = jax.tree.leaves(llava)
-    structure = jax.tree.structure(Llava(config, dtype=dtype, rngs=nnx.Rngs(seed)))
+def make_llava(
+    seed: int = 0, *, config: LlavaConfig = CONFIG, dtype: jnp.dtype = jnp.float32, **text_overrides: object
+) -> Llava:
+    """Random weights, large enough that every part of the model moves the logits; the same in every dtype."""
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, **text_overrides))
+    # Shapes alone: the initialisers would be compiled one by one.
+    graph, state = nnx.split(abstract_model(lambda rngs: Llava(config, dtype=dtype, rngs=rngs)))
     rng = np.random.default_rng(seed)
-    noisy = [(leaf + rng.normal(0, 0.1, leaf.shape)).astype(dtype) for leaf in leaves]
-    return jax.tree.unflatten(structure, noisy)
+    weights = {
+        path: variable.replace(jnp.asarray(rng.normal(path[-1] == "scale", 0.2, variable.shape), dtype))
+        for path, variable in nnx.to_flat_state(state)
+    }
+    return nnx.merge(graph, nnx.from_flat_state(weights))
 
 
 def make_inputs(seed: int = 0, texts: tuple[int, ...] = (9, 4), images: tuple[int, ...] = (1, 1), side: str = "left"):

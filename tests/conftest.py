@@ -1,0 +1,16 @@
+"""What most test files share: they compile dozens of small programs and run each once or twice."""
+
+import jax
+import pytest
+
+# Compiled as users' programs are: what is measured here is arithmetic, or takes long to run.
+AS_USERS_DO = ("test_carve", "test_information", "test_parity", "test_shipped", "test_layers", "examples")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compiles(request: pytest.FixtureRequest) -> None:
+    """Everywhere else, compiling programs well takes longer than running them badly."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", not any(name in str(request.path) for name in AS_USERS_DO))
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
