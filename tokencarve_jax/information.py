@@ -36,11 +36,11 @@ off the dominating directions first (`dominating_directions`), and "svd" goes th
 
 "gram" is the default: it keeps at least 99 % of float64's tokens on average in every row and 98 % in every single case,
 and is the fastest of the routes that do; the plain Gram matrix falls to 90 % where a common mean dominates. Take
-"svd" where the order has to be that of float64: it lost one token in each of two cases. "norm" is no approximation but a
-control (|h_i| <= C_i <= sqrt(rank) |h_i|).
+"svd" where the order has to be that of float64: it lost one token in each of two cases. "norm" is no approximation but
+a control (|h_i| <= C_i <= sqrt(rank) |h_i|).
 
-Times in the same run, 576 x 4096 on two cores: thin SVD 176 ms, "svd" 108 ms, plain Gram 44 ms, "gram" 43 ms, "norm" 3 ms
-(medians of 15). Of the 43, the eigen-decomposition takes 16 to 20 and the Gram matrix 9.
+Medians of 15 times in the same run, 576 x 4096 on two cores: thin SVD 176 ms, "svd" 108 ms, plain Gram 44 ms, "gram"
+43 ms, "norm" 3 ms. Of the 43, the eigen-decomposition takes 16 to 20 and the Gram matrix 9.
 """
 
 import functools
