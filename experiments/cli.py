@@ -53,7 +53,7 @@ def _whole(text: str, least: int) -> int:
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add `--model` and `--dtype`."""
+    """Add `--model`, `--revision` and `--dtype`."""
     parser.add_argument(
         "--model",
         default=str(SHIPPED),
@@ -62,6 +62,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         "models.convert` made, or a model id on the hub such as llava-hf/llava-1.5-7b-hf (default: %(default)s, the "
         "small trained model of this repository)",
     )
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub (default: main)")
     parser.add_argument(
         "--dtype", choices=DTYPES, default=DTYPES[0], help="of weights and hidden states (default: %(default)s)"
     )

@@ -215,7 +215,7 @@ def evaluate(flags: argparse.Namespace, group: processes.Group) -> None:
     out = flags.out or Path("results") / f"eval-{flags.keep}"
     if out.exists() and not out.is_dir():
         raise CommandError(f"--out {out}: there is a file of that name")
-    checkpoint = loading.load(flags.model, dtype=flags.dtype)
+    checkpoint = loading.load(flags.model, dtype=flags.dtype, revision=flags.revision)
     if checkpoint.llava.config.image_grid_pinpoints is not None:
         raise CommandError(f"{flags.model} is a LLaVA-NeXT; the scenes are for models that see an image as one tile")
     run = Run(checkpoint, methods(checkpoint.llava, flags.keep), flags.batch_size, flags.seed)

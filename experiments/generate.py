@@ -42,7 +42,7 @@ def generate(flags: argparse.Namespace) -> None:
     images = [loading.read_image(path) for path in flags.image]
     if flags.picture:
         _check_picture(flags.picture, flags.keep)
-    checkpoint, load_s = _timed(lambda: loading.load(flags.model, dtype=flags.dtype))
+    checkpoint, load_s = _timed(lambda: loading.load(flags.model, dtype=flags.dtype, revision=flags.revision))
     llava = checkpoint.llava
     if flags.picture and llava.config.image_grid_pinpoints is not None:
         raise CommandError("--picture cannot draw the tiles of a LLaVA-NeXT; leave it out")
@@ -102,7 +102,7 @@ def chat(flags: argparse.Namespace) -> None:
     if flags.picture:
         raise CommandError("--picture goes with --prompt, not with --chat")
     images = [loading.read_image(path) for path in flags.image]
-    checkpoint = loading.load(flags.model, dtype=flags.dtype)
+    checkpoint = loading.load(flags.model, dtype=flags.dtype, revision=flags.revision)
     talk = conversation.Conversation(checkpoint, images, keep=flags.keep, max_new_tokens=flags.max_new_tokens)
     try:
         for question in conversation.questions(sys.stdin):

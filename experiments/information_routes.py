@@ -151,7 +151,7 @@ def measure(flags: argparse.Namespace) -> None:
     rng = np.random.default_rng(flags.seed)
     found: dict[str, list[dict[str, dict[str, float]]]] = collections.defaultdict(list)
     sources = itertools.chain(
-        from_model(flags.model, flags.dtype, flags.scenes),
+        from_model(flags.model, flags.dtype, flags.scenes, revision=flags.revision),
         from_file(flags.hidden, rng),
         from_chance(flags.tokens, flags.widths, flags.seeds, rng),
     )

@@ -93,12 +93,13 @@ class Checkpoint:
         return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
 
 
-def load(source: str, *, dtype: str) -> Checkpoint:
+def load(source: str, *, dtype: str, revision: str | None = None) -> Checkpoint:
     """Load model and processor.
 
     Args:
       source: a folder, or a model id on the Hugging Face hub.
       dtype: name of a float.
+      revision: branch, tag or commit on the hub; None is its main branch.
 
     Returns:
       Both.
@@ -112,7 +113,7 @@ def load(source: str, *, dtype: str) -> Checkpoint:
 
     if Path(source).parent.is_dir() and not Path(source).is_dir():
         raise CommandError(f"--model {source}: no such folder")  # and the hub need not be asked
-    folder = find_checkpoint(source)
+    folder = find_checkpoint(source, revision=revision)
     llava = Llava.from_pretrained(folder, dtype=jnp.dtype(dtype))
     try:
         # Pillow's resizing, also where torchvision is installed: the same pixels on every machine.

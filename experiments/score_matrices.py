@@ -48,11 +48,11 @@ def synthetic(n: int, d: int, rng: np.random.Generator) -> Iterator[tuple[str, n
     yield "large common mean", decaying(0.3, 0.05) + 0.02 * 32 / d**0.5 * rng.normal(size=(1, d))
 
 
-def from_model(source: str, dtype: str, scenes: int) -> Rows:
+def from_model(source: str, dtype: str, scenes: int, *, revision: str | None = None) -> Rows:
     """Hidden states of a model on held-out scenes, with its own attention."""
     if not scenes:
         return
-    checkpoint = loading.load(source, dtype=dtype)
+    checkpoint = loading.load(source, dtype=dtype, revision=revision)
     if checkpoint.llava.config.image_grid_pinpoints is not None:
         raise CommandError(f"{source} is a LLaVA-NeXT; the scenes are for models that see an image as one tile")
     for layers in hidden_states.of_scenes(checkpoint, scenes):

@@ -152,7 +152,8 @@ def _fuses(*heads: jax.Array) -> bool:
     """Whether this machine has a kernel for queries, keys and values of these types and shapes."""
     if not all(x.dtype in (jnp.bfloat16, jnp.float16) for x in heads):
         return False
-    if float(getattr(jax.devices()[0], "compute_capability", 0)) < 8:  # NVIDIA's Ampere
+    generation, *_ = str(getattr(jax.devices()[0], "compute_capability", "")).split(".")  # "9.0", but AMD's "gfx942"
+    if not generation.isdigit() or int(generation) < 8:  # NVIDIA's Ampere
         return False
     try:
         jax.eval_shape(functools.partial(_fused, causal=False), *heads)

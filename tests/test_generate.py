@@ -57,6 +57,19 @@ def test_answer_and_facts(model, image, tmp_path, capsys):
     assert [path.name for path in picture.parent.iterdir()] == [picture.name]
 
 
+def test_a_revision_is_the_hubs_to_find(model, image, monkeypatch, capsys):
+    asked = []
+
+    def find(source, *, revision):
+        asked.append((source, revision))
+        return model
+
+    monkeypatch.setattr(loading, "find_checkpoint", find)
+    argv = ["--model=some/model", "--revision=v2", f"--image={image}", PROMPT, "--max-new-tokens=1"]
+    assert generate.main(argv) == 0
+    assert asked == [("some/model", "v2")]
+
+
 def test_without_keep_nothing_is_carved(model, image, capsys):
     assert generate.main([f"--model={model}", f"--image={image}", PROMPT, "--max-new-tokens=2"]) == 0
     said = facts(capsys.readouterr().out)

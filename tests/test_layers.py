@@ -1,5 +1,7 @@
 """Attention and linear layers against NumPy in float64 and against JAX's own attention."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,23 @@ def test_it_is_what_the_fused_kernel_is_asked_for(causal):
     ours = attend(query, key, value, causal=causal).astype(jnp.float32)
     theirs = jax.nn.dot_product_attention(query, key, value, is_causal=causal).reshape(ours.shape)
     np.testing.assert_allclose(ours, theirs.astype(jnp.float32), atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "fuses"),
+    [
+        ("9.0", jnp.bfloat16, True),
+        ("10.3", jnp.float16, True),
+        ("9.0", jnp.float32, False),
+        ("7.5", jnp.float16, False),
+        ("gfx942", jnp.bfloat16, False),
+    ],
+)
+def test_where_the_kernel_is_used(capability, dtype, fuses, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+    assert not _fuses(*heads(dtype))  # whatever the device is, JAX finds no cuDNN here
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda query, *_, **__: query)
+    assert _fuses(*heads(dtype)) is fuses
 
 
 @pytest.mark.parametrize("use_bias", [False, True])
