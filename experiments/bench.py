@@ -88,10 +88,10 @@ def _rounds(
                 seconds = call()
                 if index:  # the first round warms up
                     times[" ".join(name)].append(seconds)
-        speeds = probes.measure()
+        bandwidth, flops = probes.measure()
         if index:
-            times["bandwidth"].append(speeds[0])
-            times["flops"].append(speeds[1])
+            times["bandwidth"].append(bandwidth)
+            times["flops"].append(flops)
     return times
 
 

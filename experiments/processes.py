@@ -21,6 +21,7 @@ import jax
 from jax._src.distributed import global_state  # the client has no public name; Orbax takes it from here too
 
 from experiments.cli import CommandError, one_line, positive
+from experiments.results import differing
 
 JOIN_S = 300  # for all processes to come
 HEARTBEAT_S = 100  # after so long without a sign of life of one process, JAX ends the others
@@ -133,8 +134,8 @@ class Group:
         self.tell("settings", settings)
         for process in range(1, self.count):
             first, other = (self.hear(number, "settings") for number in (0, process))
-            if differing := sorted(key for key in {*first, *other} if first.get(key) != other.get(key)):
-                raise CommandError(f"process {process} has other settings than process 0: {', '.join(differing)}")
+            if changed := differing(first, other):
+                raise CommandError(f"process {process} has other settings than process 0: {', '.join(changed)}")
 
     def fail(self, error: BaseException) -> None:
         """Tell the others why this process ends. Only the first failure counts; the others follow from it."""

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,15 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     write_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
+def differing(settings: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """Names of the settings in which two runs differ, in order.
+
+    >>> differing({"keep": 128, "seed": 0}, {"keep": 64, "seed": 0, "limit": 9})
+    ['keep', 'limit']
+    """
+    return sorted(key for key in {*settings, *others} if settings.get(key) != others.get(key))
+
+
 class Journal:
     """A file of JSON lines, the first of which tells the settings: what a run did so far.
 
@@ -124,10 +133,9 @@ class Journal:
             found = rows[0]["settings"] if rows else self.settings
         except (ValueError, KeyError, TypeError) as error:
             raise CommandError(f"{self.path} is damaged; start anew with --restart, or pass another --out") from error
-        differing = sorted(key for key in {*found, *self.settings} if found.get(key) != self.settings.get(key))
-        if differing:
+        if changed := differing(found, self.settings):
             raise CommandError(
-                f"{self.path.parent} holds a run with other settings ({', '.join(differing)}); "
+                f"{self.path.parent} holds a run with other settings ({', '.join(changed)}); "
                 "pass another --out, or --restart to replace it"
             )
         self.entries, self._size = rows[1:], sum(len(line) + 1 for line in lines)

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from tqdm import tqdm
 
 from experiments.cli import CommandError
-from experiments.results import write_text
+from experiments.results import differing, write_text
 from experiments.training.pool import NUM_PATCHES
 
 SAVE_EVERY = 100  # steps
@@ -80,10 +80,9 @@ def claim_folder(folder: Path, settings: dict[str, Any], stages: Sequence[Stage]
     path = folder / "settings.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        differing = sorted(key for key in {*found, *settings} if found.get(key) != settings.get(key))
-        if differing:
+        if changed := differing(found, settings):
             raise CommandError(
-                f"{folder} holds a run with other settings ({', '.join(differing)}); pass another --work, or delete it"
+                f"{folder} holds a run with other settings ({', '.join(changed)}); pass another --work, or delete it"
             )
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(settings, indent=1) + "\n")
