@@ -28,10 +28,10 @@ from tqdm import tqdm
 import tokencarve_jax as tc
 from experiments import cli, results
 from experiments.cli import CommandError
-from experiments.score_matrices import from_chance, from_file, from_model
+from experiments.score_matrices import from_chance, from_file, from_model, synthetic
 from tokencarve_jax.information import ROUTES
 
-PAUSE_S = 0.05  # BLAS threads spin for a while after their work, and would slow the next call down
+PAUSE_S = 0.02  # BLAS threads spin for a while after their work, and would slow the next call down
 _EXAMPLES = """examples:
   python -m experiments.information_routes                 the shipped model and random matrices
   python -m experiments.information_routes --model=path/to/llava --dtype=bfloat16 --scenes=4 --widths
@@ -103,18 +103,29 @@ def summarise(cases: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[st
     }
 
 
-def times(shape: tuple[int, int, int], repeats: int, rng: np.random.Generator) -> dict[str, list[float]]:
-    """Seconds of each call, taken in turns so that all see the same machine."""
-    tokens = jnp.asarray(rng.normal(size=shape), jnp.float32)
-    taken = collections.defaultdict(list)
+def time_matrices(shape: tuple[int, int, int], rng: np.random.Generator) -> dict[str, jax.Array]:
+    """Two of them: LAPACK's solvers do less where singular values decay, as those of hidden states do."""
+    batch, n, d = shape
+    decaying = [dict(synthetic(n, d, rng))["decay 1/j^0.5"] for _ in range(batch)]
+    found = {"decay 1/j^0.5": np.stack(decaying), "Gaussian": rng.normal(size=shape)}
+    return {name: jnp.asarray(matrices, jnp.float32) for name, matrices in found.items()}
+
+
+def times(matrices: dict[str, jax.Array], repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each call on each matrix, taken in turns so that all see the same machine, and one that has just done
+    a product: in a model a layer has, and cores that slept are slow at first.
+    """
+    layer = jax.jit(lambda tokens: jnp.einsum("...nd,...md->...nm", tokens, tokens))
+    taken = {matrix: {name: list[float]() for name in calls()} for matrix in matrices}
     for repeat in tqdm(range(-1, repeats), desc="timing", file=sys.stderr, disable=None):
-        for name, call in calls().items():
+        for (matrix, tokens), (name, call) in itertools.product(matrices.items(), calls().items()):
             time.sleep(PAUSE_S)
+            layer(tokens).block_until_ready()
             start = time.perf_counter()
             call(tokens).block_until_ready()
             if repeat >= 0:
-                taken[name].append(time.perf_counter() - start)
-    return dict(taken)
+                taken[matrix][name].append(time.perf_counter() - start)
+    return taken
 
 
 def agreement_table(agreement: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -129,19 +140,15 @@ def agreement_table(agreement: dict[str, dict[str, dict[str, float]]]) -> str:
     )
 
 
-def time_table(taken: dict[str, list[float]]) -> str:
+def time_table(taken: dict[str, dict[str, list[float]]]) -> str:
     """Median and fastest, and how many times faster than the thin SVD by either."""
-    middle = {name: statistics.median(seconds) for name, seconds in taken.items()}
-    least = {name: min(seconds) for name, seconds in taken.items()}
-    rows = [
-        [
-            name,
-            *(f"{1e3 * of[name]:.1f}" for of in (middle, least)),
-            *(f"{of[SVD] / of[name]:.1f}" for of in (middle, least)),
-        ]
-        for name in taken
-    ]
-    return results.format_table(["route", "median ms", "fastest ms", "thin SVD / route", "of the fastest"], rows)
+    rows = []
+    for matrix, routes in taken.items():
+        for name, seconds in routes.items():
+            middle, least = statistics.median(seconds), min(seconds)
+            ratios = statistics.median(routes[SVD]) / middle, min(routes[SVD]) / least
+            rows.append([matrix, name, f"{1e3 * middle:.1f}", f"{1e3 * least:.1f}", *(f"{r:.1f}" for r in ratios)])
+    return results.format_table(["matrix", "route", "median ms", "fastest ms", "thin SVD / it", "of the fastest"], rows)
 
 
 def measure(flags: argparse.Namespace) -> None:
@@ -165,7 +172,7 @@ def measure(flags: argparse.Namespace) -> None:
         found[name].append(compare(tokens, attention, flags.keep))
     agreement = {name: summarise(cases) for name, cases in found.items()}
     shape = (flags.batch, flags.tokens, flags.time_width)
-    taken = times(shape, flags.repeats, rng)
+    taken = times(time_matrices(shape, rng), flags.repeats)
     about = results.machine()
     if agreement:
         print("Largest error of C / mean C; then, in %, the same tokens as float64 on average (and at least)\n")

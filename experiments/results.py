@@ -26,6 +26,7 @@ _CODE = (
     "experiments/eval.py",
     "experiments/processes.py",
 )
+_ENVIRONMENT = ("XLA_FLAGS", "PJRT_NPROC", "OPENBLAS_NUM_THREADS", "OPENBLAS_THREAD_TIMEOUT")  # change times
 _ROOT = Path(__file__).parents[1]
 _Z = 1.959964  # of a 95 % interval
 
@@ -52,6 +53,7 @@ def machine() -> dict[str, Any]:
         "backend": jax.default_backend(),
         "device": device.device_kind,
         "devices": jax.local_device_count(),
+        "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
     }
 
 

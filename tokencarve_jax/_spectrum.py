@@ -22,9 +22,9 @@ def dominating_directions(
     Args:
         tokens: [..., N, D] float32 or float64.
         width: How many directions are sought at a time.
-        steps: How many times the sought subspace is multiplied with H H^T, before a last look at H^T of it.
-        tolerance: A direction counts as found when `|H^T H v - s^2 v| < tolerance * s^2`. A looser one would put its
-            own error into scores that are better without.
+        steps: How many times the sought subspace is multiplied with H H^T.
+        tolerance: A direction counts as found when `|H H^T u - s^2 u| < tolerance * s^2`, u its left vector. A looser
+            one would put its own error into scores that are better without.
 
     Returns:
         The directions V [..., D, width] and the tokens along them H V [..., N, width]; columns not found are zero.
@@ -38,18 +38,30 @@ def dominating_directions(
         left, _ = jnp.linalg.qr(_made(inner(tokens, _across(left, tokens))))
     rows = _across(left, tokens)
     rotation, _ = lax.linalg.eigh(inner(rows, rows))
-    rows = matmul(transpose(rotation)[..., ::-1, :], rows)  # s v^T, the largest first
+    rotation = rotation[..., ::-1]  # the largest first
+    left, rows = matmul(left, rotation), matmul(transpose(rotation), rows)  # u and s v^T
     norm = jnp.linalg.norm(rows, axis=-1, keepdims=True)
     rows = rows / jnp.where(norm > 0, norm, 1)
     along = _made(inner(tokens, rows))
-    square = (along**2).sum(-2)[..., None]
-    residual = _across(along, tokens) - square * rows
-    found = jnp.linalg.norm(residual, axis=-1, keepdims=True) < tolerance * square
-    rows = jnp.where(found, rows, 0)
-    # What is left of the larger ones in the smaller ones goes, in this order: the largest must stay as it is.
-    overlap = inner(rows, rows) + jnp.where(found, 0, jnp.eye(width, dtype=rows.dtype))
-    rows = lax.linalg.triangular_solve(jnp.linalg.cholesky(overlap), rows, left_side=True, lower=True)
-    return transpose(rows), inner(tokens, rows)
+    size = transpose(norm)
+    residual = jnp.linalg.norm(along - size * left, axis=-2, keepdims=True)  # |H v - s u|, and H H^T u is s H v
+    found = residual < tolerance * size
+    rows, along = jnp.where(transpose(found), rows, 0), jnp.where(found, along, 0)
+    # What is left of the larger ones in the smaller ones goes, in this order: the largest must stay as it is. Overlaps
+    # of found ones are of the order of the tolerance, so that the first order is all. A triangular solve would do, but
+    # on a CPU is BLAS, whose threads spin for 0.1 s after it and halve the speed of the Gram matrix that follows.
+    overlap = jnp.tril(inner(rows, rows), -1)
+    return transpose(rows - matmul(overlap, rows)), along - matmul(along, transpose(overlap))
+
+
+def without(tokens: jax.Array, directions: jax.Array, along: jax.Array) -> jax.Array:
+    """H - H V V^T, from the two that `dominating_directions` gives.
+
+    Column by column, which XLA fuses into one pass over the tokens: a product would write another [N, D] first.
+    """
+    for column in range(directions.shape[-1]):
+        tokens = tokens - along[..., :, column, None] * directions[..., None, :, column]
+    return tokens
 
 
 # XLA would rewrite the transpose of a small product as a product with the large matrix transposed, which on a CPU is 15

@@ -51,7 +51,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from tokencarve_jax._spectrum import dominating_directions, lower_gram, matmul, transpose
+from tokencarve_jax._spectrum import dominating_directions, lower_gram, matmul, transpose, without
 
 
 def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.Array:
@@ -122,8 +122,8 @@ def _by(rotate: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.A
 
     def route(tokens: jax.Array) -> jax.Array:
         directions, along = dominating_directions(tokens)
-        rest = tokens - matmul(along, transpose(directions))
-        score = jnp.abs(along).sum(-1) + jnp.abs(rotate(rest)).sum(-1)
+        rotated = rotate(without(tokens, directions, along))
+        score = jnp.abs(along).sum(-1) + jnp.abs(rotated).sum(-1)
         # |h_i| <= C_i <= sqrt(rank) |h_i| holds for every matrix: rounding may not lift a zero row among the others.
         norm = jnp.linalg.norm(tokens, axis=-1)
         return jnp.clip(score, norm, norm * min(tokens.shape[-2:]) ** 0.5)
