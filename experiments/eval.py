@@ -1,8 +1,9 @@
 """Measure what carving costs in accuracy and gains in speed and memory.
 
 Asks a LLaVA three questions about each of some held-out scenes (reading, spatial, hallucination): with all visual
-tokens (vanilla), carved by TokenCarve, and, as a control, with as many tokens left at random. Prints one table, and
-writes results.json with every answer, table.txt and one picture per family of questions.
+tokens (vanilla), carved by TokenCarve, and, as a control, with as many tokens left at random; or by other methods
+(--methods), such as TokenCarve with one of its parts off. Prints one table, and writes results.json with every answer,
+table.txt and one picture per family of questions.
 
 A run that was interrupted goes on where it stopped when the same command is given again. Several processes can
 share the questions (--coordinator); the answers are those of one process.
@@ -23,18 +24,20 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from experiments import cli, loading, pictures, processes, results, summary
+from experiments import cli, loading, methods, pictures, processes, results, summary
 from experiments.cli import CommandError
 from experiments.scenes import FAMILIES, Question, Scene, make_scene
 from models.llava import ROOM_BUCKET
 from models.prompt import round_up
-from models.schedule import TOKENCARVE_LAYER, Carve, parse, resolve
+from models.schedule import Carve
 from tokencarve_jax import plan
 
 _EXAMPLES = """examples:
   python -m experiments.eval                              the shipped model, 128 of 576 visual tokens left
   python -m experiments.eval --keep=64                    64 left
   python -m experiments.eval --keep=0.111 --limit=30      30 scenes only, for a quick look
+  python -m experiments.eval --methods tokencarve tokencarve-no-merge tokencarve-attention-only
+                                                          what merging and the information score are worth
   python -m experiments.eval --model=path/to/llava --dtype=bfloat16 --out=results/mine
   python -m experiments.eval --coordinator=localhost:1234 --processes=2 --process=0    and =1 in another terminal
 """
@@ -69,24 +72,6 @@ def sample(index: int, seed: int) -> tuple[Scene, Question]:
     """Question number `index`: three follow each other about one scene."""
     scene = _scene(index // len(FAMILIES), seed)
     return scene, scene.questions[index % len(FAMILIES)]
-
-
-def methods(llava: Any, keep: float | int) -> dict[str, Carve]:
-    """Vanilla, TokenCarve and the control at the same count.
-
-    Raises:
-      CommandError: the model cannot be carved like that.
-    """
-    visual, layers = llava.config.tokens_per_image, llava.config.text.num_layers
-    try:
-        resolve(parse(keep, num_layers=layers), visual)
-    except ValueError as error:
-        raise CommandError(f"--keep={keep}: {error}") from error
-    return {
-        "vanilla": None,
-        "tokencarve": ((TOKENCARVE_LAYER, "tokencarve", keep),),
-        "random": ((TOKENCARVE_LAYER, "random", plan(visual, keep).kept),),
-    }
 
 
 def encode(run: Run, indices: Sequence[int]) -> loading.Inputs:
@@ -188,7 +173,8 @@ def measure(run: Run, total: int, journal: results.Journal, group: processes.Gro
 
 
 def save_pictures(run: Run, records: Sequence[dict[str, Any]], out: Path) -> list[Path]:
-    """One picture per family: its first question."""
+    """One picture per family: its first question, and what the first method leaves."""
+    shown = next(name for name in run.methods if name != summary.BASELINE)
     llava, chosen = run.checkpoint.llava, {record["family"]: record for record in reversed(records)}
     paths = []
     families = [family for family in FAMILIES if family in chosen]
@@ -196,13 +182,13 @@ def save_pictures(run: Run, records: Sequence[dict[str, Any]], out: Path) -> lis
         own = [chosen[families[i]] for i in part]
         inputs = encode(run, [record["sample"] for record in own])
         prompt = llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask)
-        prefilled = llava.prefill(prompt, carve=run.methods["tokencarve"], room=ROOM)
+        prefilled = llava.prefill(prompt, carve=run.methods[shown], room=ROOM)
         images = run.checkpoint.seen(inputs.pixel_values)
         for row, record in enumerate(own):
             views = pictures.views_of([images[row]], llava.config, prefilled, row)
             lines = [
-                (f"answer with all {llava.config.tokens_per_image} visual tokens", record["said"]["vanilla"]),
-                (f"answer with {len(views[0].survivors)}, by TokenCarve", record["said"]["tokencarve"]),
+                (f"answer with all {llava.config.tokens_per_image} visual tokens", record["said"][summary.BASELINE]),
+                (f"answer with {len(views[0].survivors)}, by {shown}", record["said"][shown]),
                 ("right answer", record["answer"]),
             ]
             paths.append(out / f"{record['family']}.png")
@@ -218,11 +204,12 @@ def evaluate(flags: argparse.Namespace, group: processes.Group) -> None:
     checkpoint = loading.load(flags.model, dtype=flags.dtype, revision=flags.revision)
     if checkpoint.llava.config.image_grid_pinpoints is not None:
         raise CommandError(f"{flags.model} is a LLaVA-NeXT; the scenes are for models that see an image as one tile")
-    run = Run(checkpoint, methods(checkpoint.llava, flags.keep), flags.batch_size, flags.seed)
+    run = Run(checkpoint, methods.to_compare(checkpoint.llava, flags.keep, flags.methods), flags.batch_size, flags.seed)
     total = flags.limit * len(FAMILIES)
     settings = {
         "model_sha256": loading.checksum(checkpoint.folder),
         "keep": flags.keep,
+        "methods": list(run.methods),
         "dtype": flags.dtype,
         "batch_size": flags.batch_size,
         "seed": flags.seed,
@@ -245,7 +232,7 @@ def evaluate(flags: argparse.Namespace, group: processes.Group) -> None:
     numbers = range(-(-total // run.batch_size))
     records = [record for number in numbers for record in group.hear(group.owner(number), f"batch {number}")]
     visual = checkpoint.llava.config.tokens_per_image
-    tokens = dict.fromkeys(run.methods, plan(visual, flags.keep).kept) | {"vanilla": visual}
+    tokens = dict.fromkeys(run.methods, plan(visual, flags.keep).kept) | {summary.BASELINE: visual}
     rows = summary.rows(records, tokens=tokens, entries=journal.entries)
     text = summary.table(rows, scenes=flags.limit, settings=settings)
     saved = save_pictures(run, records, out)
@@ -269,6 +256,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = cli.Parser(prog="python -m experiments.eval", description=__doc__, epilog=_EXAMPLES)
     cli.add_keep_flag(parser, default=0.222)
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["tokencarve", "random"],
+        metavar="NAME",
+        help=f"what to compare with all tokens, of: {', '.join(methods.choices())} (default: tokencarve random)",
+    )
     cli.add_model_flags(parser)
     parser.add_argument(
         "--limit",

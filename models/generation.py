@@ -120,10 +120,19 @@ def embed(llava: Llava, prompt: Prompt) -> jax.Array:
 
 
 def _cut(
-    rows: _Rows, attention: jax.Array, *, cut: Cut, images: int | None, key: jax.Array
+    rows: _Rows, attention: jax.Array, attention_output: jax.Array, *, cut: Cut, images: int | None, key: jax.Array
 ) -> tuple[_Rows, CarvedSequence]:
     """Apply one method; also returns its `CarvedSequence`."""
-    carved = apply(cut, rows.hidden, attention, rows.visual_positions, images=images, valid=rows.visual_valid, key=key)
+    carved = apply(
+        cut,
+        rows.hidden,
+        attention,
+        rows.visual_positions,
+        attention_output=attention_output,
+        images=images,
+        valid=rows.visual_valid,
+        key=key,
+    )
     kept = carved.kept
     survivor_valid = jnp.take_along_axis(rows.visual_valid, carved.indices, axis=1)
     survivor_positions = jnp.take_along_axis(rows.visual_positions, carved.indices, axis=1)
@@ -167,15 +176,15 @@ def prefill(llava: Llava, prompt: Prompt, seed: jax.Array, *, schedule: Schedule
     window = decoder.config.sliding_window
     layers: list[KeyValue] = []
     assignments, survivors = [], []
-    attention: jax.Array | None = None
+    before: tuple[jax.Array, jax.Array] | None = None  # what the layer before a cut attended to, and made of it
     at = decoder.rotation(rows.positions)
     mask = _window_mask(rows, window)
     for index, layer in enumerate(decoder.layers):
         if index in cuts:
             cut = cuts[index]
-            assert attention is not None  # a cut is never before the first layer
+            assert before is not None  # a cut is never before the first layer
             key = jax.random.fold_in(jax.random.key(seed), index)
-            rows, carved = _cut(rows, attention, cut=cut, images=prompt.images, key=key)
+            rows, carved = _cut(rows, *before, cut=cut, images=prompt.images, key=key)
             layers = [(_take_rows(k, carved.kept), _take_rows(v, carved.kept)) for k, v in layers]
             assignments.append(carved.assignment)
             survivors.append(carved.indices)
@@ -192,9 +201,11 @@ def prefill(llava: Llava, prompt: Prompt, seed: jax.Array, *, schedule: Schedule
             hidden = layer.finish(hidden, attend(query, *key_value, mask=seen[:, None]))
             break
         query = layer.query(rows.hidden, at)
+        attended = attend(query, *key_value, mask=mask, causal=True)
         if index + 1 in cuts:
             attention = last_query_attention(_take_rows(query, last)[:, 0], key_value[0], mask=seen)
-        hidden = layer.finish(rows.hidden, attend(query, *key_value, mask=mask, causal=True))
+            before = attention, layer.self_attn.o_proj(attended)
+        hidden = layer.finish(rows.hidden, attended)
         rows = dataclasses.replace(rows, hidden=by_batch(hidden, llava.mesh))
 
     slots = rows.positions.shape[1]

@@ -35,9 +35,10 @@ Carve = None | int | float | tuple[tuple[int, str, int | float], ...]
 Method = Callable[..., CarvedSequence]
 _METHODS: dict[str, Method] = {}
 _PER_IMAGE: set[str] = set()
+_READS_OUTPUT: set[str] = set()
 
 
-def register(name: str, *, per_image: bool = False) -> Callable[[Method], Method]:
+def register(name: str, *, per_image: bool = False, attention_output: bool = False) -> Callable[[Method], Method]:
     """Decorator that makes a compressor available to schedules under `name`.
 
     The function is traced inside the compiled prefill: it takes `(hidden [B, S, D], attention [B, S] float32,
@@ -48,6 +49,8 @@ def register(name: str, *, per_image: bool = False) -> Callable[[Method], Method
       name: what schedules call it.
       per_image: it has a budget for each image: `visual_positions` and `valid` come as [B, I, N], N of the longest
         image, and `keep` counts each image's survivors.
+      attention_output: it also takes `attention_output`, [B, S, D]: what attention in the layer before adds to the
+        residual stream, heads merged and projected.
 
     Raises:
       ValueError: the name is taken. Programs compiled for it would go on with the old function.
@@ -59,6 +62,8 @@ def register(name: str, *, per_image: bool = False) -> Callable[[Method], Method
         _METHODS[name] = method
         if per_image:
             _PER_IMAGE.add(name)
+        if attention_output:
+            _READS_OUTPUT.add(name)
         return method
 
     return add
@@ -70,6 +75,7 @@ def apply(
     attention: jax.Array,
     visual_positions: jax.Array,
     *,
+    attention_output: jax.Array,
     images: int | None,
     valid: jax.Array,
     key: jax.Array,
@@ -81,6 +87,7 @@ def apply(
       hidden: [B, S, D].
       attention: [B, S].
       visual_positions: [B, N].
+      attention_output: [B, S, D]; only read where the method asks for it.
       images: stretches of the N, see `resolve`; only read where the method has a budget for each.
       valid: [B, N].
       key: PRNG key.
@@ -89,6 +96,8 @@ def apply(
       The carved sequence, `indices` [B, K] and `assignment` [B, N] whatever the method.
     """
     method = _METHODS[cut.method]
+    if cut.method in _READS_OUTPUT:
+        method = functools.partial(method, attention_output=attention_output)
     if not is_per_image(cut.method):
         return method(hidden, attention, visual_positions, keep=cut.keep, valid=valid, key=key)
     batch = visual_positions.shape[0]

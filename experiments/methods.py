@@ -1,0 +1,69 @@
+"""What an evaluation compares: registered methods, and the options of `tokencarve_jax.carve` registered as such."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from experiments.cli import CommandError
+from experiments.summary import BASELINE
+from models.schedule import TOKENCARVE_LAYER, Carve, is_per_image, parse, register, resolve
+from models.schedule import methods as registered
+from tokencarve_jax import CarvedSequence, carve_sequence
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "attention-only": {"attention_weight": 1.0},
+    "information-only": {"attention_weight": 0.0},
+    "no-merge": {"oversample": 1.0},
+    "debias": {"debias": True},
+    "norm": {"information": "norm"},  # the control: no decomposition
+    "svd": {"information": "svd"},
+}
+
+
+def _variant(
+    hidden: jax.Array,
+    attention: jax.Array,
+    visual_positions: jax.Array,
+    *,
+    keep: int,
+    valid: jax.Array,
+    key: jax.Array,
+    attention_output: jax.Array | None = None,
+    **options: Any,
+) -> CarvedSequence:
+    del key
+    return carve_sequence(
+        hidden, attention, visual_positions, keep=keep, valid=valid, features=attention_output, **options
+    )
+
+
+for _name, _options in OPTIONS.items():
+    register(f"tokencarve-{_name}")(functools.partial(_variant, **_options))
+# The information score of the attention output, as the paper's text has it, in place of the hidden state.
+register("tokencarve-attention-output", attention_output=True)(_variant)
+
+
+def choices() -> list[str]:
+    """Methods to compare; a budget for each image is none of its own where there is one image."""
+    return [name for name in registered() if not is_per_image(name)]
+
+
+def to_compare(llava: Any, keep: float | int, names: Sequence[str]) -> dict[str, Carve]:
+    """Vanilla, and the methods of these names at the same count.
+
+    Raises:
+      CommandError: the model cannot be carved like that, or there is no such method.
+    """
+    if unknown := [name for name in names if name not in choices()]:
+        raise CommandError(f"--methods: no method is named {unknown[0]!r}; there are {', '.join(choices())}")
+    cuts: dict[str, Carve] = {name: ((TOKENCARVE_LAYER, name, keep),) for name in names}
+    for cut in cuts.values():
+        try:
+            resolve(parse(cut, num_layers=llava.config.text.num_layers), llava.config.tokens_per_image)
+        except ValueError as error:
+            raise CommandError(f"--keep={keep}: {error}") from error
+    return {BASELINE: None} | cuts
