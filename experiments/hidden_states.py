@@ -10,9 +10,9 @@ import numpy as np
 
 from experiments.loading import Checkpoint
 from experiments.scenes import make_scene
-from models.generation import embed
 from models.layers import attend, causal_mask
 from models.llava import Llava
+from models.prefilling import embed
 from models.prompt import Prompt
 from tokencarve_jax import last_query_attention
 

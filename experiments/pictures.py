@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from models.config import LlavaConfig
-from models.generation import Prefilled
+from models.prefilling import Prefilled
 
 PANEL = 672  # pixels along each side of a panel, about: patches are scaled by whole numbers
 MARGIN, GAP = 40, 28

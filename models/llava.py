@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from models import anyres, generation, schedule
+from models import anyres, decoding, prefilling, schedule
 from models.checkpoint import abstract_model, load_weights
 from models.clip import ClipVisionTower
 from models.config import LlavaConfig, read_config
@@ -47,7 +47,7 @@ class Projector(nnx.Module):
 
 @jax.jit
 def _forward(llava: Llava, prompt: Prompt) -> jax.Array:
-    hidden = generation.embed(llava, prompt)
+    hidden = prefilling.embed(llava, prompt)
     batch, size, _ = hidden.shape
     positions = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (batch, size))
     mask = causal_mask(prompt.lengths, size, positions=positions, window=llava.decoder.config.sliding_window)
@@ -270,24 +270,24 @@ class Llava(nnx.Module):
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 1")
         config = self.config
-        choice = generation.Choice(sampling, config.eos_token_ids, config.pad_token_id)
+        choice = decoding.Choice(sampling, config.eos_token_ids, config.pad_token_id)
         cuts = schedule.parse(carve, num_layers=config.text.num_layers)
         per_image = any(schedule.is_per_image(cut.method) for cut in cuts)
         prompt = self.prompt(input_ids, pixel_values, attention_mask, image_sizes, per_image=per_image)
         prefilled = self.prefill(prompt, carve=carve, seed=seed, room=round_up(max_new_tokens, ROOM_BUCKET))
-        state = generation.first_token(prefilled.logits, prefilled.cache, np.uint32(seed), choice=choice)
+        state = decoding.first_token(prefilled.logits, prefilled.cache, np.uint32(seed), choice=choice)
         yield state.token[:, None]
         left = max_new_tokens - 1
         while left and not state.ended.all():
             limit, size = min(left, chunk), round_up(min(left, chunk), ROOM_BUCKET)
-            out, written, state = generation.decode(self, state, np.int32(limit), size=size, choice=choice)
+            out, written, state = decoding.decode(self, state, np.int32(limit), size=size, choice=choice)
             yield out[:, : int(written)]
             left -= limit
 
     def prefill(
         self, prompt: Prompt, *, carve: schedule.Carve = None, seed: int = 0, room: int = 0
-    ) -> generation.Prefilled:
-        """First half of `generate`: see `models.generation.prefill`. `carve` as there.
+    ) -> prefilling.Prefilled:
+        """First half of `generate`: see `models.prefilling.prefill`. `carve` as there.
 
         A fraction is of N, the visual tokens of the row that has most. For LLaVA-NeXT, whose images bring any number,
         N is rounded up to a multiple of `models.prompt.BUCKET` first, so that prompts share compiled programs: up to
@@ -296,4 +296,4 @@ class Llava(nnx.Module):
         """
         cuts = schedule.parse(carve, num_layers=self.config.text.num_layers)
         cuts = schedule.resolve(cuts, prompt.visual_positions.shape[1], images=prompt.images)
-        return generation.prefill(self, prompt, np.uint32(seed), schedule=cuts, room=room)
+        return prefilling.prefill(self, prompt, np.uint32(seed), schedule=cuts, room=room)

@@ -11,8 +11,8 @@ import pytest
 
 from experiments import bench
 from experiments.benchmark import capacity, floors, presets
-from models import generation, schedule
-from models.generation import decode_step
+from models import prefilling, schedule
+from models.decoding import decode_step
 from tests import tiny
 from tests.commands import failure
 
@@ -58,7 +58,7 @@ def test_flops_agree_with_the_compiler(llava, keep):
     # Cutting at random computes nothing: what is counted is the model.
     carve = None if keep is None else ((2, "random", keep),)
     cuts = schedule.resolve(schedule.parse(carve, num_layers=WIDE.text.num_layers), WIDE.tokens_per_image)
-    lowered = generation.prefill.lower(llava, prompt, np.uint32(0), schedule=cuts, room=32)
+    lowered = prefilling.prefill.lower(llava, prompt, np.uint32(0), schedule=cuts, room=32)
     counted = floors.prefill_flops(WIDE, ids.shape[1], cuts)
     assert 0.94 < counted / lowered.compile().cost_analysis()["flops"] <= 1
 
@@ -176,7 +176,7 @@ def test_a_batch_that_does_not_fit_is_a_line_and_not_the_end(micro, tmp_path, ca
     def scarce(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
 
-    monkeypatch.setattr(generation, "prefill", scarce)
+    monkeypatch.setattr(prefilling, "prefill", scarce)
     assert bench.main(["--new-tokens=2", f"--out={tmp_path}"]) == 0
     assert "batch 1: JAX runs out of memory\n" in capsys.readouterr().out
     assert json.loads((tmp_path / "results.json").read_text())["cells"][0]["error"] == "JAX runs out of memory"

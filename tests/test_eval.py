@@ -16,7 +16,7 @@ from experiments import loading, results
 from experiments.pictures import GAP, MARGIN, scale_of
 from experiments.scenes import FAMILIES, make_scene
 from experiments.summary import rows as summarise
-from models import generation
+from models import prefilling
 from tests.commands import DAMAGES, KEEPS, SIDE, VISUAL, damage, failure, save_checkpoint
 
 SCENES, BATCH, KEEP = 3, 4, 5
@@ -106,6 +106,7 @@ class TestResults:
         assert report["settings"]["keep"] == KEEP
         assert set(report["settings"]["versions"]) >= {"python", "jax", "flax", "transformers", "tokencarve_jax"}
         assert report["settings"]["machine"]["cores"] >= 1
+        assert report["settings"]["machine"]["environment"]["OPENBLAS_THREAD_TIMEOUT"] == "24"
 
     def test_pictures_show_the_patches_that_were_kept(self, whole):
         side, patch = scale_of(SIDE) * SIDE, scale_of(SIDE) * 14
@@ -240,7 +241,7 @@ class TestResume:
 
         def answer(*args):
             records = original(*args)
-            sizes.append(generation.prefill._cache_size())
+            sizes.append(prefilling.prefill._cache_size())
             return records
 
         monkeypatch.setattr(evaluation, "answer", answer)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from models import schedule
-from models.generation import Cache, decode_step
+from models.cache import Cache
+from models.decoding import decode_step
 from models.layers import attend
 from models.sampling import Sampling, choose, narrow
 from tests.tiny import PATCHES, make_inputs, make_llava

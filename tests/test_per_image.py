@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from models import anyres, generation, schedule
+from models import anyres, prefilling, schedule
 from models.prompt import BUCKET
 from tests import tiny
 from tests.tiny import CONFIG, IMAGE_TOKEN, PATCHES
@@ -162,14 +162,14 @@ def test_rows_generate_as_if_alone(next_llava):
 def test_images_of_many_sizes_share_compiled_programs(next_llava):
     """Every size that brings as many tokens, rounded up, runs the program of the first."""
     shapes, sizes = set(), [(30, 30), (20, 60), (60, 40), (60, 50), (60, 20), (60, 60)]
-    before = generation.prefill._cache_size()
+    before = prefilling.prefill._cache_size()
     for size in sizes:
         prompt = next_llava.prompt(**next_inputs([[size]])[0])
         next_llava.prefill(prompt, carve=0.25)
         shapes.add((prompt.input_ids.shape, prompt.visual_positions.shape))
         assert prompt.visual_positions.shape[1] % BUCKET == 0
     assert len({int(n) for size in sizes for n in next_inputs([[size]])[1]}) > len(shapes)
-    assert generation.prefill._cache_size() - before == len(shapes) < len(sizes)
+    assert prefilling.prefill._cache_size() - before == len(shapes) < len(sizes)
 
 
 def test_placeholders_that_do_not_come_out_even(next_llava):

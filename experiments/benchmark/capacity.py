@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from experiments.benchmark import presets
 from experiments.benchmark.ours import Runner
 from experiments.benchmark.peer import OutOfMemory
-from models import generation, schedule
+from models import decoding, prefilling, schedule
 from models.llava import ROOM_BUCKET, Llava
 from models.prompt import round_up
 from models.sampling import GREEDY
@@ -49,14 +49,14 @@ def needed(llava: Llava, batch: int, *, carve: schedule.Carve, prompt_tokens: in
     cuts = schedule.resolve(schedule.parse(carve, num_layers=config.text.num_layers), config.tokens_per_image)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     options: dict[str, Any] = {"schedule": cuts, "room": round_up(new_tokens, ROOM_BUCKET)}
-    prefill = generation.prefill.lower(llava, prompt, seed, **options)
-    prefilled = jax.eval_shape(functools.partial(generation.prefill, **options), llava, prompt, seed)
-    choice = generation.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
-    first = functools.partial(generation.first_token, choice=choice)
+    prefill = prefilling.prefill.lower(llava, prompt, seed, **options)
+    prefilled = jax.eval_shape(functools.partial(prefilling.prefill, **options), llava, prompt, seed)
+    choice = decoding.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
+    first = functools.partial(decoding.first_token, choice=choice)
     state = jax.eval_shape(first, prefilled.logits, prefilled.cache, seed)
     steps = jax.ShapeDtypeStruct((), jnp.int32)
     size = round_up(max(new_tokens - 1, 1), ROOM_BUCKET)
-    decode = generation.decode.lower(llava, state, steps, size=size, choice=choice)
+    decode = decoding.decode.lower(llava, state, steps, size=size, choice=choice)
     return max(_needed(prefill), _needed(decode))
 
 

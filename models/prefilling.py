@@ -1,13 +1,12 @@
-"""Prefill and decoding as two compiled programs, with cuts that shorten the sequence on the way.
+"""The prompt as one compiled program, with cuts that shorten the sequence on the way.
 
-    tokens -> embed + visual features -> layers [0, L) -> cut -> layers [L, end) -> logits, short cache -> decode loop
+    tokens -> embed + visual features -> layers [0, L) -> cut -> layers [L, end) -> logits, short cache
 
 A cut at layer L reads one attention row of layer L - 1 (the last prompt token's, from its query and the keys at hand:
 no attention map is built), replaces the hidden rows by the survivors, and gathers positions and the caches of all
 earlier layers with the same index, so that every layer's cache has one short length.
 
-Axis letters: B batch, S sequence, N visual tokens, T cache slots, D width, G key-value heads, d head width,
-V vocabulary.
+Axis letters: B batch, S sequence, N visual tokens, K kept, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,43 +18,15 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from models.layers import attend, attend_cached, by_head, causal_mask
+from models.cache import Cache, KeyValue, seen_by_one
+from models.layers import attend, by_head, causal_mask
 from models.prompt import Prompt
-from models.sampling import Sampling, choose
 from models.schedule import Cut, Schedule, apply
 from models.sharding import by_batch
 from tokencarve_jax import CarvedSequence, last_query_attention
 
 if TYPE_CHECKING:
     from models.llava import Llava
-
-KeyValue = tuple[jax.Array, jax.Array]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """Keys and values of every layer, with room for the tokens to come. A pytree.
-
-    Attributes:
-      layers: per layer, keys and values as `attend_cached` reads them, [B * G, T, d], on a mesh [B, G, T, d] (so that
-        both axes can be split); keys are rotated.
-      valid: [B, T] bool, slots that may be attended to.
-      positions: [B, T] int32, rotary position of each slot (survivors of a cut keep their original one).
-      next_position: [B] int32, rotary position of the next token.
-      slot: int32 scalar, where the next token is written (the same for all rows).
-    """
-
-    layers: tuple[KeyValue, ...]
-    valid: jax.Array
-    positions: jax.Array
-    next_position: jax.Array
-    slot: jax.Array
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the keys and values held, room for new tokens included."""
-        return sum(array.nbytes for array in jax.tree.leaves(self.layers))
 
 
 @jax.tree_util.register_dataclass
@@ -101,11 +72,6 @@ def _window_mask(rows: _Rows, window: int | None) -> jax.Array | None:
     if window is None:
         return None
     return causal_mask(rows.lengths, rows.hidden.shape[1], positions=rows.positions, window=window)
-
-
-def _seen(valid: jax.Array, position: jax.Array, positions: jax.Array, window: int | None) -> jax.Array:
-    """What one token per row at `position` [B, 1], behind all others, looks at: [B, T] bool."""
-    return valid if window is None else valid & (position - positions < window)
 
 
 def embed(llava: Llava, prompt: Prompt) -> jax.Array:
@@ -193,7 +159,7 @@ def prefill(llava: Llava, prompt: Prompt, seed: jax.Array, *, schedule: Schedule
         key_value = layer.key_value(rows.hidden, at)
         layers.append(key_value)
         last = rows.lengths[:, None] - 1
-        seen = _seen(rows.is_real, _take_rows(rows.positions, last), rows.positions, window)
+        seen = seen_by_one(rows.is_real, _take_rows(rows.positions, last), rows.positions, window)
         if index + 1 == len(decoder.layers):
             # Only the last token's output is read from here on, so only its query is computed.
             hidden = _take_rows(rows.hidden, last)
@@ -219,115 +185,3 @@ def prefill(llava: Llava, prompt: Prompt, seed: jax.Array, *, schedule: Schedule
         slot=jnp.asarray(slots, jnp.int32),
     )
     return Prefilled(decoder.logits(hidden[:, 0]), cache, tuple(assignments), tuple(survivors))
-
-
-def decode_step(llava: Llava, cache: Cache, token: jax.Array) -> tuple[jax.Array, Cache]:
-    """One token per row.
-
-    Args:
-      llava: the model.
-      cache: with at least one free slot; the caller counts them.
-      token: [B] int32.
-
-    Returns:
-      Logits [B, V] float32 of the token after it, and the cache with it in.
-    """
-    decoder = llava.decoder
-    hidden = decoder.embed_tokens(token[:, None])
-    position = cache.next_position
-    at = decoder.rotation(position[:, None])
-    here = jnp.arange(cache.valid.shape[1]) == cache.slot
-    valid = cache.valid | here
-    positions = jnp.where(here, position[:, None], cache.positions)
-    mask = _seen(valid, position[:, None], positions, decoder.config.sliding_window)
-    layers = []
-    for layer, (keys, values) in zip(decoder.layers, cache.layers, strict=True):
-        key, value = layer.key_value(hidden, at)
-        key, value = (by_head(x, room=0, merge=keys.ndim == 3) for x in (key, value))
-        keys = jax.lax.dynamic_update_slice_in_dim(keys, key, cache.slot, axis=-2)
-        values = jax.lax.dynamic_update_slice_in_dim(values, value, cache.slot, axis=-2)
-        hidden = layer.finish(hidden, attend_cached(layer.query(hidden, at), keys, values, mask=mask))
-        hidden = by_batch(hidden, llava.mesh)
-        layers.append((keys, values))
-    cache = Cache(tuple(layers), valid, positions, position + 1, cache.slot + 1)
-    return decoder.logits(hidden[:, 0]), cache
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Generating:
-    """Where decoding stands: enough to go on from. A pytree.
-
-    Attributes:
-      cache: see `Cache`; `token` is not in it yet.
-      token: [B] int32, the newest.
-      ended: [B] bool, rows that have said a stop token.
-      key: PRNG key for the tokens to come.
-    """
-
-    cache: Cache
-    token: jax.Array
-    ended: jax.Array
-    key: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What the loop does with logits; hashable, static.
-
-    Attributes:
-      sampling: how a token is chosen.
-      eos_token_ids: a row ends at any of these.
-      pad_token_id: what a row that has ended is filled with.
-    """
-
-    sampling: Sampling
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int
-
-    def __call__(self, logits: jax.Array, cache: Cache, ended: jax.Array, key: jax.Array) -> Generating:
-        """Choose the next token from logits [B, V]."""
-        key, now = jax.random.split(key)
-        token = jnp.where(ended, self.pad_token_id, choose(logits, now, self.sampling))
-        stops = jnp.asarray(self.eos_token_ids, jnp.int32)
-        return Generating(cache, token, ended | (token[:, None] == stops).any(1), key)
-
-
-@functools.partial(jax.jit, static_argnames=("choice",), donate_argnames=("cache",))
-def first_token(logits: jax.Array, cache: Cache, seed: jax.Array, *, choice: Choice) -> Generating:
-    """Choose the token after the prompt. `cache` is donated."""
-    return choice(logits, cache, jnp.zeros(logits.shape[0], bool), jax.random.key(seed))
-
-
-@functools.partial(jax.jit, static_argnames=("size", "choice"), donate_argnames=("state",))
-def decode(
-    llava: Llava, state: Generating, limit: jax.Array, *, size: int, choice: Choice
-) -> tuple[jax.Array, jax.Array, Generating]:
-    """Decode until every row has ended or `limit` tokens are out, in one loop on the device.
-
-    Args:
-      llava: the model.
-      state: where decoding stands; donated. Its cache needs `limit` free slots.
-      limit: int32 scalar, at most `size`.
-      size: width of the result. Static.
-      choice: how tokens are chosen. Static.
-
-    Returns:
-      The tokens after `state.token` [B, size] int32, how many columns were written (int32 scalar), and the state
-      to go on from.
-    """
-    out = jnp.full((state.token.shape[0], size), choice.pad_token_id, jnp.int32)
-
-    def more(carry: tuple[Generating, jax.Array, jax.Array]) -> jax.Array:
-        state, _, written = carry
-        return (written < limit) & ~state.ended.all()
-
-    def step(carry: tuple[Generating, jax.Array, jax.Array]) -> tuple[Generating, jax.Array, jax.Array]:
-        state, out, written = carry
-        logits, cache = decode_step(llava, state.cache, state.token)
-        state = choice(logits, cache, state.ended, state.key)
-        out = jax.lax.dynamic_update_slice_in_dim(out, state.token[:, None], written, axis=1)
-        return state, out, written + 1
-
-    state, out, written = jax.lax.while_loop(more, step, (state, out, jnp.int32(0)))
-    return out, written, state
