@@ -13,6 +13,7 @@ import collections
 import datetime
 import functools
 import itertools
+import math
 import statistics
 import sys
 import time
@@ -31,7 +32,7 @@ from experiments.cli import CommandError
 from experiments.score_matrices import from_chance, from_file, from_model, synthetic
 from tokencarve_jax.information import ROUTES
 
-PAUSE_S = 0.02  # BLAS threads spin for a while after their work, and would slow the next call down
+BUSY_S = 0.15  # before each timed call: longer than BLAS threads spin after the one before, whatever their setting
 _EXAMPLES = """examples:
   python -m experiments.information_routes                 the shipped model and random matrices
   python -m experiments.information_routes --model=path/to/llava --dtype=bfloat16 --scenes=4 --widths
@@ -103,24 +104,27 @@ def summarise(cases: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[st
     }
 
 
-def time_matrices(shape: tuple[int, int, int], rng: np.random.Generator) -> dict[str, jax.Array]:
-    """Two of them: LAPACK's solvers do less where singular values decay, as those of hidden states do."""
-    batch, n, d = shape
-    decaying = [dict(synthetic(n, d, rng))["decay 1/j^0.5"] for _ in range(batch)]
-    found = {"decay 1/j^0.5": np.stack(decaying), "Gaussian": rng.normal(size=shape)}
+def time_matrices(shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, jax.Array]:
+    """Two of them, [N, D] or [B, N, D]: LAPACK's solvers do less where singular values decay, as those of hidden states
+    do.
+    """
+    *batch, n, d = shape
+    decaying = [dict(synthetic(n, d, rng))["decay 1/j^0.5"] for _ in range(math.prod(batch))]
+    found = {"decay 1/j^0.5": np.reshape(decaying, shape), "Gaussian": rng.normal(size=shape)}
     return {name: jnp.asarray(matrices, jnp.float32) for name, matrices in found.items()}
 
 
 def times(matrices: dict[str, jax.Array], repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each call on each matrix, taken in turns so that all see the same machine, and one that has just done
-    a product: in a model a layer has, and cores that slept are slow at first.
+    """Seconds of each call on each matrix, in turns, so that all see the same machine, and a busy one: in a model,
+    layers run before, and cores that slept are slow at first.
     """
     layer = jax.jit(lambda tokens: jnp.einsum("...nd,...md->...nm", tokens, tokens))
     taken = {matrix: {name: list[float]() for name in calls()} for matrix in matrices}
     for repeat in tqdm(range(-1, repeats), desc="timing", file=sys.stderr, disable=None):
         for (matrix, tokens), (name, call) in itertools.product(matrices.items(), calls().items()):
-            time.sleep(PAUSE_S)
-            layer(tokens).block_until_ready()
+            busy = time.perf_counter() + (BUSY_S if repeat >= 0 else 0)
+            while time.perf_counter() < busy:
+                layer(tokens).block_until_ready()
             start = time.perf_counter()
             call(tokens).block_until_ready()
             if repeat >= 0:
@@ -171,7 +175,7 @@ def measure(flags: argparse.Namespace) -> None:
             raise CommandError(f"--keep={flags.keep} leaves all {kept} tokens of {name!r}: nothing to choose")
         found[name].append(compare(tokens, attention, flags.keep))
     agreement = {name: summarise(cases) for name, cases in found.items()}
-    shape = (flags.batch, flags.tokens, flags.time_width)
+    shape = (flags.tokens, flags.time_width) if flags.batch == 1 else (flags.batch, flags.tokens, flags.time_width)
     taken = times(time_matrices(shape, rng), flags.repeats)
     about = results.machine()
     if agreement:
@@ -225,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=cli.seed, default=0, help="of attention at random (default: %(default)s)")
     parser.add_argument("--time-width", default=4096, help="D of the timing (default: %(default)s)", **whole)
     parser.add_argument("--batch", default=1, help="matrices at a time in the timing (default: %(default)s)", **whole)
-    parser.add_argument("--repeats", default=15, help="rounds of the timing (default: %(default)s)", **whole)
+    parser.add_argument("--repeats", default=25, help="rounds of the timing (default: %(default)s)", **whole)
     parser.add_argument(
         "--out",
         type=Path,

@@ -35,13 +35,13 @@ def dominating_directions(
     start, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((n, width)))
     left = jnp.broadcast_to(jnp.asarray(start, tokens.dtype), (*tokens.shape[:-2], n, width))
     for _ in range(steps):
-        left, _ = jnp.linalg.qr(_made(inner(tokens, _across(left, tokens))))
+        left, _ = jnp.linalg.qr(made(inner(tokens, _across(left, tokens))))
     rows = _across(left, tokens)
     rotation, _ = lax.linalg.eigh(inner(rows, rows))
     left, rows = matmul(left, rotation), matmul(transpose(rotation), rows)  # u and s v^T
     size = jnp.linalg.norm(rows, axis=-1, keepdims=True)
     rows = rows / jnp.where(size > 0, size, 1)
-    along = _made(inner(tokens, rows))
+    along = made(inner(tokens, rows))
     # |H v - s u|, for H H^T u is s H v. What passes is orthogonal to the larger ones well within rounding of the rest.
     residual = jnp.linalg.norm(along - transpose(size) * left, axis=-2, keepdims=True)
     found = residual < tolerance * transpose(size)
@@ -60,12 +60,12 @@ def without(tokens: jax.Array, directions: jax.Array, along: jax.Array) -> jax.A
 
 # XLA would rewrite the transpose of a small product as a product with the large matrix transposed, which on a CPU is 15
 # times slower, and would compute an operand once for every product that reads a slice of it. Not past this.
-_made = lax.optimization_barrier
+made = lax.optimization_barrier
 
 
 def _across(columns: jax.Array, tokens: jax.Array) -> jax.Array:
     """A^T H for a few columns A."""
-    return _made(matmul(_made(transpose(columns)), tokens))
+    return made(matmul(made(transpose(columns)), tokens))
 
 
 def transpose(matrix: jax.Array) -> jax.Array:
@@ -82,7 +82,7 @@ def lower_gram(rows: jax.Array, blocks: int = 4) -> jax.Array:
     """Inner products of rows, [..., N, D] -> [..., N, N]; zero above the diagonal, which saves 3/8 of the products."""
     n = rows.shape[-2]
     ends = [n * i // blocks for i in range(blocks + 1)]
-    parts = _made([rows[..., start:end, :] for start, end in itertools.pairwise(ends) if end > start])
+    parts = made([rows[..., start:end, :] for start, end in itertools.pairwise(ends) if end > start])
     margin = [(0, 0)] * (rows.ndim - 1)
     lines = []
     for last, part in enumerate(parts):

@@ -51,7 +51,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from tokencarve_jax._spectrum import dominating_directions, lower_gram, matmul, transpose, without
+from tokencarve_jax._spectrum import dominating_directions, lower_gram, made, matmul, transpose, without
 
 
 def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.Array:
@@ -121,6 +121,7 @@ def _by(rotate: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.A
     """The route that takes the dominating directions off, and leaves the rest to `rotate`."""
 
     def route(tokens: jax.Array) -> jax.Array:
+        tokens = made(tokens)  # once, and not for each product that reads it
         directions, along = dominating_directions(tokens)
         rotated = rotate(without(tokens, directions, along))
         score = jnp.abs(along).sum(-1) + jnp.abs(rotated).sum(-1)
