@@ -109,8 +109,9 @@ def time_matrices(shape: tuple[int, ...], rng: np.random.Generator) -> dict[str,
     do.
     """
     *batch, n, d = shape
-    decaying = [dict(synthetic(n, d, rng))["decay 1/j^0.5"] for _ in range(math.prod(batch))]
-    found = {"decay 1/j^0.5": np.reshape(decaying, shape), "Gaussian": rng.normal(size=shape)}
+    kind = "decay 1/j^0.5"
+    decaying = [next(m for name, m in synthetic(n, d, rng) if name == kind) for _ in range(math.prod(batch))]
+    found = {kind: np.reshape(decaying, shape), "Gaussian": rng.normal(size=shape)}
     return {name: jnp.asarray(matrices, jnp.float32) for name, matrices in found.items()}
 
 

@@ -6,13 +6,10 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
 from experiments.cli import CommandError
 from experiments.summary import BASELINE
-from models.schedule import TOKENCARVE_LAYER, Carve, is_per_image, parse, register, resolve
+from models.schedule import TOKENCARVE_LAYER, Carve, is_per_image, parse, register, resolve, tokencarve
 from models.schedule import methods as registered
-from tokencarve_jax import CarvedSequence, carve_sequence
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "attention-only": {"attention_weight": 1.0},
@@ -23,28 +20,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "svd": {"information": "svd"},
 }
 
-
-def _variant(
-    hidden: jax.Array,
-    attention: jax.Array,
-    visual_positions: jax.Array,
-    *,
-    keep: int,
-    valid: jax.Array,
-    key: jax.Array,
-    attention_output: jax.Array | None = None,
-    **options: Any,
-) -> CarvedSequence:
-    del key
-    return carve_sequence(
-        hidden, attention, visual_positions, keep=keep, valid=valid, features=attention_output, **options
-    )
-
-
 for _name, _options in OPTIONS.items():
-    register(f"tokencarve-{_name}")(functools.partial(_variant, **_options))
+    register(f"tokencarve-{_name}")(functools.partial(tokencarve, **_options))
 # The information score of the attention output, as the paper's text has it, in place of the hidden state.
-register("tokencarve-attention-output", attention_output=True)(_variant)
+register("tokencarve-attention-output", attention_output=True)(tokencarve)
 
 
 def choices() -> list[str]:

@@ -24,6 +24,7 @@ _CODE = (
     "experiments/scenes",
     "experiments/loading.py",
     "experiments/eval.py",
+    "experiments/methods.py",
     "experiments/processes.py",
 )
 _ENVIRONMENT = ("XLA_FLAGS", "PJRT_NPROC", "OPENBLAS_NUM_THREADS", "OPENBLAS_THREAD_TIMEOUT")  # change times

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +33,15 @@ Carve = None | int | float | tuple[tuple[int, str, int | float], ...]
 
 # fn(hidden [B, S, D], attention [B, S], visual_positions [B, N], *, keep, valid [B, N], key) -> CarvedSequence
 Method = Callable[..., CarvedSequence]
-_METHODS: dict[str, Method] = {}
-_PER_IMAGE: set[str] = set()
-_READS_OUTPUT: set[str] = set()
+
+
+class _Registered(NamedTuple):
+    function: Method
+    per_image: bool
+    attention_output: bool
+
+
+_METHODS: dict[str, _Registered] = {}
 
 
 def register(name: str, *, per_image: bool = False, attention_output: bool = False) -> Callable[[Method], Method]:
@@ -59,11 +65,7 @@ def register(name: str, *, per_image: bool = False, attention_output: bool = Fal
     def add(method: Method) -> Method:
         if name in _METHODS:
             raise ValueError(f"a method named {name!r} is registered already; choose another name")
-        _METHODS[name] = method
-        if per_image:
-            _PER_IMAGE.add(name)
-        if attention_output:
-            _READS_OUTPUT.add(name)
+        _METHODS[name] = _Registered(method, per_image, attention_output)
         return method
 
     return add
@@ -95,10 +97,10 @@ def apply(
     Returns:
       The carved sequence, `indices` [B, K] and `assignment` [B, N] whatever the method.
     """
-    method = _METHODS[cut.method]
-    if cut.method in _READS_OUTPUT:
+    method, per_image, reads_output = _METHODS[cut.method]
+    if reads_output:
         method = functools.partial(method, attention_output=attention_output)
-    if not is_per_image(cut.method):
+    if not per_image:
         return method(hidden, attention, visual_positions, keep=cut.keep, valid=valid, key=key)
     batch = visual_positions.shape[0]
     visual_positions, valid = (x.reshape(batch, images, -1) for x in (visual_positions, valid))
@@ -115,7 +117,7 @@ def methods() -> tuple[str, ...]:
 
 
 @register("tokencarve")
-def _tokencarve(
+def tokencarve(
     hidden: jax.Array,
     attention: jax.Array,
     visual_positions: jax.Array,
@@ -123,17 +125,25 @@ def _tokencarve(
     keep: int,
     valid: jax.Array,
     key: jax.Array,
+    attention_output: jax.Array | None = None,
+    **options: Any,
 ) -> CarvedSequence:
+    """`carve_sequence` as a method; with other `options` of its, register it under a name of your own.
+
+    Where `attention_output` is given, the information score is of that and not of the hidden state.
+    """
     del key
-    return carve_sequence(hidden, attention, visual_positions, keep=keep, valid=valid)
+    return carve_sequence(
+        hidden, attention, visual_positions, keep=keep, valid=valid, features=attention_output, **options
+    )
 
 
 def is_per_image(name: str) -> bool:
     """Whether that method has a budget for each image."""
-    return name in _PER_IMAGE
+    return _METHODS[name].per_image
 
 
-register("tokencarve-per-image", per_image=True)(_tokencarve)
+register("tokencarve-per-image", per_image=True)(tokencarve)
 
 
 @register("random")

@@ -9,7 +9,7 @@ from experiments import methods
 from models import schedule
 from models.llava import Llava
 from tests import oracle
-from tests.checkpoints import IMAGE, PATCHES, make_llava
+from tests.checkpoints import IMAGE, PATCHES, VISION, make_llava
 from tests.commands import failure, save_checkpoint
 
 KEPT, WORDS = 6, 7
@@ -23,7 +23,7 @@ def seen(tmp_path_factory):
     theirs.set_attn_implementation("eager")
     rng = np.random.default_rng(3)
     ids = np.array([[5, *[IMAGE] * PATCHES, *rng.integers(3, 90, WORDS)]])
-    pixels = rng.standard_normal((1, 3, 30, 30)).astype(np.float32)
+    pixels = rng.standard_normal((1, 3, *[VISION["image_size"]] * 2)).astype(np.float32)
     outputs = []
     attention = theirs.model.language_model.layers[1].self_attn
     hook = attention.register_forward_hook(lambda module, args, output: outputs.append(output[0]))

@@ -134,7 +134,7 @@ def _by(rotate: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.A
         rotated = rotate(without(tokens, directions, along))
         score = jnp.abs(along).sum(-1) + jnp.abs(rotated).sum(-1)
         # |h_i| <= C_i <= sqrt(rank) |h_i| holds for every matrix: rounding may not lift a zero row among the others.
-        norm = jnp.linalg.norm(tokens, axis=-1)
+        norm = _norm(tokens)
         return jnp.clip(score, norm, norm * min(tokens.shape[-2:]) ** 0.5)
 
     return route
