@@ -7,6 +7,7 @@ import pytest
 
 import tokencarve_jax as tc
 from tests import oracle
+from tokencarve_jax import information
 
 contribution = jax.jit(tc.information_contribution, static_argnames="method")
 SHAPES = [(60, 90), (90, 60), (60, 60)]
@@ -51,11 +52,12 @@ def test_zero_rows_score_zero_and_broken_rows_have_no_influence():
 
 
 @pytest.mark.parametrize("place", [0, 101, 255])
-def test_a_single_nan_is_seen_in_rows_of_any_length(place):
-    """The maximum of such a row is a number on some CPUs, so that no maximum can be asked whether one is there."""
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_single_broken_entry_is_seen_in_rows_of_any_length(place, value):
+    """The maximum of a row with a NaN is a number on some CPUs, so that no maximum can be asked whether one is there."""
     tokens = np.random.default_rng(6).normal(size=(64, 256)).astype(np.float32)
     broken, zero = tokens.copy(), tokens.copy()
-    broken[9, place], zero[9] = np.nan, 0
+    broken[9, place], zero[9] = value, 0
     score = np.asarray(contribution(broken, method="norm"))
     np.testing.assert_array_equal(score, contribution(zero, method="norm"))
     rows = tc.carve(broken, np.arange(64, dtype=np.float32), keep=20, information="norm")
@@ -63,14 +65,26 @@ def test_a_single_nan_is_seen_in_rows_of_any_length(place):
     assert np.isfinite(rows.tokens).all()
 
 
-def test_the_score_lies_between_its_bounds():
-    tokens = oracle.decaying(np.random.default_rng(3), 30, 50)
+@pytest.mark.parametrize("smallest", [1, 1e-8])
+def test_the_score_lies_between_its_bounds(smallest):
+    """Also of rows that are so small beside others that float32 knows nothing of their direction."""
+    tokens = np.random.default_rng(3).normal(size=(32, 30, 2000)).astype(np.float32)
+    tokens *= np.geomspace(1, smallest, 30, dtype=np.float32)[:, None]
     norm = np.asarray(contribution(tokens, method="norm"))
-    np.testing.assert_allclose(norm, np.linalg.norm(tokens, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(norm, np.linalg.norm(tokens, axis=-1), rtol=1e-6)
     for method in ("svd", "gram"):
         score = np.asarray(contribution(tokens, method=method))
         assert (score >= norm * 0.9999).all()
-        assert (score <= norm * 30**0.5 * 1.0001).all()
+        assert (score <= norm * (30 + 8) ** 0.5 * 1.0001).all()  # the eight directions have a bound of their own
+
+
+def test_unit_scale_is_a_power_of_two_that_brings_the_largest_entry_near_one():
+    tokens = np.random.default_rng(7).normal(size=(2, 30, 50)).astype(np.float32)
+    tokens *= np.array([1e36, 1e-30], np.float32)[:, None, None]
+    scaled, power = map(np.asarray, information.to_unit_scale(jnp.asarray(tokens)))
+    np.testing.assert_array_equal(scaled * power, tokens)
+    largest = np.abs(scaled).max((1, 2))
+    assert ((largest >= 0.5) & (largest < 1)).all()
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e25])

@@ -114,34 +114,34 @@ def to_unit_scale(tokens: jax.Array, usable: jax.Array | None = None) -> tuple[j
     Returns:
         The scaled tokens and the power of two [..., 1, 1]: their product is the finite tokens again, bit for bit.
     """
-    counts = jnp.isfinite(tokens).all(-1, keepdims=True)
-    if usable is not None:
-        counts &= usable[..., None]
-    # A pass of its own says which rows are finite: the maximum of a row with a NaN is a number on some CPUs.
-    peak = lax.stop_gradient(jnp.abs(tokens)).max(axis=-1, keepdims=True, initial=0)
+    size = lax.stop_gradient(jnp.abs(tokens))
+    # Both in one pass. The peak alone does not tell: the maximum of a row with a NaN is a number on some CPUs.
+    peak, finite = lax.reduce(
+        (size, jnp.isfinite(size)),
+        (jnp.zeros((), size.dtype), jnp.array(True)),
+        lambda left, right: (jnp.maximum(left[0], right[0]), left[1] & right[1]),
+        (size.ndim - 1,),
+    )
+    peak, counts = peak[..., None], (finite if usable is None else finite & usable)[..., None]
     largest = jnp.where(counts, peak, 0).max(axis=-2, keepdims=True, initial=0)
     exponent = jnp.clip(jnp.frexp(largest)[1], -125, 125)
     one = jnp.ones_like(largest)
     return jnp.where(counts, tokens * jnp.ldexp(one, -exponent), 0), jnp.ldexp(one, exponent)
 
 
-def _by(rotate: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """The route that takes the dominating directions off, and leaves the rest to `rotate`."""
+def _by(contribution: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """The route that takes the dominating directions off, and leaves the rest to `contribution`."""
 
     def route(tokens: jax.Array) -> jax.Array:
         tokens = made(tokens)  # once, and not for each product that reads it
         directions, along = dominating_directions(tokens)
-        rotated = rotate(without(tokens, directions, along))
-        score = jnp.abs(along).sum(-1) + jnp.abs(rotated).sum(-1)
-        # |h_i| <= C_i <= sqrt(rank) |h_i| holds for every matrix: rounding may not lift a zero row among the others.
-        norm = _norm(tokens)
-        return jnp.clip(score, norm, norm * min(tokens.shape[-2:]) ** 0.5)
+        return jnp.abs(along).sum(-1) + contribution(without(tokens, directions, along))
 
     return route
 
 
 def _svd(tokens: jax.Array) -> jax.Array:
-    """U S up to signs: QR down to the smaller side, then the SVD of a small square matrix.
+    """By a QR decomposition down to the smaller side, then the SVD of a small square matrix.
 
     U S is the same for H and for H Q with any orthogonal Q, hence the triangle alone is decomposed. It is
     recovered as a product with V and not as U times S: that way the error in row i is relative to row i's own norm.
@@ -152,17 +152,22 @@ def _svd(tokens: jax.Array) -> jax.Array:
     else:
         square = jnp.linalg.qr(tokens, mode="r")
     _, _, vh = jnp.linalg.svd(square, full_matrices=False)
-    return matmul(tokens, transpose(vh))
+    return jnp.abs(matmul(tokens, transpose(vh))).sum(-1)
 
 
 def _gram(tokens: jax.Array, *, jacobi: bool = False) -> jax.Array:
-    """U S up to signs, from the eigenpairs of the smaller Gram matrix: U and S^2 of H H^T, or V of H^T H."""
+    """From the eigenpairs of the smaller Gram matrix: U and S^2 of H H^T, or V of H^T H."""
     n, d = tokens.shape[-2:]
-    if n < d:
-        vectors, values = _eigh(lower_gram(tokens), jacobi=jacobi)
-        return vectors * jnp.sqrt(jnp.maximum(values, 0))[..., None, :]
-    vectors, _ = _eigh(lower_gram(transpose(tokens)), jacobi=jacobi)
-    return matmul(tokens, vectors)  # H V, whose rows keep their norms whatever the eigenvalues lost
+    if n >= d:
+        vectors, _ = _eigh(lower_gram(transpose(tokens)), jacobi=jacobi)
+        # Rows of H V keep their norms whatever the eigenvalues lost.
+        return jnp.abs(matmul(tokens, vectors)).sum(-1)
+    gram = lower_gram(tokens)
+    vectors, values = _eigh(gram, jacobi=jacobi)
+    score = jnp.abs(vectors * jnp.sqrt(jnp.maximum(values, 0))[..., None, :]).sum(-1)
+    # |h_i| <= C_i <= sqrt(rank) |h_i| holds for every matrix: rounding may not lift a zero row among the others.
+    norm = jnp.sqrt(jnp.diagonal(gram, axis1=-2, axis2=-1))
+    return jnp.clip(score, norm, norm * n**0.5)
 
 
 def _eigh(lower_triangle: jax.Array, *, jacobi: bool) -> tuple[jax.Array, jax.Array]:
