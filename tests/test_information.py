@@ -54,7 +54,7 @@ def test_zero_rows_score_zero_and_broken_rows_have_no_influence():
 @pytest.mark.parametrize("place", [0, 101, 255])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_single_broken_entry_is_seen_in_rows_of_any_length(place, value):
-    """The maximum of a row with a NaN is a number on some CPUs, so that no maximum can be asked whether one is there."""
+    """The maximum of a row with a NaN is a number on some CPUs, so that no maximum can be asked."""
     tokens = np.random.default_rng(6).normal(size=(64, 256)).astype(np.float32)
     broken, zero = tokens.copy(), tokens.copy()
     broken[9, place], zero[9] = value, 0

@@ -42,10 +42,10 @@ approximation but a control (|h_i| <= C_i <= sqrt(rank) |h_i|).
 Medians (fastest) of 25 times in the same run, 576 x 4096 on two cores, in ms; LAPACK's solvers do less where singular
 values decay, as those of hidden states do:
 
-  matrix         thin SVD   "svd"     plain Gram  "gram"       "norm"
-  -------------  ---------  --------  ----------  -----------  -------
-  decay 1/j^0.5  204 (181)  112 (95)  39 (32)     37 (33)      2 (2)
-  Gaussian       206 (179)  114 (85)  43 (34)     45 (35)      2 (2)
+  matrix         thin SVD   "svd"     plain Gram  "gram"   "norm"
+  -------------  ---------  --------  ----------  -------  ------
+  decay 1/j^0.5  190 (153)  96 (81)   34 (29)     36 (28)  1 (1)
+  Gaussian       187 (163)  102 (82)  36 (31)     36 (31)  1 (1)
 
 On a CPU these calls go to LAPACK, whose threads (OpenBLAS, inside SciPy) then spin for 0.1 s and take the cores from
 what XLA runs next. The environment variable OPENBLAS_THREAD_TIMEOUT=24, set before SciPy is loaded, makes that 6 ms.
