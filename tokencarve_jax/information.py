@@ -129,18 +129,25 @@ def to_unit_scale(tokens: jax.Array, usable: jax.Array | None = None) -> tuple[j
     return jnp.where(counts, tokens * jnp.ldexp(one, -exponent), 0), jnp.ldexp(one, exponent)
 
 
-def _by(contribution: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """The route that takes the dominating directions off, and leaves the rest to `contribution`."""
+def _by(rotate: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> Callable[[jax.Array], jax.Array]:
+    """The route that takes the dominating directions off, and leaves the rest to `rotate`.
+
+    That gives the rest's U S up to signs, and the squared norms of the rest's rows, which it has at hand.
+    """
 
     def route(tokens: jax.Array) -> jax.Array:
         tokens = made(tokens)  # once, and not for each product that reads it
         directions, along = dominating_directions(tokens)
-        return jnp.abs(along).sum(-1) + contribution(without(tokens, directions, along))
+        rotated, squares = rotate(without(tokens, directions, along))
+        score = jnp.abs(along).sum(-1) + jnp.abs(rotated).sum(-1)
+        # |h_i| <= C_i <= sqrt(rank) |h_i| holds for every matrix: rounding may not lift a zero row among the others.
+        norm = jnp.sqrt(squares + jnp.square(along).sum(-1))
+        return jnp.clip(score, norm, norm * min(tokens.shape[-2:]) ** 0.5)
 
     return route
 
 
-def _svd(tokens: jax.Array) -> jax.Array:
+def _svd(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     """By a QR decomposition down to the smaller side, then the SVD of a small square matrix.
 
     U S is the same for H and for H Q with any orthogonal Q, hence the triangle alone is decomposed. It is
@@ -152,22 +159,24 @@ def _svd(tokens: jax.Array) -> jax.Array:
     else:
         square = jnp.linalg.qr(tokens, mode="r")
     _, _, vh = jnp.linalg.svd(square, full_matrices=False)
-    return jnp.abs(matmul(tokens, transpose(vh))).sum(-1)
+    return _along(tokens, transpose(vh))
 
 
-def _gram(tokens: jax.Array, *, jacobi: bool = False) -> jax.Array:
+def _gram(tokens: jax.Array, *, jacobi: bool = False) -> tuple[jax.Array, jax.Array]:
     """From the eigenpairs of the smaller Gram matrix: U and S^2 of H H^T, or V of H^T H."""
     n, d = tokens.shape[-2:]
     if n >= d:
         vectors, _ = _eigh(lower_gram(transpose(tokens)), jacobi=jacobi)
-        # Rows of H V keep their norms whatever the eigenvalues lost.
-        return jnp.abs(matmul(tokens, vectors)).sum(-1)
+        return _along(tokens, vectors)
     gram = lower_gram(tokens)
     vectors, values = _eigh(gram, jacobi=jacobi)
-    score = jnp.abs(vectors * jnp.sqrt(jnp.maximum(values, 0))[..., None, :]).sum(-1)
-    # |h_i| <= C_i <= sqrt(rank) |h_i| holds for every matrix: rounding may not lift a zero row among the others.
-    norm = jnp.sqrt(jnp.diagonal(gram, axis1=-2, axis2=-1))
-    return jnp.clip(score, norm, norm * n**0.5)
+    return vectors * jnp.sqrt(jnp.maximum(values, 0))[..., None, :], jnp.diagonal(gram, axis1=-2, axis2=-1)
+
+
+def _along(tokens: jax.Array, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """H V and its rows' squared norms, which are those of H whatever the eigenvalues lost."""
+    rotated = matmul(tokens, vectors)
+    return rotated, jnp.square(rotated).sum(-1)
 
 
 def _eigh(lower_triangle: jax.Array, *, jacobi: bool) -> tuple[jax.Array, jax.Array]:
