@@ -30,7 +30,7 @@ import tokencarve_jax as tc
 from experiments import cli, results
 from experiments.cli import CommandError
 from experiments.score_matrices import from_chance, from_file, from_model, synthetic
-from tokencarve_jax.information import ROUTES
+from tokencarve_jax.scores.information import ROUTES
 
 BUSY_S = 0.15  # before each timed call: longer than BLAS threads spin after the one before, whatever their setting
 _EXAMPLES = """examples:

@@ -7,7 +7,7 @@ import pytest
 
 import tokencarve_jax as tc
 from tests import oracle
-from tokencarve_jax import information
+from tokencarve_jax.scores import information
 
 contribution = jax.jit(tc.information_contribution, static_argnames="method")
 SHAPES = [(60, 90), (90, 60), (60, 60)]

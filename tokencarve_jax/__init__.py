@@ -7,15 +7,25 @@ free, and nothing here knows about any particular model.
 from tokencarve_jax.attention import last_query_attention, remove_trend
 from tokencarve_jax.budget import Budget, plan
 from tokencarve_jax.carve import Carved, carve
-from tokencarve_jax.information import information_contribution
+from tokencarve_jax.compressor import EVIDENCE, Compressor
+from tokencarve_jax.registry import COMPRESSORS
+from tokencarve_jax.scores.information import information_contribution
 from tokencarve_jax.sequence import CarvedSequence, carve_sequence
+from tokencarve_jax.tokens import Compressed, Selection, Tokens, gather
 
 __all__ = [
+    "COMPRESSORS",
+    "EVIDENCE",
     "Budget",
     "Carved",
     "CarvedSequence",
+    "Compressed",
+    "Compressor",
+    "Selection",
+    "Tokens",
     "carve",
     "carve_sequence",
+    "gather",
     "information_contribution",
     "last_query_attention",
     "plan",

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from tokencarve_jax._ranking import best_first, fuse_ranks
 from tokencarve_jax.attention import remove_trend
 from tokencarve_jax.budget import Budget, plan
-from tokencarve_jax.information import ROUTES, check_method, to_unit_scale
-
-USABLE = 2  # tiers: 0 padding, 1 valid but not finite, 2 usable
+from tokencarve_jax.scores.information import ROUTES, check_method, to_unit_scale
+from tokencarve_jax.scores.ranking import USABLE, best_first, fuse_ranks
+from tokencarve_jax.scores.similarity import cosine
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens", "indices", "assignment"], meta_fields=[])
@@ -175,7 +174,7 @@ def _prune_and_merge(
 
     # Stage II. The closest pairs merge. Unusable tokens leave before any of them, and leave no trace.
     values = jnp.where((tier == USABLE)[:, None], _at_least_float32(tokens), 0)
-    similarity = _cosine(jnp.take(values, others, axis=0), jnp.take(values, anchors, axis=0))
+    similarity = cosine(jnp.take(values, others, axis=0), jnp.take(values, anchors, axis=0))
     others_tier = jnp.take(tier, others)
     closest = jnp.where(others_tier == USABLE, similarity.max(-1), others)
     leaving = best_first(closest, tier=-others_tier)
@@ -193,18 +192,6 @@ def _row_of(kept: jax.Array, *, num_tokens: int) -> jax.Array:
     """For each original index its row among `kept` [K], or -1; [N] int32."""
     rows = jnp.arange(kept.size, dtype=jnp.int32)
     return jnp.full(num_tokens, -1, dtype=jnp.int32).at[kept].set(rows)
-
-
-def _cosine(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Cosine similarity of all rows [b, D] with all rows [a, D]; [b, a]. A zero row is orthogonal to everything."""
-
-    def unit(rows: jax.Array) -> jax.Array:
-        # Largest entry first, then the norm: no square can overflow or vanish.
-        rows = lax.stop_gradient(rows)
-        rows = rows / _positive(jnp.abs(rows).max(-1, keepdims=True))
-        return rows / _positive(jnp.linalg.norm(rows, axis=-1, keepdims=True))
-
-    return jnp.matmul(unit(left), unit(right).T, precision=lax.Precision.HIGHEST)
 
 
 def _add_to_means(rows: jax.Array, members: jax.Array, row: jax.Array) -> jax.Array:
@@ -234,7 +221,3 @@ def _floating(name: str, array: ArrayLike) -> jax.Array:
 
 def _at_least_float32(array: jax.Array) -> jax.Array:
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
-
-
-def _positive(array: jax.Array) -> jax.Array:
-    return jnp.where(array > 0, array, 1)

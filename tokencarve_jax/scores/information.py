@@ -59,7 +59,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from tokencarve_jax._spectrum import dominating_directions, lower_gram, made, matmul, transpose, without
+from tokencarve_jax.scores.spectrum import dominating_directions, lower_gram, made, matmul, transpose, without
 
 
 def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.Array:

@@ -6,12 +6,32 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+USABLE = 2  # tiers: 0 padding, 1 valid but not finite, 2 usable
+
+
+def tiers(valid: jax.Array, *scores: jax.Array) -> jax.Array:
+    """What goes first whatever the scores: [..., N] int32 from `valid` [..., N] and arrays [..., N] or [..., N, D].
+
+    Tokens for which all arrays are finite (`USABLE`), then the other valid ones, then padding.
+    """
+    usable = valid
+    for score in scores:
+        finite = jnp.isfinite(score)
+        usable &= finite if finite.ndim == valid.ndim else finite.all(-1)
+    return jnp.where(usable, USABLE, valid.astype(jnp.int32))
+
 
 def best_first(score: jax.Array, tier: jax.Array | None = None) -> jax.Array:
     """Indices from the highest to the lowest score along the last axis; a higher tier comes before any score."""
     index = lax.broadcasted_iota(jnp.int32, score.shape, score.ndim - 1)
     keys = (-score, index) if tier is None else (-tier, -score, index)
     return lax.sort(keys, num_keys=len(keys))[-1]
+
+
+def best(score: jax.Array, keep: int, tier: jax.Array | None = None) -> jax.Array:
+    """Indices of the `keep` best, ascending: [..., K] int32. A score that is not a number counts as the lowest."""
+    score = jnp.where(jnp.isnan(score), -jnp.inf, score)
+    return jnp.sort(best_first(score, tier)[..., :keep], axis=-1)
 
 
 def invert(order: jax.Array) -> jax.Array:

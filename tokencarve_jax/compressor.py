@@ -1,0 +1,193 @@
+"""The contract that every way to shrink visual tokens keeps: a pure function, its evidence read off its signature."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tokencarve_jax.budget import plan
+from tokencarve_jax.tokens import Compressed, Selection, Tokens, gather
+
+# What a method may ask to be told, and its shape behind the leading dimensions of the tokens.
+EVIDENCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        # From the decoder layer before the cut
+        "query_attention": ("N",),  # softmax attention of the last text query to each token, mean over heads
+        "next_attention": ("N",),  # the same by the layer behind the cut, as if nothing were cut
+        "text_attention": ("T", "N"),  # the same of every text token
+        "keys": ("N", "d"),  # keys before rotary embedding, all heads side by side
+        "text_keys": ("T", "d"),
+        "text_hidden": ("T", "D"),  # hidden states of the text tokens that enter the layer behind the cut
+        "attention_output": ("N", "F"),  # what attention adds to the hidden state
+        # From the vision tower, one of its layers
+        "class_attention": ("N",),  # softmax attention of the class token, mean over heads
+        "middle_attention": ("N",),  # the same, of a layer in the tower's middle
+        "tower_keys": ("N", "d"),  # keys, mean over heads
+        "tower_features": ("N", "C"),  # what goes into the projector
+        "projector": (),  # a `jax.tree_util.Partial`, [..., C] -> [..., D]
+        # From the question
+        "text": ("T", "D"),  # token embeddings of all text tokens
+        "text_valid": ("T",),  # bool, True for those behind the image: the question
+        "relevance": ("N",),  # to the question, higher is more relevant, by another model (CLIP's text tower)
+        "key": (),  # a PRNG key
+    }
+)
+PLACES = ("tower", "input", "decoder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressor:
+    """One way to shrink N tokens to K: a named pure function with static shapes. Hashable, and so static under `jit`.
+
+    Calling it with `Tokens`, `keep` and the evidence that it asks for gives a `Compressed`::
+
+        compressor(tokens, keep=64, query_attention=row)
+
+    `keep` is a Python (or NumPy) float in (0, 1], a fraction of N, or an int in 1..N; `keep = N` is the identity.
+    Leading dimensions are free, and every set of tokens is shrunk by itself. It runs under `jit`, `vmap`, `export` and
+    `grad` (through values, not through choices). Padding is picked only where fewer than K valid tokens exist, after
+    tokens with a NaN or an infinity, which are picked after all others. Ties go to the lower index.
+
+    Attributes:
+        name: what schedules and tables call it.
+        select: `select(tokens, *, keep: int, **evidence, **options) -> Selection`. Keyword-only parameters named in
+            `EVIDENCE` are what it is told (optional ones default to None), the others are options with defaults.
+        at: where it is meant to work. "tower": in every block of the vision tower, between attention and MLP; "input":
+            on the visual tokens before the decoder's first layer; "decoder": at the entry of a decoder layer.
+        paper: its source.
+        options: pairs of name and hashable value for `select`.
+        calibrated: later layers should add the logarithm of the sizes to the attention logits of the keys.
+        tower_layer: whose `class_attention`, `tower_keys` and `tower_features` it reads, counted from the tower's end
+            (-2 is the layer that LLaVA takes its features from).
+
+    Raises:
+        TypeError: A parameter of `select` is neither evidence nor an option with a default, or an option is not
+            hashable.
+        ValueError: `at` is no place, or an option is no parameter of `select`.
+
+    Source: this package's; the signature as the declaration of what is needed is optax's habit.
+
+    Examples:
+        >>> def loudest(tokens, *, keep):
+        ...     order = jnp.argsort(-jnp.abs(tokens.values).max(-1))
+        ...     return Selection(jnp.sort(order[..., :keep], axis=-1).astype(jnp.int32))
+        >>> compressor = Compressor("loudest", loudest, at="decoder")
+        >>> left = compressor(Tokens.of(jnp.array([[1.0], [-3.0], [2.0]])), keep=2)
+        >>> left.indices.tolist(), left.tokens.values.tolist(), compressor.evidence
+        ([1, 2], [[-3.0], [2.0]], ())
+    """
+
+    name: str
+    select: Callable[..., Selection]
+    at: str = "decoder"
+    paper: str = ""
+    options: tuple[tuple[str, Hashable], ...] = ()
+    calibrated: bool = False
+    tower_layer: int = -2
+
+    def __post_init__(self) -> None:
+        """Refuse what could not run."""
+        if self.at not in PLACES:
+            raise ValueError(f"compressor {self.name!r}: at must be one of {', '.join(PLACES)}, got {self.at!r}")
+        parameters = self._parameters
+        for name, parameter in parameters.items():
+            if name not in EVIDENCE and parameter.default is inspect.Parameter.empty and name not in dict(self.options):
+                raise TypeError(
+                    f"compressor {self.name!r}: its parameter {name!r} is neither evidence ({', '.join(EVIDENCE)}) nor "
+                    "an option with a default"
+                )
+        for name, value in self.options:
+            if name not in parameters or name in EVIDENCE:
+                raise ValueError(f"compressor {self.name!r} has no option {name!r}; it has {', '.join(self._names)}")
+            hash(value)
+
+    @property
+    def _parameters(self) -> dict[str, inspect.Parameter]:
+        """Keyword-only ones but for `keep`."""
+        found = inspect.signature(self.select).parameters
+        return {
+            name: parameter
+            for name, parameter in found.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "keep"
+        }
+
+    @property
+    def _names(self) -> list[str]:
+        return [name for name in self._parameters if name not in EVIDENCE] or ["none"]
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """Names of all that it can be told, those that it can do without too."""
+        return tuple(name for name in self._parameters if name in EVIDENCE)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Names of the evidence that it cannot do without."""
+        empty = inspect.Parameter.empty
+        return tuple(name for name in self.evidence if self._parameters[name].default is empty)
+
+    def replace(self, name: str, **options: Hashable) -> "Compressor":
+        """The same method under another name, some of its options changed."""
+        merged = tuple(sorted((dict(self.options) | options).items()))
+        return dataclasses.replace(self, name=name, options=merged)
+
+    def __call__(self, tokens: Tokens, *, keep: float | int, **evidence: Any) -> Compressed:
+        """Shrink the tokens.
+
+        Args:
+            tokens: from `Tokens.of`.
+            keep: a fraction in (0, 1] as a float, or a count as an int.
+            **evidence: what the method asks for, by the names and shapes of `EVIDENCE`; arrays, or what JAX makes
+                arrays of.
+
+        Returns:
+            The K tokens that are left.
+
+        Raises:
+            TypeError: `tokens` are no `Tokens`, `keep` is no number, or evidence is missing or not asked for.
+            ValueError: `keep` is out of range, or evidence has another shape.
+        """
+        if not isinstance(tokens, Tokens):
+            raise TypeError(f"{self.name} takes Tokens, got {type(tokens).__name__}; wrap values in Tokens.of(values)")
+        kept = plan(tokens.shape[-1], keep).kept
+        told = self._checked(tokens, {name: value for name, value in evidence.items() if value is not None})
+        if kept == tokens.shape[-1]:
+            every = jnp.broadcast_to(jnp.arange(kept, dtype=jnp.int32), tokens.shape)
+            return Compressed(tokens, every, every)
+        return _compress(self, tokens, told, keep=kept)
+
+    def _checked(self, tokens: Tokens, evidence: dict[str, Any]) -> dict[str, Any]:
+        if unknown := [name for name in evidence if name not in self.evidence]:
+            raise TypeError(f"{self.name} takes no {unknown[0]}; it takes {', '.join(self.evidence) or 'no evidence'}")
+        *leading, count = tokens.shape
+        told: dict[str, Any] = {}
+        for name in self.required:
+            if name not in evidence:
+                shape = f" [..., {', '.join(EVIDENCE[name])}]" if EVIDENCE[name] else ""
+                raise TypeError(f"{self.name} needs {name}{shape}, and got none")
+        for name, value in evidence.items():
+            array, letters = value, EVIDENCE[name]
+            if letters:
+                array = jnp.asarray(value)
+                wrong = array.ndim != len(leading) + len(letters) or list(array.shape[: len(leading)]) != leading
+                wrong = wrong or any(
+                    letter == "N" and size != count
+                    for letter, size in zip(letters, array.shape[len(leading) :], strict=True)
+                )
+                if wrong:
+                    expected = [*map(str, leading), *(str(count) if letter == "N" else letter for letter in letters)]
+                    raise ValueError(f"{self.name}: {name} must be [{', '.join(expected)}], got {list(array.shape)}")
+            told[name] = array
+        return told
+
+
+# Compiled also where the caller is not, so that a call outside `jit` is one program and not a hundred.
+@functools.partial(jax.jit, static_argnames=("compressor", "keep"))
+def _compress(compressor: Compressor, tokens: Tokens, told: dict[str, Any], *, keep: int) -> Compressed:
+    selection = compressor.select(tokens, keep=keep, **told, **dict(compressor.options))
+    return gather(tokens, selection)

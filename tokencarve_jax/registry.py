@@ -1,0 +1,25 @@
+"""Every compressor by its name, one row each."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from tokencarve_jax.compressor import Compressor
+from tokencarve_jax.methods import controls, fastv, tokencarve
+
+_CARVE = Compressor("tokencarve", tokencarve.tokencarve, at="decoder", paper="arXiv 2503.10501")
+
+_ROWS = (
+    _CARVE,
+    _CARVE.replace("tokencarve-attention-only", attention_weight=1.0),
+    _CARVE.replace("tokencarve-information-only", attention_weight=0.0),
+    _CARVE.replace("tokencarve-no-merge", oversample=1.0),
+    _CARVE.replace("tokencarve-debias", debias=True),
+    _CARVE.replace("tokencarve-norm", information="norm"),  # the control: no decomposition
+    _CARVE.replace("tokencarve-svd", information="svd"),
+    Compressor("tokencarve-attention-output", tokencarve.of_attention_output, at="decoder", paper="arXiv 2503.10501"),
+    Compressor("random", controls.random, at="decoder"),
+    Compressor("norm", controls.norm, at="decoder"),
+    Compressor("fastv", fastv.fastv, at="decoder", paper="arXiv 2403.06764"),
+)
+
+COMPRESSORS: Mapping[str, Compressor] = MappingProxyType({row.name: row for row in _ROWS})
