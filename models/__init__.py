@@ -1,1 +1,16 @@
-"""Vision-language models in Flax NNX that tokencarve_jax is composed into."""
+"""LLaVA and its relatives in Flax NNX, from Hugging Face checkpoints."""
+
+from typing import Any
+
+
+def from_pretrained(source: Any, **options: Any) -> Any:
+    """A model of whatever family the checkpoint is; arguments, result and errors of `models.llava.Llava`'s.
+
+    Examples:
+      >>> import models
+      >>> type(models.from_pretrained("experiments/tiny")).__name__
+      'Llava'
+    """
+    from models import auto  # here, because it takes a second that `--help` should not wait for
+
+    return auto.from_pretrained(source, **options)

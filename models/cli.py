@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from models.checkpoint import CheckpointError
+from models.checkpoint.table import CheckpointError
 from models.config import ConfigError
 
 DTYPES = ("float32", "bfloat16", "float16")

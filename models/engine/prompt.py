@@ -3,7 +3,7 @@
 Rows are packed to the left and padded at the end, up to a bucket length, so that prompts of similar length share one
 compiled program whichever side the processor padded.
 
-Axis letters: B batch, S sequence, N visual tokens of a row.
+Axis letters: B batch, S sequence, N visual tokens of a row, A axes of a position.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-BUCKET = 64  # sequence lengths are rounded up to a multiple of this, and so are numbers of visual tokens that vary
+BUCKET = 16  # sequence lengths are rounded up to a multiple of this: padding is computed in every layer
+VISUAL_BUCKET = 64  # and numbers of visual tokens that vary, to one of this
 
 
 @jax.tree_util.register_dataclass
@@ -27,19 +28,23 @@ class Prompt:
       input_ids: [B, S] int32, real tokens first.
       lengths: [B] int32, real tokens of each row.
       pixel_values: [images, C, height, width], or None where no row has an image.
-      visual_positions: [B, N] int32, where the visual tokens stand. A row with fewer than N lists slots of its
-        padding for the missing ones.
+      positions: [B, S, A] int32, rotary positions.
+      next_position: [B] int32, rotary position of the first new token.
+      visual_slots: [B, N] int32, where in the sequence the visual tokens stand. A row with fewer than N lists slots of
+        its padding for the missing ones.
       visual_valid: [B, N] bool, False for these.
-      visual_features: [B, N] int32, row of the images' concatenated features that goes there.
+      feature_index: [B, N] int32, which of all visual features (`Visual.tokens`) goes there.
       images: the N are so many stretches of equal length, one per image; None where a row's images share them. Static.
     """
 
     input_ids: Any
     lengths: Any
     pixel_values: Any
-    visual_positions: Any
+    positions: Any
+    next_position: Any
+    visual_slots: Any
     visual_valid: Any
-    visual_features: Any
+    feature_index: Any
     images: int | None = dataclasses.field(default=1, metadata={"static": True})
 
 
@@ -62,7 +67,7 @@ def make_prompt(
     tokens_per_image: int,
     vocab_size: int,
     bucket: int = BUCKET,
-    visual_rows: Sequence[np.ndarray] | None = None,
+    features_of: Sequence[np.ndarray] | None = None,
     per_image: bool = False,
 ) -> Prompt:
     """Pack, pad and check a processor's output.
@@ -75,9 +80,9 @@ def make_prompt(
       tokens_per_image: visual tokens that the tower gives for one image.
       vocab_size: ids must be below it.
       bucket: S is rounded up to a multiple of this.
-      visual_rows: for each image the rows of the tower's features that it brings, where that is not all of its own in
-        order (LLaVA-NeXT). N is then a multiple of `BUCKET`.
-      per_image: give each image a stretch of the N of its own, as long as the longest. Without `visual_rows` it is so
+      features_of: for each image the indices of the features that it brings, where that is not all of its own in
+        order (LLaVA-NeXT). N is then a multiple of `VISUAL_BUCKET`.
+      per_image: give each image a stretch of the N of its own, as long as the longest. Without `features_of` it is so
         anyway.
 
     Returns:
@@ -105,39 +110,41 @@ def make_prompt(
         raise ValueError(f"pixel_values has shape {np.shape(pixel_values)}; expected [images, channels, height, width]")
 
     counts = ((ids == image_token_id) & mask).sum(1)
-    varies = visual_rows is not None
-    if visual_rows is None:
+    varies = features_of is not None
+    if features_of is None:
         images = 0 if pixel_values is None else len(pixel_values)
-        visual_rows = list(np.arange(images * tokens_per_image).reshape(images, tokens_per_image))
-    rows = _images_of_rows(counts.tolist(), visual_rows, tokens_per_image)
+        features_of = list(np.arange(images * tokens_per_image).reshape(images, tokens_per_image))
+    rows = _images_of_rows(counts.tolist(), features_of, tokens_per_image)
     images = max(1, *map(len, rows))
     shared = varies and not per_image and images > 1
     if shared:
         rows = [[np.concatenate(row)] if row else [] for row in rows]
     stretches = 1 if shared else images
     each = max((len(image) for row in rows for image in row), default=0)
-    each = round_up(each, BUCKET) if varies else each
+    each = round_up(each, VISUAL_BUCKET) if varies else each
 
     ids = np.take_along_axis(ids, pack_order(mask), 1)
     # A row with fewer visual tokens than there is room for needs padding slots that stand for the missing ones.
     size = round_up(int((lengths + stretches * each - counts).max()), bucket)
     packed = np.zeros((len(ids), size), np.int32)
-    positions, features = np.zeros((2, len(ids), stretches * each), np.int32)
-    valid = np.zeros(positions.shape, bool)
+    slots, features = np.zeros((2, len(ids), stretches * each), np.int32)
+    valid = np.zeros(slots.shape, bool)
     for row, (length, own) in enumerate(zip(lengths, rows, strict=True)):
         packed[row, :length] = ids[row, :length]
         for image, indices in enumerate(own):
             valid[row, image * each : image * each + len(indices)] = True
         features[row, valid[row]] = np.concatenate([*own, []])
-        positions[row, valid[row]] = np.flatnonzero(packed[row, :length] == image_token_id)
-        positions[row, ~valid[row]] = length + np.arange((~valid[row]).sum())
+        slots[row, valid[row]] = np.flatnonzero(packed[row, :length] == image_token_id)
+        slots[row, ~valid[row]] = length + np.arange((~valid[row]).sum())
     return Prompt(
         input_ids=packed,
         lengths=lengths.astype(np.int32),
         pixel_values=pixel_values,
-        visual_positions=positions,
+        positions=np.broadcast_to(np.arange(size, dtype=np.int32)[:, None], (len(ids), size, 1)),
+        next_position=lengths.astype(np.int32),
+        visual_slots=slots,
         visual_valid=valid,
-        visual_features=features,
+        feature_index=features,
         images=None if shared else images,
     )
 

@@ -1,4 +1,4 @@
-"""Tables of the LLaVA family: keys of Hugging Face checkpoints -> weights of `models.llava.Llava`.
+"""Tables of the LLaVA families' parts: keys of Hugging Face checkpoints -> weights of the model.
 
 Three spellings of the same keys are in use, and all are accepted:
 
@@ -13,23 +13,11 @@ Exports are written in the first.
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-from safetensors.numpy import save_file
-
-from models.checkpoint import AS_IS, Ignored, Row, Table, Transform, export_weights
-from models.config import LlavaConfig, TextConfig, VisionConfig
-from models.shards import SINGLE
-
-if TYPE_CHECKING:  # models.llava imports this module
-    from models.llava import Llava
-
-MAPPING = 1  # raised whenever a converted folder of before would be read wrongly
+from models.checkpoint.table import AS_IS, Ignored, Row, Table, Transform
+from models.decoders.config import TextConfig
+from models.towers.config import VisionConfig
 
 # What a field of a key template stands for; a name that the model does not have is found when paths are compared.
 _FIELDS = {"layer": "0|[1-9][0-9]*"}
@@ -124,41 +112,6 @@ def decoder_table(config: TextConfig) -> Table:
     ]
 
 
-def llava_table(config: LlavaConfig) -> Table:
-    """Tower, projector and decoder, and LLaVA-NeXT's newline where the config asks for it."""
-    newline = (
-        [] if config.image_grid_pinpoints is None else _rows(_NEWLINE, "", "", [("image_newline",) * 2 + (AS_IS,)])
-    )
-    return [*tower_table(config.vision), *projector_table(), *newline, *decoder_table(config.text)]
-
-
-def to_hf(model: Llava) -> dict[str, np.ndarray]:
-    """A LLaVA's weights as published checkpoints name and shape them.
-
-    Args:
-      model: with weights.
-
-    Returns:
-      Arrays by key in the model's dtype; loaded again they give the same model bit by bit.
-    """
-    return export_weights(model, llava_table(model.config))
-
-
-def export_safetensors(model: Llava, folder: Path | str) -> Path:
-    """Write `folder/model.safetensors`, which both this package and transformers load.
-
-    The file appears whole or not at all. `config.json` and the processor's files are the caller's.
-
-    Args:
-      model: with weights.
-      folder: must exist.
-
-    Returns:
-      The file.
-    """
-    path = Path(folder) / SINGLE
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as scratch:
-        unfinished = Path(scratch) / SINGLE
-        save_file(to_hf(model), unfinished, metadata={"format": "pt"})
-        os.replace(unfinished, path)
-    return path
+def newline_table() -> Table:
+    """LLaVA-NeXT's newline, at `image_newline` of the model."""
+    return _rows(_NEWLINE, "", "", [("image_newline", "image_newline", AS_IS)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.shards import FLOATS, INDEX, SINGLE
+from models.checkpoint.shards import FLOATS, INDEX, SINGLE
 
 SHARD_BYTES = 4_500_000_000
 _NAMES = {dtype: name for name, dtype in FLOATS.items()}

@@ -21,7 +21,7 @@ from flax import nnx
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from models.shards import FLOATS, Files, Header, open_folder, read_tensor
+from models.checkpoint.shards import FLOATS, Files, Header, open_folder, read_tensor
 
 _LISTED = 10  # problems that a message spells out
 
@@ -90,6 +90,7 @@ class Ignored:
 
 
 Table = Sequence[Row | Ignored]
+MAPPING = 1  # raised whenever a converted folder of before would be read wrongly
 Variables = dict[tuple[Any, ...], Any]  # path in the model -> nnx.Variable, abstract or not
 
 
@@ -279,20 +280,3 @@ def load_weights(
         place = sharding(path, array.shape) if sharding is not None else None
         filled[paths[path]] = variables[paths[path]].replace(jax.device_put(array, place))
     return nnx.merge(graph, nnx.from_flat_state(filled))
-
-
-def export_weights(model: nnx.Module, table: Table) -> dict[str, np.ndarray]:
-    """A model's weights as the published files name and shape them; loaded again, they are the same bit by bit.
-
-    Args:
-      model: any model that the table covers.
-      table: the one that it is loaded with.
-
-    Returns:
-      Contiguous arrays by key, in the model's dtype.
-    """
-    exported = {}
-    for path, variable in variables_of(model).items():
-        key, transform = key_of(dotted(path), table)
-        exported[key] = np.ascontiguousarray(transform.save(np.asarray(variable[...])))
-    return exported

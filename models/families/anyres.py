@@ -8,7 +8,7 @@ padded the image to the grid's shape, and with one image-newline embedding at th
                                      3 4
 
 Which token goes where is known from the image's size alone. So the model runs the tower over all tiles, appends the
-newline embedding as one more row, and gathers: `visual_rows` says which rows, in transformers' order.
+newline embedding as one more row, and gathers: `features_of_image` says which rows, in transformers' order.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
-from models.config import LlavaConfig
 
 Size = tuple[int, int]  # height, width
 
@@ -48,7 +46,7 @@ def best_resolution(size: Size, pinpoints: Sequence[Size]) -> Size:
 
 
 def num_tiles(size: Size, pinpoints: Sequence[Size], tile: int) -> int:
-    """Tiles of one image, the whole one included. `tile` is a tile's side in pixels, as for `visual_rows`."""
+    """Tiles of one image, the whole one included. `tile` is a tile's side in pixels, as for `features_of_image`."""
     height, width = best_resolution(size, pinpoints)
     return 1 + (height // tile) * (width // tile)
 
@@ -72,7 +70,7 @@ def padding(size: Size, grid: Size) -> Size:
     return 0, (columns - int(round(width * (rows / height), 7))) // 2
 
 
-def visual_rows(
+def features_of_image(
     size: Size, pinpoints: Sequence[Size], *, tile: int, patches: int, first: int, newline: int
 ) -> np.ndarray:
     """Which features one image's visual tokens are.
@@ -89,7 +87,7 @@ def visual_rows(
       [N] int32 rows, in the order in which the decoder gets them.
 
     Examples:
-      >>> print(visual_rows((9, 5), [(10, 5)], tile=5, patches=2, first=100, newline=-1))
+      >>> print(features_of_image((9, 5), [(10, 5)], tile=5, patches=2, first=100, newline=-1))
       [100 101 102 103 104 105  -1 106 107  -1 108 109  -1 110 111  -1]
     """
     height, width = best_resolution(size, pinpoints)
@@ -104,7 +102,9 @@ def visual_rows(
     return np.concatenate([whole, lines.reshape(-1)]).astype(np.int32)
 
 
-def lay_out(pixel_values: Any, image_sizes: Any, config: LlavaConfig) -> tuple[np.ndarray, list[np.ndarray]]:
+def lay_out(
+    pixel_values: Any, image_sizes: Any, *, pinpoints: Sequence[Size], tile: int, patch_size: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """All tiles of all images in one stack, and which features of that stack each image brings.
 
     The stack has room for the largest grid of every image, so that its shape follows from the number of images alone;
@@ -113,7 +113,9 @@ def lay_out(pixel_values: Any, image_sizes: Any, config: LlavaConfig) -> tuple[n
     Args:
       pixel_values: [images, T, C, height, width], each image's tiles first and padding after them.
       image_sizes: [images, 2], height and width before resizing.
-      config: of a LLaVA-NeXT.
+      pinpoints: resolutions that the checkpoint's grids may have.
+      tile: side of a tile in pixels.
+      patch_size: side of a patch in pixels.
 
     Returns:
       [tiles, C, height, width], and per image its rows, the newline being the last row of all.
@@ -121,8 +123,6 @@ def lay_out(pixel_values: Any, image_sizes: Any, config: LlavaConfig) -> tuple[n
     Raises:
       ValueError: shapes that do not belong together.
     """
-    pinpoints, side = config.image_grid_pinpoints, config.vision.image_size
-    assert pinpoints is not None
     if image_sizes is None or np.ndim(pixel_values) != 5 or np.shape(image_sizes) != (len(pixel_values), 2):
         raise ValueError(
             f"pixel_values has shape {np.shape(pixel_values)} and image_sizes {np.shape(image_sizes)}; LLaVA-NeXT "
@@ -132,16 +132,16 @@ def lay_out(pixel_values: Any, image_sizes: Any, config: LlavaConfig) -> tuple[n
     sizes = [(int(height), int(width)) for height, width in np.asarray(image_sizes)]
     if any(length < 1 for size in sizes for length in size):
         raise ValueError(f"image_sizes is {sizes}; expected heights and widths in pixels")
-    tiles = [num_tiles(size, pinpoints, side) for size in sizes]
+    tiles = [num_tiles(size, pinpoints, tile) for size in sizes]
     if max(tiles) > pixels.shape[1]:
         raise ValueError(f"pixel_values holds {pixels.shape[1]} tiles per image; images of these sizes have {tiles}")
-    stack = np.zeros((len(sizes) * most_tiles(pinpoints, side), *pixels.shape[2:]), pixels.dtype)
-    patches = side // config.vision.patch_size
+    stack = np.zeros((len(sizes) * most_tiles(pinpoints, tile), *pixels.shape[2:]), pixels.dtype)
+    patches = tile // patch_size
     rows, first = [], 0
     for image, size, count in zip(pixels, sizes, tiles, strict=True):
         stack[first : first + count] = image[:count]
         newline = len(stack) * patches**2
         of_tile = first * patches**2
-        rows.append(visual_rows(size, pinpoints, tile=side, patches=patches, first=of_tile, newline=newline))
+        rows.append(features_of_image(size, pinpoints, tile=tile, patches=patches, first=of_tile, newline=newline))
         first += count
     return stack, rows

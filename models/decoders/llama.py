@@ -1,10 +1,9 @@
 """The Llama decoder family (arXiv 2302.13971; Mistral included) in Flax NNX, with Hugging Face's attribute names.
 
-A layer is two pure halves around attention, so that prefill, decoding and training share them and whoever owns the
-loop decides what is attended to and what is cached::
+A layer is pure pieces around attention, so that `models.engine.loop` decides what is attended to and what is cached::
 
-    query, key, value = layer.qkv(x, rotation)
-    x = layer.finish(x, attend(query, key, value, mask=mask))
+    query, (key, value) = layer.query(x, rotation), layer.key_value(x, rotation)
+    x = layer.finish(x, layer.self_attn.o_proj(attend(query, key, value)))
 
 Axis letters: B batch, S sequence, D width, H heads, G key-value heads, d head width, V vocabulary.
 """
@@ -15,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.config import TextConfig
-from models.layers import ACTIVATIONS, Linear, Rotation, attend, rotate, rotation
+from models.decoders.config import TextConfig
+from models.layers.linear import ACTIVATIONS, Linear
+from models.layers.rotary import Rotation, rotate, rotation
 
 
 class Attention(nnx.Module):
@@ -73,17 +73,21 @@ class DecoderLayer(nnx.Module):
         key, value = self.self_attn.k_proj(normed), self.self_attn.v_proj(normed)
         return rotate(self._heads(key), at), self._heads(value)
 
-    def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-        """Residual, output projection and MLP.
+    def plain_key(self, x: jax.Array) -> jax.Array:
+        """[B, S, D] -> keys before rotary embedding, heads side by side, [B, S, G * d]."""
+        return self.self_attn.k_proj(self.input_layernorm(x))
+
+    def finish(self, x: jax.Array, added: jax.Array) -> jax.Array:
+        """Residual and MLP.
 
         Args:
           x: [B, S, D], the layer's input.
-          attended: [B, S, H * d], what `attend` gave.
+          added: [B, S, D], what attention adds to it, output projection included.
 
         Returns:
           [B, S, D], the layer's output.
         """
-        x = x + self.self_attn.o_proj(attended)
+        x = x + added
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -102,25 +106,15 @@ class Decoder(nnx.Module):
         )
 
     def rotation(self, positions: jax.Array) -> Rotation:
-        """Rotary angles of `positions` [B, S] int32."""
+        """Rotary angles of `positions` [B, S, A] int32."""
         config = self.config
-        return rotation(positions, head_dim=config.head_dim, theta=config.rope_theta, factor=config.rope_factor)
-
-    def __call__(self, hidden: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
-        """All layers over a whole sequence, nothing cached.
-
-        Args:
-          hidden: [B, S, D] embeddings.
-          positions: [B, S] int32 rotary positions.
-          mask: [B, S, S] bool, True where a query (row) may look.
-
-        Returns:
-          [B, S, D], before the final norm.
-        """
-        at = self.rotation(positions)
-        for layer in self.layers:
-            hidden = layer.finish(hidden, attend(layer.query(hidden, at), *layer.key_value(hidden, at), mask=mask))
-        return hidden
+        return rotation(
+            positions,
+            head_dim=config.head_dim,
+            theta=config.rope_theta,
+            factor=config.rope_factor,
+            sections=config.rope_sections,
+        )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final norm and output head: [..., D] -> [..., V] float32."""

@@ -1,0 +1,1 @@
+"""Language decoders: embeddings to logits, layer by layer."""

@@ -1,0 +1,85 @@
+"""A cut, carried out on a sequence: the compressor is told what it asks for, and decides.
+
+Axis letters: B batch, S sequence, I images of a row, N visual tokens, K kept, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.engine.plan import Cut
+from models.engine.sequence import CutRecord, Sequence
+from tokencarve_jax import EVIDENCE, Compressed, Tokens
+from tokencarve_jax.tokens import rows
+
+_WHOLE = ("key", "projector")  # the same for all images
+
+
+def apply(
+    cut: Cut,
+    hidden: jax.Array,
+    sequence: Sequence,
+    known: Mapping[str, Callable[[], Any]],
+    *,
+    images: int | None,
+) -> tuple[jax.Array, Sequence, jax.Array, CutRecord]:
+    """Shorten a sequence.
+
+    Args:
+      cut: with a count.
+      hidden: [B, S, D].
+      sequence: where everything stands.
+      known: evidence by name, computed when it is called for.
+      images: stretches of the visual tokens, where the cut has a budget for each.
+
+    Returns:
+      [B, S', D], the shorter sequence, [B, S'] which slots are left, and what the cut did.
+    """
+    asked = cut.compressor.evidence
+    told = {name: known[name]() for name in asked if name in known}
+    slots = sequence.visual_slots
+    tokens = Tokens(
+        values=rows(hidden, slots),
+        valid=sequence.visual_valid,
+        sizes=sequence.sizes,
+        positions=rows(sequence.positions, slots),
+    )
+    batch = len(hidden)
+    if cut.scope == "image":
+        assert images is not None  # the plan has seen to it
+        tokens = jax.tree.map(lambda x: x.reshape(batch, images, -1, *x.shape[2:]), tokens)
+        told = {name: _for_each(name, value, images) for name, value in told.items()}
+    left = cut.compressor(tokens, keep=int(cut.keep), **told)
+    record = CutRecord(left.indices, left.assignment)
+    if cut.scope == "image":
+        left, record = _joined(left)
+    hidden, shorter, kept = sequence.shorten(hidden, left.tokens.values, record, left.tokens.sizes, cut)
+    return hidden, shorter, kept, record
+
+
+def _for_each(name: str, value: Any, images: int) -> Any:
+    """Evidence for one row, [B, ...], as evidence for each of its images, [B, I, ...]."""
+    letters = EVIDENCE[name]
+    if name in _WHOLE:
+        return value
+    if "N" not in letters:
+        return jnp.broadcast_to(value[:, None], (len(value), images, *value.shape[1:]))
+    axis = 1 + letters.index("N")
+    split = value.reshape(*value.shape[:axis], images, -1, *value.shape[axis + 1 :])
+    return jnp.moveaxis(split, axis, 1)
+
+
+def _joined(left: Compressed) -> tuple[Compressed, CutRecord]:
+    """What is left of each image, [B, I, K], as one row [B, I * K], and indices among all tokens of the row."""
+    batch, images, kept = left.indices.shape
+    each = left.assignment.shape[-1]
+    before = jnp.arange(images, dtype=jnp.int32)[:, None]
+    indices = (left.indices + before * each).reshape(batch, -1)
+    assignment = jnp.where(left.assignment < 0, -1, left.assignment + before * kept).reshape(batch, -1)
+    joined = jax.tree.map(lambda x: x.reshape(batch, images * kept, *x.shape[3:]), left.tokens)
+    return dataclasses.replace(left, tokens=joined), CutRecord(indices, assignment)

@@ -1,0 +1,160 @@
+"""Tokens after the prompt: one step over the cache, and the loop of steps as one compiled program.
+
+Axis letters: B batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.decoders.llama import Decoder
+from models.engine.cache import Cache, KeyValue, Segment
+from models.engine.loop import Flow, run_layers
+from models.engine.sampling import Sampling, choose
+from models.engine.sharding import by_batch
+from models.layers.attention import attend_cached, by_head, log_sizes, seen_by_one
+from models.layers.rotary import Rotation
+
+
+class _Step(Flow):
+    """A flow of one token per row over the cache."""
+
+    def __init__(self, decoder: Decoder, cache: Cache, mesh: Any):
+        self.decoder, self.cache, self.mesh = decoder, cache, mesh
+        self.layers: list[KeyValue] = []
+        axes = cache.segments[0].positions.shape[-1]
+        self.segments, self.masks, self.rotations = list[Segment](), list[jax.Array](), list[Rotation]()
+        for segment in cache.segments:
+            here = jnp.arange(segment.valid.shape[1]) == segment.slot
+            position = segment.next_position
+            valid = segment.valid | here
+            positions = jnp.where(here[:, None], position[:, None, None], segment.positions)
+            self.masks.append(seen_by_one(valid, position, positions, decoder.config.sliding_window))
+            self.rotations.append(
+                decoder.rotation(jnp.broadcast_to(position[:, None, None], (len(position), 1, axes)))
+            )
+            self.segments.append(Segment(valid, positions, segment.sizes, position + 1, segment.slot + 1))
+
+    def rotation(self, index: int) -> Rotation:
+        """Of the new token, as the layer's segment counts."""
+        return self.rotations[self.cache.segment_of[index]]
+
+    def attend(self, index: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        """Attention to the layer's cache, with the new token in it."""
+        number = self.cache.segment_of[index]
+        segment, (keys, values) = self.cache.segments[number], self.cache.layers[index]
+        key, value = (by_head(x, room=0, merge=keys.ndim == 3) for x in (key, value))
+        keys = jax.lax.dynamic_update_slice_in_dim(keys, key, segment.slot, axis=-2)
+        values = jax.lax.dynamic_update_slice_in_dim(values, value, segment.slot, axis=-2)
+        self.layers.append((keys, values))
+        return attend_cached(query, keys, values, mask=self.masks[number], bias=log_sizes(segment.sizes))
+
+    def leave(self, index: int, added: jax.Array, hidden: jax.Array) -> jax.Array:
+        """[B, 1, D]."""
+        del index, added
+        return by_batch(hidden, self.mesh)
+
+
+def decode_step(model: Any, cache: Cache, token: jax.Array) -> tuple[jax.Array, Cache]:
+    """One token per row.
+
+    Args:
+      model: the model.
+      cache: with at least one free slot; the caller counts them.
+      token: [B] int32.
+
+    Returns:
+      Logits [B, V] float32 of the token after it, and the cache with it in.
+    """
+    decoder = model.decoder
+    flow = _Step(decoder, cache, model.mesh)
+    hidden = run_layers(decoder.layers, decoder.embed_tokens(token[:, None]), flow)
+    cache = dataclasses.replace(cache, layers=tuple(flow.layers), segments=tuple(flow.segments))
+    return decoder.logits(hidden[:, 0]), cache
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Generating:
+    """Where decoding stands: enough to go on from. A pytree.
+
+    Attributes:
+      cache: see `Cache`; `token` is not in it yet.
+      token: [B] int32, the newest.
+      ended: [B] bool, rows that have said a stop token.
+      key: PRNG key for the tokens to come.
+    """
+
+    cache: Cache
+    token: jax.Array
+    ended: jax.Array
+    key: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the loop does with logits; hashable, static.
+
+    Attributes:
+      sampling: how a token is chosen.
+      eos_token_ids: a row ends at any of these.
+      pad_token_id: what a row that has ended is filled with.
+    """
+
+    sampling: Sampling
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+
+    def __call__(
+        self, logits: jax.Array, ended: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The next token from logits [B, V], which rows have ended then, and the next key."""
+        key, now = jax.random.split(key)
+        token = jnp.where(ended, self.pad_token_id, choose(logits, now, self.sampling))
+        stops = jnp.asarray(self.eos_token_ids, jnp.int32)
+        return token, ended | (token[:, None] == stops).any(1), key
+
+
+@functools.partial(jax.jit, static_argnames=("choice",))
+def first_token(logits: jax.Array, seed: jax.Array, *, choice: Choice) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Choose the token after the prompt [B]; also which rows have ended [B], and the key to go on with."""
+    return choice(logits, jnp.zeros(logits.shape[0], bool), jax.random.key(seed))
+
+
+@functools.partial(jax.jit, static_argnames=("size", "choice"), donate_argnames=("state",))
+def decode(
+    model: Any, state: Generating, limit: jax.Array, *, size: int, choice: Choice
+) -> tuple[jax.Array, jax.Array, Generating]:
+    """Decode until every row has ended or `limit` tokens are out, in one loop on the device.
+
+    Args:
+      model: the model.
+      state: where decoding stands; donated. Its cache needs `limit` free slots.
+      limit: int32 scalar, at most `size`.
+      size: width of the result. Static.
+      choice: how tokens are chosen. Static.
+
+    Returns:
+      The tokens after `state.token` [B, size] int32, how many columns were written (int32 scalar), and the state
+      to go on from.
+    """
+    out = jnp.full((state.token.shape[0], size), choice.pad_token_id, jnp.int32)
+
+    def more(carry: tuple[Generating, jax.Array, jax.Array]) -> jax.Array:
+        state, _, written = carry
+        return (written < limit) & ~state.ended.all()
+
+    def step(carry: tuple[Generating, jax.Array, jax.Array]) -> tuple[Generating, jax.Array, jax.Array]:
+        state, out, written = carry
+        logits, cache = decode_step(model, state.cache, state.token)
+        state = Generating(cache, *choice(logits, state.ended, state.key))
+        out = jax.lax.dynamic_update_slice_in_dim(out, state.token[:, None], written, axis=1)
+        return state, out, written + 1
+
+    state, out, written = jax.lax.while_loop(more, step, (state, out, jnp.int32(0)))
+    return out, written, state

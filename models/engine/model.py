@@ -1,0 +1,300 @@
+"""What every family of models shares: loading, scoring, generating; what differs is in `models.families`.
+
+Axis letters: B batch, S sequence, N visual tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from models.checkpoint.hub import find_checkpoint
+from models.checkpoint.table import Table, abstract_model, load_weights
+from models.config import ConfigError, read_hf_config
+from models.decoders.llama import Decoder
+from models.engine import decode, plan, prefill
+from models.engine.loop import Flow, run_layers
+from models.engine.prompt import Prompt, pack_order, round_up
+from models.engine.sampling import GREEDY, Sampling
+from models.engine.sharding import auto_mesh, place_batch, weight_sharding
+from models.engine.target import Target, target_of
+from models.engine.visual import Reading, Visual
+
+ROOM_BUCKET = 32  # the cache's room for new tokens is rounded up to a multiple of this
+
+
+@jax.jit
+def score(model: VisionLanguageModel, prompt: Prompt) -> jax.Array:
+    """Logits [B, S, V] of every token of a packed batch, nothing cached or cut."""
+    hidden, sequence, _ = prefill.embed(model, prompt)
+    flow = Flow(model.decoder, sequence.positions, sequence.lengths)
+    return model.decoder.logits(run_layers(model.decoder.layers, hidden, flow))
+
+
+class VisionLanguageModel(nnx.Module):
+    """A vision tower, a projector and a decoder. Families fill in the rest.
+
+    Attributes:
+      model_type: what config.json calls the family.
+      config: all architecture constants.
+      decoder: the language model.
+      mesh: where weights and batches are split; None is the default device.
+      target: what programs are compiled for; None is the default device of the process.
+    """
+
+    model_type: ClassVar[str]
+    config: Any
+    decoder: Decoder
+    mesh: Mesh | None = None
+    target: Target | None = None
+
+    def __init__(self, config: Any, *, dtype: Any = jnp.float32, rngs: Any):
+        raise TypeError(f"{type(self).__name__} is no family of models; use one of models.families")
+
+    @classmethod
+    def read_config(cls, hf: Any, generation: dict[str, Any]) -> Any:
+        """The family's constants from transformers' config and what generation_config.json holds."""
+        raise TypeError(f"{cls.__name__} reads no config")
+
+    @staticmethod
+    def table(config: Any) -> Table:
+        """How the keys of checkpoints map to the model's weights."""
+        raise TypeError(f"there is no table for {config!r}")
+
+    def visual(self, pixel_values: jax.Array, reading: Reading, key: jax.Array | None = None) -> Visual:
+        """Visual tokens of images, and what compressors ask for, see `Visual`."""
+        raise TypeError(f"{type(self).__name__} sees no images")
+
+    def pack(self, input_ids: Any, pixel_values: Any, attention_mask: Any, *, per_image: bool, **inputs: Any) -> Prompt:
+        """What the family's processor gives, as a `Prompt` of NumPy arrays."""
+        raise TypeError(f"{type(self).__name__} packs no prompts")
+
+    @classmethod
+    def family_of(cls, folder: Path) -> tuple[type[VisionLanguageModel], Any]:
+        """This family or the one below it that a checkpoint folder is of, and its constants.
+
+        Raises:
+          ConfigError: an unreadable config, another family, or something that the family does not support.
+        """
+        hf, generation = read_hf_config(folder)
+        families = {kind.model_type: kind for kind in _kinds(cls)}
+        if hf.model_type not in families:
+            known = " and ".join(map(repr, sorted(families)))
+            raise ConfigError(f"config.json has model_type {hf.model_type!r}; supported are {known}")
+        return families[hf.model_type], families[hf.model_type].read_config(hf, generation)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        dtype: Any = jnp.float32,
+        mesh: Mesh | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """Load a checkpoint in Hugging Face format, or one that `python -m models.convert` made.
+
+        Args:
+          source: a local folder with `config.json` and safetensors, a converted folder, or a model id on the Hugging
+            Face hub.
+          dtype: weights are cast to it as they are read.
+          mesh: with an axis "data", "model" or both; each weight is placed on it as it is read, and batches are split
+            over "data". None is the default device.
+          revision: branch, tag or commit on the hub; None is its main branch.
+
+        Returns:
+          The model.
+
+        Raises:
+          ConfigError: an architecture that is not supported.
+          CheckpointError: weights that are missing, surplus, damaged or of the wrong shape; it lists them all.
+          FileNotFoundError: neither a folder nor a model id that the hub has.
+          ValueError: a mesh with another axis.
+        """
+        from models.checkpoint import orbax  # here, because it takes a second that `--help` should not wait for
+
+        folder = find_checkpoint(source, revision=revision)
+        family, config = cls.family_of(folder)
+        mesh = None if mesh is None else auto_mesh(mesh)
+        abstract = abstract_model(lambda rngs: family(config, dtype=dtype, rngs=rngs))
+        placing = None if mesh is None else weight_sharding(mesh)
+        if orbax.is_converted(folder):
+            model = orbax.restore(abstract, folder, dtype=dtype, sharding=placing)
+        else:
+            model = load_weights(abstract, folder, family.table(config), dtype=dtype, sharding=placing)
+        model.mesh = mesh
+        return model
+
+    def prompt(
+        self,
+        input_ids: Any,
+        pixel_values: Any = None,
+        attention_mask: Any = None,
+        *,
+        per_image: bool = False,
+        **inputs: Any,
+    ) -> Prompt:
+        """Pack a processor's output for the compiled programs; shapes and errors as in `models.engine.prompt`.
+
+        Args:
+          input_ids: [B, S] integers, image placeholders expanded.
+          pixel_values: of all rows in order, or None.
+          attention_mask: [B, S], non-zero for real tokens; None means all are.
+          per_image: give each image a stretch of its own, for cuts with a budget for each.
+          **inputs: whatever else the checkpoint's processor returns, by its own name.
+        """
+        given = {name: value for name, value in inputs.items() if value is not None}
+        packed = self.pack(input_ids, pixel_values, attention_mask, per_image=per_image, **given)
+        return place_batch(packed, self.mesh)
+
+    def __call__(self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None, **inputs: Any) -> jax.Array:
+        """Logits of a whole sequence, nothing cached or carved.
+
+        Args:
+          input_ids: [B, S] integers, image placeholders expanded, as the Hugging Face processor gives them.
+          pixel_values: [images, C, height, width] of all rows in order, or None without images; as the family's
+            processor gives them where that is more (LLaVA-NeXT's have their tiles).
+          attention_mask: [B, S], non-zero for real tokens; padding may stand on either side.
+          **inputs: whatever else the checkpoint's processor returns, by its own name, such as `image_sizes`.
+
+        Returns:
+          [B, S, V] float32. Rows at padding are zero.
+
+        Raises:
+          ValueError: see `make_prompt`.
+        """
+        mask = np.ones(np.shape(input_ids), bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
+        logits = score(self, self.prompt(input_ids, pixel_values, attention_mask, **inputs))
+        unpack = np.argsort(pack_order(mask), axis=1)  # the inverse permutation
+        return jnp.where(mask[..., None], jnp.take_along_axis(logits, unpack[..., None], axis=1), 0)
+
+    def generate(
+        self,
+        input_ids: Any,
+        pixel_values: Any = None,
+        *,
+        attention_mask: Any = None,
+        max_new_tokens: int,
+        carve: plan.Carve = None,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        **inputs: Any,
+    ) -> jax.Array:
+        """Generate, with the visual tokens carved on the way where asked.
+
+        Args:
+          input_ids: [B, S] integers, image placeholders expanded.
+          pixel_values: [images, C, height, width] of all rows in order, or None; with tiles for LLaVA-NeXT.
+          attention_mask: [B, S], non-zero for real tokens; padding may stand on either side.
+          max_new_tokens: at least 1.
+          carve: None, a keep (a fraction such as 0.222, or a count such as 128: TokenCarve at layer 2), or a schedule
+            `((2, "tokencarve", 0.222),)` of (place, compressor, keep), or of `models.engine.plan.Cut`, which has more
+            to choose: budgets for each image, positions, earlier layers' caches. A place is a decoder layer, "input"
+            or "tower"; a compressor is a registered name or a `tokencarve_jax.Compressor`.
+          sampling: greedy unless given.
+          seed: of sampling, and of compressors that draw.
+          **inputs: whatever else the checkpoint's processor returns, by its own name, such as `image_sizes`.
+
+        Returns:
+          [B, <= max_new_tokens] int32, new tokens only. A row that ended early is filled with the pad token.
+
+        Raises:
+          ValueError, TypeError: inputs that do not belong together, an impossible schedule.
+        """
+        # One chunk: nothing comes back to the host before all is said.
+        chunks = self.stream(
+            input_ids,
+            pixel_values,
+            attention_mask=attention_mask,
+            max_new_tokens=max_new_tokens,
+            carve=carve,
+            sampling=sampling,
+            seed=seed,
+            chunk=max_new_tokens,
+            **inputs,
+        )
+        return jnp.concatenate(list(chunks), axis=1)
+
+    def stream(
+        self,
+        input_ids: Any,
+        pixel_values: Any = None,
+        *,
+        attention_mask: Any = None,
+        max_new_tokens: int,
+        carve: plan.Carve = None,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        chunk: int = 8,
+        **inputs: Any,
+    ) -> Iterator[jax.Array]:
+        """The tokens of `generate`, as they come: the first alone, then `chunk` at a time.
+
+        Args:
+          input_ids: as for `generate`, and so are the other arguments.
+          pixel_values: see `generate`.
+          attention_mask: see `generate`.
+          max_new_tokens: see `generate`.
+          carve: see `generate`.
+          sampling: see `generate`.
+          seed: see `generate`.
+          chunk: tokens between two looks of the host at the device.
+          **inputs: see `generate`.
+
+        Yields:
+          [B, 1], then [B, <= chunk] int32.
+        """
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 1")
+        config = self.config
+        choice = decode.Choice(sampling, config.eos_token_ids, config.pad_token_id)
+        cuts = plan.parse(carve, num_layers=config.text.num_layers)
+        per_image = plan.has_budgets_per_image(cuts)
+        prompt = self.prompt(input_ids, pixel_values, attention_mask, per_image=per_image, **inputs)
+        prefilled = self.prefill(prompt, carve=cuts, seed=seed, room=round_up(max_new_tokens, ROOM_BUCKET))
+        token, ended, key = decode.first_token(prefilled.logits, np.uint32(seed), choice=choice)
+        state = decode.Generating(prefilled.cache, token, ended, key)
+        del prefilled  # decoding is given its cache
+        yield state.token[:, None]
+        left = max_new_tokens - 1
+        while left and not state.ended.all():
+            limit, size = min(left, chunk), round_up(min(left, chunk), ROOM_BUCKET)
+            out, written, state = decode.decode(self, state, np.int32(limit), size=size, choice=choice)
+            yield out[:, : int(written)]
+            left -= limit
+
+    def prefill(
+        self, prompt: Prompt, *, carve: plan.Carve = None, seed: int = 0, room: int = 0
+    ) -> prefill.Prefilled:
+        """First half of `generate`: see `models.engine.prefill.prefill`. `carve` as for `generate`.
+
+        A fraction is of N, the visual tokens of the row that has most. For LLaVA-NeXT, whose images bring any number,
+        N is rounded up to a multiple of `models.engine.prompt.VISUAL_BUCKET` first, so that prompts share compiled
+        programs: up to `keep * (VISUAL_BUCKET - 1)` tokens more than the fraction of the real number stay, never fewer.
+        Rows with fewer visual tokens keep as many as the richest, or all of theirs. With budgets for each image, N is
+        the longest image's.
+        """
+        cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
+        resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
+        target = self.target or target_of(self._device())
+        return prefill.prefill(self, prompt, np.uint32(seed), plan=resolved, room=room, target=target)
+
+    def _device(self) -> Any:
+        """Where the programs of this model run."""
+        return jax.local_devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
+
+
+def _kinds(cls: type[VisionLanguageModel]) -> Iterator[type[VisionLanguageModel]]:
+    """This class and those below it, as far as they are families."""
+    if "model_type" in vars(cls):
+        yield cls
+    for kind in cls.__subclasses__():
+        yield from _kinds(kind)

@@ -1,0 +1,205 @@
+"""Where visual tokens are shortened, by which compressor, to how many: what a user asks for, and what that comes to.
+
+A schedule is a tuple of cuts `(place, compressor, keep)`. Places are "tower" (inside the vision tower or on its output,
+before the projector), "input" (before decoder layer 0) and a decoder layer (the cut happens at its entry, on the output
+of the layer before and with that layer's attention). Everything here is hashable, and static in a compiled program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tokencarve_jax import COMPRESSORS, Compressor
+from tokencarve_jax import plan as count
+
+TOKENCARVE_LAYER = 2  # the paper's choice for LLaVA-1.5, as in its released code
+TOWER, INPUT = "tower", "input"
+_OF_TOWER = ("class_attention", "middle_attention", "tower_keys", "tower_features", "projector", "key")
+_OF_INPUT = (*_OF_TOWER, "text", "text_valid", "relevance")
+_OF_BLOCK = ("tower_keys",)
+_CHOICES = {"scope": ("joint", "image"), "positions": ("kept", "renumbered"), "earlier": ("gathered", "full")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """One shortening.
+
+    Attributes:
+      place: a decoder layer from 1 on, "input" or "tower".
+      compressor: what decides.
+      keep: how many visual tokens are left: a fraction or a count; a count once the plan is made.
+      scope: "joint": all images of a row share one budget; "image": each has its own, of `keep`. A cut in the tower
+        is always for each image.
+      positions: of the survivors in later layers: "kept", or "renumbered" so that no gap is left. None: kept in the
+        decoder, as TokenCarve and FastV do; renumbered before it, as methods there see a shorter prompt.
+      earlier: the caches of earlier layers are "gathered" to the survivors, or stay "full".
+      calibrated: later layers add the logarithm of a token's size to its key's attention logit. None: as the
+        compressor says.
+    """
+
+    place: int | str
+    compressor: Compressor
+    keep: int | float
+    scope: str = "joint"
+    positions: str | None = None
+    earlier: str = "gathered"
+    calibrated: bool | None = None
+
+    @property
+    def renumbers(self) -> bool:
+        """Whether survivors get new positions."""
+        return self.positions == "renumbered" or (self.positions is None and isinstance(self.place, str))
+
+    @property
+    def weighs(self) -> bool:
+        """Whether sizes count in the attention of later layers."""
+        return self.compressor.calibrated if self.calibrated is None else self.calibrated
+
+    def __str__(self) -> str:
+        """As messages name it."""
+        return f"({self.place!r}, {self.compressor.name!r}, {self.keep!r})"
+
+
+Schedule = tuple[Cut, ...]
+Carve = Any  # None, a keep, or a tuple of Cut or (place, name or Compressor, keep)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Cuts with counts, in the order in which they happen.
+
+    Attributes:
+      cuts: those that leave something out.
+      images: stretches of equal length that a row's visual tokens are, one per image; None where images share them.
+    """
+
+    cuts: Schedule = ()
+    images: int | None = 1
+
+    def at(self, place: int | str) -> Cut | None:
+        """The cut at a place, if there is one."""
+        return next((cut for cut in self.cuts if cut.place == place), None)
+
+    def reads(self) -> tuple[tuple[str, int], ...]:
+        """Names and layers of the evidence from the tower that the cuts ask for."""
+        found = {(name, cut.compressor.tower_layer) for cut in self.cuts for name in cut.compressor.evidence}
+        return tuple(sorted((name, layer) for name, layer in found if name in _OF_TOWER[:-2]))
+
+
+def parse(carve: Carve, *, num_layers: int) -> Schedule:
+    """Check what a user asked for.
+
+    Args:
+      carve: None (no cut), a keep (TokenCarve at layer 2), or a tuple of `Cut` or `(place, compressor, keep)`, the
+        compressor by its registered name or as an object.
+      num_layers: of the decoder.
+
+    Returns:
+      Cuts in the order in which they happen.
+
+    Raises:
+      ValueError, TypeError: what was wrong with it, what was expected.
+    """
+    if carve is None:
+        return ()
+    if hasattr(carve, "__index__") or hasattr(carve, "__float__"):
+        carve = ((TOKENCARVE_LAYER, "tokencarve", carve),)
+    if not isinstance(carve, (tuple, list)):
+        raise TypeError(
+            f"carve is {carve!r}; expected None, a keep such as 0.222 or 128, or ((place, compressor, keep), ...)"
+        )
+    cuts = tuple(_cut(cut, num_layers) for cut in carve)
+    order = [_order(cut.place) for cut in cuts]
+    if sorted(set(order)) != order:
+        places = [cut.place for cut in cuts]
+        raise ValueError(f"places of the cuts are {places}; expected each once, in the order tower, input, layers")
+    return cuts
+
+
+def _order(place: int | str) -> int:
+    return place if isinstance(place, int) else {TOWER: -1, INPUT: 0}[place]
+
+
+def _cut(asked: Any, num_layers: int) -> Cut:
+    if not isinstance(asked, Cut):
+        if not isinstance(asked, (tuple, list)) or len(asked) != 3:
+            raise TypeError(f"a cut of the schedule is {asked!r}; expected (place, compressor, keep)")
+        place, compressor, keep = asked
+        if isinstance(compressor, str):
+            if compressor not in COMPRESSORS:
+                known = ", ".join(sorted(COMPRESSORS))
+                raise ValueError(f"cut {asked!r}: unknown compressor {compressor!r}; registered are {known}")
+            compressor = COMPRESSORS[compressor]
+        asked = Cut(place, compressor, keep)
+    if not isinstance(asked.compressor, Compressor):
+        raise TypeError(f"cut at {asked.place!r}: {asked.compressor!r} is neither a Compressor nor a registered name")
+    _check_place(asked, num_layers)
+    for name, choices in _CHOICES.items():
+        value = getattr(asked, name)
+        if value not in choices and not (name == "positions" and value is None):
+            raise ValueError(f"cut {asked}: {name} must be {' or '.join(map(repr, choices))}, got {value!r}")
+    if hasattr(asked.keep, "__index__") and not isinstance(asked.keep, bool):
+        if asked.keep < 1:
+            raise ValueError(f"cut {asked}: keep must be a fraction in (0, 1] or a count of at least 1")
+    else:
+        count(1, asked.keep)  # a fraction is checked before the number of visual tokens is known
+    return asked
+
+
+def _check_place(cut: Cut, num_layers: int) -> None:
+    place, compressor = cut.place, cut.compressor
+    if place not in (TOWER, INPUT):
+        if isinstance(place, bool) or not isinstance(place, int) or not 1 <= place < num_layers:
+            raise ValueError(
+                f"cut {cut}: place must be 'tower', 'input' or a layer, an integer from 1 to {num_layers - 1}, the "
+                "decoder's last"
+            )
+        if compressor.at == TOWER:
+            raise ValueError(f"cut {cut}: {compressor.name} works in the blocks of the tower; its place is 'tower'")
+        return
+    told = _OF_INPUT if place == INPUT else _OF_BLOCK if compressor.at == TOWER else _OF_TOWER
+    if place == INPUT and compressor.at == TOWER:
+        raise ValueError(f"cut {cut}: {compressor.name} works in the blocks of the tower; its place is 'tower'")
+    if missing := [name for name in compressor.required if name not in told]:
+        raise ValueError(f"cut {cut}: {compressor.name} needs {', '.join(missing)}, which is not known at {place!r}")
+
+
+def resolve(schedule: Schedule, num_visual: int, *, images: int | None = 1) -> Plan:
+    """Turn every keep into a count. Fractions are of `num_visual`, the tokens before the first cut.
+
+    Cuts that keep everything are dropped: they are the identity.
+
+    Args:
+      schedule: from `parse`.
+      num_visual: N, visual tokens of a row, all images together.
+      images: stretches of equal length that the N are, one per image (`Prompt.images`). A cut with budgets per image
+        keeps its share of each.
+
+    Raises:
+      ValueError: a cut that keeps more than the one before it left, or more than there are, or one with budgets per
+        image where it is no longer known which token is of which image.
+    """
+    left, cuts, stretches = num_visual, [], images
+    for cut in schedule if num_visual else ():  # a prompt without images has nothing to cut
+        parts = 1
+        if cut.scope == "image" or cut.place == TOWER:
+            if stretches is None:
+                raise ValueError(
+                    f"cut {cut} has a budget for each image, but the tokens of a row's images stand together; "
+                    "pack the prompt with per_image=True, and put no cut with a joint budget before this one"
+                )
+            parts = stretches
+        kept = count(num_visual // parts, cut.keep).kept
+        if kept * parts > left:
+            raise ValueError(f"cut {cut} keeps {kept * parts} visual tokens, but only {left} are left there")
+        if kept * parts < left:
+            cuts.append(dataclasses.replace(cut, keep=kept))
+            left = kept * parts
+            stretches = stretches if parts == stretches else None
+    return Plan(tuple(cuts), images)
+
+
+def has_budgets_per_image(schedule: Schedule) -> bool:
+    """Whether prompts should give each image a stretch of its own."""
+    return any(cut.scope == "image" or cut.place == TOWER for cut in schedule)

@@ -1,0 +1,246 @@
+"""The prompt as one compiled program, with cuts that shorten the sequence on the way.
+
+    pixels -> tower [cut] -> visual tokens -+
+    ids -> embeddings ----------------------+-> [cut] layers [0, L) [cut] layers [L, end) -> logits, short cache
+
+A cut at layer L reads layer L - 1 (for TokenCarve one attention row, the last prompt token's: no attention map is
+built), replaces the hidden rows by the survivors, and gathers positions and the caches of all earlier layers with the
+same index, so that every layer's cache has one short length; or leaves those caches full where the cut says so.
+
+Axis letters: B batch, S sequence, N visual tokens, K kept, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.engine import cuts, evidence
+from models.engine.cache import Cache, KeyValue, Segment
+from models.engine.loop import Flow, run_layers
+from models.engine.plan import INPUT, TOWER, Cut, Plan
+from models.engine.prompt import Prompt
+from models.engine.sequence import CutRecord, Sequence
+from models.engine.sharding import by_batch
+from models.engine.target import Target
+from models.engine.visual import Reading, Visual
+from models.layers.attention import attend, by_head, log_sizes, seen_by_one
+from models.layers.rotary import Rotation
+from tokencarve_jax.tokens import rows
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefilled:
+    """What prefill hands to decoding. A pytree.
+
+    Attributes:
+      logits: [B, V] float32 of the token after the prompt.
+      cache: see `Cache`.
+      cuts: what each cut did, in order.
+    """
+
+    logits: jax.Array
+    cache: Cache
+    cuts: tuple[CutRecord, ...]
+
+
+def embed(
+    model: Any, prompt: Prompt, *, plan: Plan = Plan(), kernel: str = "blocks", key: jax.Array | None = None
+) -> tuple[jax.Array, Sequence, tuple[CutRecord, ...]]:
+    """Token embeddings with the visual tokens in their places, and where everything stands.
+
+    Args:
+      model: the model.
+      prompt: a packed batch.
+      plan: its cut in the tower is carried out here.
+      kernel: of attention in the tower.
+      key: PRNG key for that cut.
+
+    Returns:
+      [B, S, D], the sequence, and what the cut in the tower did where there is one.
+    """
+    hidden = model.decoder.embed_tokens(prompt.input_ids)
+    sequence = Sequence(
+        positions=prompt.positions,
+        next_position=prompt.next_position,
+        lengths=prompt.lengths,
+        visual_slots=prompt.visual_slots,
+        visual_valid=prompt.visual_valid,
+        sizes=jnp.ones(prompt.visual_slots.shape, jnp.float32),
+        weighed=False,
+        evidence={},
+        text=hidden[:, :0],
+    )
+    sequence = dataclasses.replace(sequence, text=rows(hidden, sequence.text_slots))
+    if prompt.pixel_values is None:
+        return hidden, sequence, ()
+    cut = plan.at(TOWER)
+    visual = model.visual(prompt.pixel_values, Reading(plan.reads(), cut, kernel), key)
+    if cut is not None:
+        return _spread(hidden, sequence, visual, prompt, cut, model.mesh)
+    found = {what: jnp.take(array, prompt.feature_index, axis=0) for what, array in visual.evidence.items()}
+    features = jnp.take(visual.tokens, prompt.feature_index, axis=0)
+    batch = jnp.arange(hidden.shape[0])[:, None]
+    hidden = hidden.at[batch, prompt.visual_slots].set(features.astype(hidden.dtype), unique_indices=True)
+    return by_batch(hidden, model.mesh), dataclasses.replace(sequence, evidence=found), ()
+
+
+def _spread(
+    hidden: jax.Array, sequence: Sequence, visual: Visual, prompt: Prompt, cut: Cut, mesh: Any
+) -> tuple[jax.Array, Sequence, tuple[CutRecord, ...]]:
+    """Put what a cut in the tower left of each image into its place, and drop the other places."""
+    assert visual.indices is not None
+    assert visual.assignment is not None
+    assert prompt.images is not None
+    batch, images = len(hidden), prompt.images
+    each, kept = visual.assignment.shape[1], visual.indices.shape[1]
+    image = prompt.feature_index[:, ::each] // each  # [B, I], which image a stretch shows
+    before = jnp.arange(images, dtype=jnp.int32)[:, None]
+    indices = jnp.take(visual.indices, image, axis=0) + before * each
+    fate = jnp.take(visual.assignment, image, axis=0)
+    assignment = jnp.where(fate < 0, -1, fate + before * kept)
+    record = CutRecord(indices.reshape(batch, -1), assignment.reshape(batch, -1))
+    features = (image[..., None] * kept + jnp.arange(kept)).reshape(batch, -1)
+    hidden, sequence, _ = sequence.shorten(
+        hidden, jnp.take(visual.tokens, features, axis=0), record, jnp.take(visual.sizes.reshape(-1), features), cut
+    )
+    found = {what: jnp.take(array, features, axis=0) for what, array in visual.evidence.items()}
+    return by_batch(hidden, mesh), dataclasses.replace(sequence, evidence=found), (record,)
+
+
+class _Stretch:
+    """The layers between two cuts, and what their caches' slots stand for."""
+
+    def __init__(self, sequence: Sequence):
+        self.layers: list[KeyValue] = []
+        self.positions, self.valid, self.sizes = sequence.positions, sequence.is_real, sequence.slot_sizes
+        self.next_position = sequence.next_position
+        self.here: jax.Array | None = None  # [B, S] which slot each slot of the current sequence is; None: the same
+
+    def cut(self, kept: jax.Array, *, full: bool) -> None:
+        """Of the current sequence the slots `kept` [B, S'] are left."""
+        here = kept if self.here is None else rows(self.here, kept)
+        if full:
+            self.here = here
+            return
+        self.layers = [(rows(key, here), rows(value, here)) for key, value in self.layers]
+        self.positions, self.valid = rows(self.positions, here), rows(self.valid, here)
+        self.sizes = None if self.sizes is None else rows(self.sizes, here)
+        self.here = None
+
+    def segment(self, room: int) -> Segment:
+        """With `room` slots for new tokens."""
+        grow, slots = [(0, 0), (0, room)], self.valid.shape[1]
+        return Segment(
+            valid=jnp.pad(self.valid, grow),
+            positions=jnp.pad(self.positions, [*grow, (0, 0)]),
+            sizes=None if self.sizes is None else jnp.pad(self.sizes, grow, constant_values=1),
+            next_position=self.next_position,
+            slot=jnp.asarray(slots, jnp.int32),
+        )
+
+
+class Prefill(Flow):
+    """A flow that caches and cuts, and computes only the last token's output in the last layer."""
+
+    def __init__(self, model: Any, hidden: jax.Array, sequence: Sequence, plan: Plan, kernel: str, key: jax.Array):
+        self.model, self.plan, self.key = model, plan, key
+        self.sequence, self.records = sequence, list[CutRecord]()
+        self.stretches = [_Stretch(sequence)]
+        self.entered = hidden
+        self.passed: evidence.Passed | None = None
+        super().__init__(model.decoder, sequence.positions, sequence.lengths, kernel=kernel)
+        self.bias = log_sizes(sequence.slot_sizes)
+
+    def _cut(self, cut: Cut, index: int, hidden: jax.Array) -> jax.Array:
+        sequence = self.sequence
+        known = {name: (lambda value=value: value) for name, value in evidence.of_tower(cut, sequence.evidence).items()}
+        known |= evidence.of_text(sequence)
+        known["key"] = lambda: jax.random.fold_in(self.key, index)
+        known["projector"] = lambda: jax.tree_util.Partial(_project, self.model.projector)
+        if self.passed is not None:
+            known |= evidence.of_layers(sequence, hidden, self.passed, self.decoder.layers[index], self.decoder)
+        hidden, shorter, kept, record = cuts.apply(cut, hidden, sequence, known, images=self.plan.images)
+        self.records.append(record)
+        for stretch in self.stretches:
+            stretch.cut(kept, full=cut.earlier == "full")
+        # Gathered to the same positions, the layers so far and those to come have slots that stand for the same.
+        if cut.earlier == "full" or cut.renumbers or shorter.weighed:
+            self.stretches.append(_Stretch(shorter))
+        self.sequence = shorter
+        self.place(shorter.positions, shorter.lengths)
+        self.bias = log_sizes(shorter.slot_sizes)
+        return hidden
+
+    def enter(self, index: int, hidden: jax.Array) -> jax.Array:
+        """[B, S, D], shortened where the plan has a cut."""
+        cut = self.plan.at(index if index else INPUT)
+        self.entered = hidden if cut is None else self._cut(cut, index, hidden)
+        return self.entered
+
+    def asking(self, index: int, hidden: jax.Array) -> tuple[jax.Array, Rotation]:
+        """All tokens; in the last layer, the last one: only its output is read from here on."""
+        if index + 1 < len(self.decoder.layers):
+            return hidden, self.at
+        cosine, sine = (rows(part, self.sequence.last) for part in self.at)
+        return rows(hidden, self.sequence.last), (cosine, sine)
+
+    def attend(self, index: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        """Causal attention; keys and values are cached."""
+        self.stretches[-1].layers.append((key, value))
+        self.query = query
+        if query.shape[1] == key.shape[1]:
+            return attend(query, key, value, mask=self.mask, bias=self.bias, causal=True, kernel=self.kernel)
+        sequence, window = self.sequence, self.decoder.config.sliding_window
+        position = rows(sequence.positions, sequence.last)[:, 0, 0]
+        seen = seen_by_one(sequence.is_real, position, sequence.positions, window)
+        return attend(query, key, value, mask=seen[:, None], bias=self.bias)
+
+    def leave(self, index: int, added: jax.Array, hidden: jax.Array) -> jax.Array:
+        """[B, S, D]; what a cut before the next layer may ask about is kept at hand."""
+        layer, key = self.decoder.layers[index], self.stretches[-1].layers[-1][0]
+        self.passed = evidence.Passed(layer, self.entered, self.query, key, added)
+        return by_batch(hidden, self.model.mesh)
+
+    def cache(self, *, room: int, merge: bool) -> Cache:
+        """Everything cached, with `room` slots for new tokens."""
+        stretches = [stretch for stretch in self.stretches if stretch.layers]
+        held = functools.partial(by_head, room=room, merge=merge)
+        return Cache(
+            layers=tuple((held(key), held(value)) for stretch in stretches for key, value in stretch.layers),
+            segments=tuple(stretch.segment(room) for stretch in stretches),
+            segment_of=tuple(number for number, stretch in enumerate(stretches) for _ in stretch.layers),
+        )
+
+
+def _project(projector: Any, features: jax.Array) -> jax.Array:
+    return projector(features)
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "room", "target"))
+def prefill(model: Any, prompt: Prompt, seed: jax.Array, *, plan: Plan, room: int, target: Target) -> Prefilled:
+    """Run the prompt, cutting where the plan says.
+
+    Args:
+      model: the model.
+      prompt: a packed batch.
+      seed: uint32 scalar, for compressors that draw.
+      plan: cuts with counts, as `plan.resolve` gives. Static.
+      room: slots to leave in the cache for new tokens. Static.
+      target: what the program is compiled for. Static.
+
+    Returns:
+      Logits of the next token, the cache, and what the cuts did.
+    """
+    key = jax.random.key(seed)
+    tower_key = jax.random.fold_in(key, 2**31 - 1)
+    hidden, sequence, records = embed(model, prompt, plan=plan, kernel=target.kernel, key=tower_key)
+    flow = Prefill(model, hidden, sequence, plan, target.kernel, key)
+    hidden = run_layers(model.decoder.layers, hidden, flow)
+    cache = flow.cache(room=room, merge=target.merge_heads and model.mesh is None)
+    return Prefilled(model.decoder.logits(hidden[:, 0]), cache, (*records, *flow.records))

@@ -1,0 +1,43 @@
+"""What a program is compiled for: static choices, made by the caller and never while tracing."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Hashable, a static argument of the compiled programs.
+
+    Attributes:
+      kernel: of attention over whole sequences, see `models.layers.attention.attend`: "blocks" or "cudnn".
+      merge_heads: the cache has batch and key-value heads as one axis; not on a mesh, which splits both.
+    """
+
+    kernel: str = "blocks"
+    merge_heads: bool = True
+
+
+CPU = TPU = Target()
+CUDA = Target(kernel="cudnn")  # NVIDIA's Ampere and later
+
+
+def target_of(device: Any) -> Target:
+    """The target that a device of this machine is, such as `jax.devices()[0]`."""
+    generation, *_ = str(getattr(device, "compute_capability", "")).split(".")  # "9.0", but AMD's "gfx942"
+    if not generation.isdigit() or int(generation) < 8:
+        return CPU
+    heads = jax.ShapeDtypeStruct((1, 8, 1, 64), jnp.bfloat16)
+
+    def fused(x: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(x, x, x, implementation="cudnn")
+
+    try:
+        jax.eval_shape(fused, heads)
+    except (RuntimeError, ValueError, NotImplementedError):  # JAX says so: no cuDNN, or too old
+        return CPU
+    return CUDA

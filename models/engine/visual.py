@@ -1,0 +1,48 @@
+"""What a model makes of its images: visual tokens, and what compressors may want to know about them.
+
+Axis letters: N visual tokens of an image, K kept, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from models.engine.plan import Cut
+
+Evidence = dict[tuple[str, int], jax.Array]  # by name and tower layer
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a program wants of the tower. Static.
+
+    Attributes:
+      evidence: names and tower layers.
+      cut: the cut at "tower", or None.
+      kernel: of attention.
+    """
+
+    evidence: tuple[tuple[str, int], ...] = ()
+    cut: Cut | None = None
+    kernel: str = "blocks"
+
+
+@dataclasses.dataclass(frozen=True)
+class Visual:
+    """Visual tokens of a batch.
+
+    Attributes:
+      tokens: [features, D], what `Prompt.feature_index` counts; behind a cut in the tower, those that are left.
+      evidence: arrays [features, ...] aligned with them.
+      indices: [images, K] int32, which of an image's N a cut in the tower left; None without one.
+      sizes: [images, K] float32, how many each stands for.
+      assignment: [images, N] int32, which of the K each lives on in, or -1.
+    """
+
+    tokens: jax.Array
+    evidence: Evidence
+    indices: jax.Array | None = None
+    sizes: jax.Array | None = None
+    assignment: jax.Array | None = None

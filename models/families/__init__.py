@@ -1,0 +1,1 @@
+"""Model families: config, module, table of weights, packing of prompts."""

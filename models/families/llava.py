@@ -1,0 +1,249 @@
+"""LLaVA (arXiv 2304.08485, 2310.03744): tower, projector and decoder in one module, loaded from real checkpoints.
+
+Axis letters: B batch, S sequence, N visual tokens of an image, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.checkpoint.table import Table
+from models.config import ConfigError, activation_problems, special_token
+from models.decoders.config import TextConfig, text_config
+from models.decoders.llama import Decoder
+from models.engine.model import VisionLanguageModel
+from models.engine.prompt import Prompt, make_prompt
+from models.engine.visual import Reading, Visual
+from models.families.tables import decoder_table, projector_table, tower_table
+from models.layers.linear import ACTIVATIONS, Linear
+from models.towers.clip import BlockCut, ClipVisionTower
+from models.towers.config import VisionConfig, vision_config
+from tokencarve_jax import Compressed, Tokens
+from tokencarve_jax.methods.tome import block_counts
+from tokencarve_jax.tokens import rows
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaConfig:
+    """Tower, projector and decoder of a LLaVA.
+
+    Attributes:
+      vision: the tower.
+      text: the decoder.
+      image_token_id: the placeholder that the processor repeats once per visual token.
+      feature_layers: hidden states of the tower that are concatenated as features; 0 is the embedding's output,
+        `num_layers` the last layer's. Always non-negative here.
+      keep_class_token: whether the class token is handed to the decoder too (`vision_feature_select_strategy`
+        "full") or dropped ("default").
+      projector_activation: between the two linear layers of the projector.
+      projector_bias: whether these have a bias.
+      eos_token_ids: generation stops at any of them.
+      pad_token_id: fills rows that have ended.
+    """
+
+    vision: VisionConfig
+    text: TextConfig
+    image_token_id: int
+    feature_layers: tuple[int, ...]
+    keep_class_token: bool
+    projector_activation: str
+    projector_bias: bool
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Visual tokens of what the tower sees as one image."""
+        return self.vision.num_patches + int(self.keep_class_token)
+
+
+def llava_config(
+    hf: Any, generation: Mapping[str, Any] = MappingProxyType({}), *, more: tuple[str, ...] = ()
+) -> LlavaConfig:
+    """`LlavaConfig` from a transformers config of that name.
+
+    Args:
+      hf: the config.
+      generation: what `generation_config.json` holds, which goes first for the tokens that end and pad a row.
+      more: problems that were found before.
+
+    Raises:
+      ConfigError: with every architecture, activation and feature choice that is not supported.
+    """
+    layers = hf.vision_feature_layer
+    layers = tuple(layers) if isinstance(layers, (list, tuple)) else (layers,)
+    depth = hf.vision_config.num_hidden_layers + 1
+    parts: list[Any] = []
+    problems = [*more, *_problems(hf, layers, depth)]
+    for read, part in ((vision_config, hf.vision_config), (text_config, hf.text_config)):
+        try:
+            parts.append(read(part))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(*problems)
+    vision, text = parts
+    # transformers 5 keeps the tie on the outer config, older files on the decoder's: either one ties.
+    tied = bool(hf.tie_word_embeddings) or text.tie_word_embeddings
+    eos = special_token(hf, "eos_token_id", generation)
+    eos_ids = () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+    pad = special_token(hf, "pad_token_id", generation)
+    return LlavaConfig(
+        vision=vision,
+        text=dataclasses.replace(text, tie_word_embeddings=tied),
+        image_token_id=hf.image_token_id,
+        feature_layers=tuple(layer % depth for layer in layers),
+        keep_class_token=hf.vision_feature_select_strategy == "full",
+        projector_activation=hf.projector_hidden_act,
+        projector_bias=hf.multimodal_projector_bias,
+        eos_token_ids=eos_ids,
+        pad_token_id=pad if pad is not None else (*eos_ids, 0)[0],
+    )
+
+
+def _problems(hf: Any, layers: tuple[int, ...], depth: int) -> list[str]:
+    """What a LLaVA's own fields, tower and decoder apart, ask for in vain."""
+    problems = activation_problems(hf.projector_hidden_act, "projector_hidden_act")
+    if any(not -depth <= layer < depth for layer in layers):
+        problems.append(f"vision_feature_layer {layers} is outside the tower's {depth} hidden states")
+    strategy = hf.vision_feature_select_strategy
+    if strategy not in ("default", "full"):
+        problems.append(f"vision_feature_select_strategy is {strategy!r}; expected 'default' or 'full'")
+    return problems
+
+
+class Projector(nnx.Module):
+    """Two linear layers from the tower's width to the decoder's."""
+
+    def __init__(self, config: LlavaConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.activation = config.projector_activation
+        width_in, width = config.vision.hidden_size * len(config.feature_layers), config.text.hidden_size
+        bias = config.projector_bias
+        self.linear_1 = Linear(width_in, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.linear_2 = Linear(width, width, use_bias=bias, dtype=dtype, rngs=rngs)
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """[images, N, tower width] -> [images, N, D]."""
+        return self.linear_2(ACTIVATIONS[self.activation](self.linear_1(features)))
+
+
+class Llava(VisionLanguageModel):
+    """A LLaVA model. `Llava.from_pretrained` is the way to get one with weights; of LLaVA-NeXT too.
+
+    Args:
+      config: all architecture constants.
+      dtype: of weights and of hidden states; norms, rotary embedding, softmax and logits are float32 throughout.
+      rngs: for the random initialisation.
+    """
+
+    model_type = "llava"
+
+    def __init__(self, config: LlavaConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        self.config = config
+        self.mesh = None
+        self.target = None
+        self.vision_tower = ClipVisionTower(config.vision, dtype=dtype, rngs=rngs)
+        self.projector = Projector(config, dtype=dtype, rngs=rngs)
+        self.decoder = Decoder(config.text, dtype=dtype, rngs=rngs)
+
+    @classmethod
+    def read_config(cls, hf: Any, generation: Mapping[str, Any]) -> LlavaConfig:
+        """See `llava_config`."""
+        return llava_config(hf, generation)
+
+    @staticmethod
+    def table(config: LlavaConfig) -> Table:
+        """Tower, projector and decoder."""
+        return [*tower_table(config.vision), *projector_table(), *decoder_table(config.text)]
+
+    def pack(self, input_ids: Any, pixel_values: Any, attention_mask: Any, *, per_image: bool, **inputs: Any) -> Prompt:
+        """See `make_prompt`; every image has a stretch of its own anyway."""
+        del per_image
+        if inputs:
+            raise TypeError(f"{self.model_type} models take no {', '.join(inputs)}")
+        return make_prompt(
+            input_ids,
+            pixel_values,
+            attention_mask,
+            image_token_id=self.config.image_token_id,
+            tokens_per_image=self.config.tokens_per_image,
+            vocab_size=self.config.text.vocab_size,
+        )
+
+    def visual(self, pixel_values: jax.Array, reading: Reading, key: jax.Array | None = None) -> Visual:
+        """Visual tokens of images.
+
+        Args:
+          pixel_values: [images, C, image_size, image_size].
+          reading: what else is wanted of the tower.
+          key: PRNG key for a cut in the tower.
+
+        Returns:
+          See `Visual`; tokens in the weights' dtype.
+        """
+        config, cut = self.config, reading.cut
+        first = 0 if config.keep_class_token else 1
+        seen = self.vision_tower(
+            pixel_values,
+            feature_layers=config.feature_layers,
+            reads=tuple(dict.fromkeys(_block(what, config) for what in reading.evidence if what[0] in _IN_BLOCKS)),
+            cut=None if cut is None or cut.compressor.at != "tower" else _block_cut(cut, config),
+            kernel=reading.kernel,
+        )
+        features = seen.features[:, first:]
+        evidence = {
+            what: seen.evidence[_block(what, config)][:, first:] if what[0] in _IN_BLOCKS else features
+            for what in reading.evidence
+        }
+        left = seen.merged
+        if cut is not None and left is None:
+            compressor = cut.compressor
+            told = {name: array for (name, layer), array in evidence.items() if layer == compressor.tower_layer}
+            told |= {"key": key, "projector": jax.tree_util.Partial(_project, self.projector)}
+            told = {name: value for name, value in told.items() if name in compressor.evidence}
+            left = compressor(Tokens.of(features), keep=int(cut.keep), **told)
+            features = left.tokens.values
+            evidence = {what: rows(array, left.indices) for what, array in evidence.items()}
+        tokens = self.projector(features)
+        flat = {what: array.reshape(-1, *array.shape[2:]) for what, array in evidence.items()}
+        tokens = tokens.reshape(-1, tokens.shape[-1])
+        if left is None:
+            return Visual(tokens, flat)
+        return Visual(tokens, flat, left.indices, left.tokens.sizes, left.assignment)
+
+
+_IN_BLOCKS = ("class_attention", "middle_attention", "tower_keys")
+
+
+def _block(what: tuple[str, int], config: LlavaConfig) -> tuple[str, int]:
+    """Under which name and block of the tower evidence is noted down."""
+    name, layer = what
+    depth = config.vision.num_layers
+    if name == "middle_attention":
+        return "class_attention", 3 * depth // 8  # HiPrune's: 9 of 24
+    return name, max(0, depth + layer)
+
+
+def _block_cut(cut: Any, config: LlavaConfig) -> BlockCut:
+    if config.keep_class_token or len(config.feature_layers) > 1:
+        raise ValueError(
+            f"cut {cut}: tokens merge in the tower's blocks only where features are of one layer, without class token"
+        )
+    compressor = cut.compressor
+
+    def shorten(tokens: Tokens, keep: int, keys: jax.Array) -> Compressed:
+        return compressor(tokens, keep=keep, **({"tower_keys": keys} if "tower_keys" in compressor.evidence else {}))
+
+    blocks = config.feature_layers[0]
+    return BlockCut(shorten, block_counts(config.vision.num_patches, int(cut.keep), blocks))
+
+
+def _project(projector: Projector, features: jax.Array) -> jax.Array:
+    return projector(features)

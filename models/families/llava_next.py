@@ -1,0 +1,107 @@
+"""LLaVA-NeXT: LLaVA with images of any resolution, cut into tiles; `models.families.anyres` lays them out.
+
+Axis letters: N visual tokens of a tile, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.checkpoint.table import Table
+from models.engine.prompt import Prompt, make_prompt
+from models.engine.visual import Reading, Visual
+from models.families import anyres
+from models.families.llava import Llava, LlavaConfig, llava_config
+from models.families.tables import newline_table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlavaNextConfig(LlavaConfig):
+    """A LLaVA-NeXT.
+
+    Attributes:
+      image_grid_pinpoints: (height, width) in pixels of the grids that an image may be cut into.
+    """
+
+    image_grid_pinpoints: tuple[tuple[int, int], ...]
+
+
+class LlavaNext(Llava):
+    """A LLaVA-NeXT; see `Llava`."""
+
+    model_type = "llava_next"
+
+    def __init__(self, config: LlavaNextConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        super().__init__(config, dtype=dtype, rngs=rngs)
+        # Stands at the end of each row of an image's grid.
+        newline = nnx.initializers.normal(0.02)(rngs.params(), (config.text.hidden_size,), dtype)
+        self.image_newline = nnx.Param(newline)
+
+    @classmethod
+    def read_config(cls, hf: Any, generation: Mapping[str, Any]) -> LlavaNextConfig:
+        """From a transformers `LlavaNextConfig`.
+
+        Raises:
+          ConfigError: with every architecture, activation and feature choice that is not supported.
+        """
+        side, problems = hf.vision_config.image_size, []
+        pinpoints = tuple((int(height), int(width)) for height, width in hf.image_grid_pinpoints)
+        if not pinpoints or any(length < side or length % side for pair in pinpoints for length in pair):
+            problems.append(f"image_grid_pinpoints is {hf.image_grid_pinpoints}; expected multiples of {side} pixels")
+        if hf.vision_feature_select_strategy == "full":
+            problems.append("vision_feature_select_strategy is 'full'; the grids of 'llava_next' need 'default'")
+        common = llava_config(hf, generation, more=tuple(problems))
+        fields = {field.name: getattr(common, field.name) for field in dataclasses.fields(common)}
+        return LlavaNextConfig(**fields, image_grid_pinpoints=pinpoints)
+
+    @staticmethod
+    def table(config: LlavaConfig) -> Table:
+        """Those of LLaVA, and the newline."""
+        return [*Llava.table(config), *newline_table()]
+
+    def pack(self, input_ids: Any, pixel_values: Any, attention_mask: Any, *, per_image: bool, **inputs: Any) -> Prompt:
+        """See `make_prompt` and `anyres.lay_out`; `image_sizes` [images, 2] is height and width before resizing."""
+        sizes, features_of = inputs.pop("image_sizes", None), None
+        if inputs:
+            raise TypeError(f"{self.model_type} models take no {', '.join(inputs)}")
+        config = self.config
+        if pixel_values is not None:
+            pixel_values, features_of = anyres.lay_out(
+                pixel_values,
+                sizes,
+                pinpoints=config.image_grid_pinpoints,
+                tile=config.vision.image_size,
+                patch_size=config.vision.patch_size,
+            )
+        return make_prompt(
+            input_ids,
+            pixel_values,
+            attention_mask,
+            image_token_id=config.image_token_id,
+            tokens_per_image=config.tokens_per_image,
+            vocab_size=config.text.vocab_size,
+            features_of=features_of,
+            per_image=per_image,
+        )
+
+    def visual(self, pixel_values: jax.Array, reading: Reading, key: jax.Array | None = None) -> Visual:
+        """Visual tokens of all tiles, and the newline as last row; evidence is zero there.
+
+        Raises:
+          ValueError: a cut in the tower: the grids of tiles would fall apart.
+        """
+        if reading.cut is not None:
+            raise ValueError(f"cut {reading.cut}: a LLaVA-NeXT cannot be cut in the tower; cut it at 'input'")
+        seen = super().visual(pixel_values, reading, key)
+        newline = self.image_newline[...][None].astype(seen.tokens.dtype)
+        evidence = {
+            what: jnp.concatenate([array, jnp.zeros((1, *array.shape[1:]), array.dtype)])
+            for what, array in seen.evidence.items()
+        }
+        return Visual(jnp.concatenate([seen.tokens, newline]), evidence)

@@ -1,0 +1,1 @@
+"""What towers and decoders share: linear layers and activations, rotary embedding, attention."""

@@ -1,0 +1,57 @@
+"""Rotary position embedding, for positions with one axis or several.
+
+Axis letters: B batch, S sequence, H heads, d head width, A axes of a position.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Rotation = tuple[jax.Array, jax.Array]  # cosine and sine, each [B, S, d/2] float32
+
+
+def rotation(
+    positions: jax.Array, *, head_dim: int, theta: float, factor: float, sections: tuple[int, ...]
+) -> Rotation:
+    """Rotary angles of the given positions (RoFormer, arXiv 2104.09864; `factor` as in linear scaling).
+
+    Args:
+      positions: [B, S, A] int32.
+      head_dim: d, even.
+      theta: base of the geometric series of wavelengths.
+      factor: positions are divided by it.
+      sections: how many of the d/2 wavelengths go by each axis of the positions, the shortest first (M-RoPE, arXiv
+        2409.12191). With one axis, all of them.
+
+    Returns:
+      Cosine and sine, [B, S, d/2] float32.
+
+    Raises:
+      ValueError: as many sections as axes are needed, and they add up to d/2.
+    """
+    if sum(sections) != head_dim // 2 or len(sections) != positions.shape[-1]:
+        raise ValueError(
+            f"{len(sections)} sections of {sections} wavelengths do not fit positions with {positions.shape[-1]} axes "
+            f"and heads of width {head_dim}"
+        )
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim) / factor
+    axis = np.repeat(np.arange(len(sections)), sections)
+    angle = jnp.take(positions, axis, axis=-1).astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, by: Rotation) -> jax.Array:
+    """Rotate pairs (i, i + d/2) of each head, the layout of Llama checkpoints in Hugging Face format.
+
+    Args:
+      x: [B, S, H, d].
+      by: from `rotation`.
+
+    Returns:
+      [B, S, H, d] in x's dtype, computed in float32.
+    """
+    cos, sin = (part[:, :, None, :] for part in by)
+    low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)
