@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from tokencarve_jax.compressor import Compressor
-from tokencarve_jax.methods import controls, fastv, tokencarve
+from tokencarve_jax.methods import controls, fastv, tokencarve, tome, visionzip
 
 _CARVE = Compressor("tokencarve", tokencarve.tokencarve, at="decoder", paper="arXiv 2503.10501")
 
@@ -20,6 +20,8 @@ _ROWS = (
     Compressor("random", controls.random, at="decoder"),
     Compressor("norm", controls.norm, at="decoder"),
     Compressor("fastv", fastv.fastv, at="decoder", paper="arXiv 2403.06764"),
+    Compressor("tome", tome.tome, at="tower", paper="arXiv 2210.09461", calibrated=True),
+    Compressor("visionzip", visionzip.visionzip, at="input", paper="arXiv 2412.04467"),
 )
 
 COMPRESSORS: Mapping[str, Compressor] = MappingProxyType({row.name: row for row in _ROWS})
