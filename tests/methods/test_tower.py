@@ -18,6 +18,12 @@ TIE = 3e-6  # float32 does not tell cosines apart that are closer
 METHODS = {
     "tome": (tower.tome, ("tower_keys",), HALVES),
     "visionzip": (tower.visionzip, ("class_attention", "tower_keys"), SHAPES),
+    "fastervlm": (tower.fastervlm, ("class_attention",), SHAPES),
+    "vispruner": (tower.vispruner, ("class_attention", "tower_features"), SHAPES),
+    "hiprune": (tower.hiprune, ("middle_attention", "class_attention"), (*SHAPES, (81, 60))),
+    "prumerge": (tower.prumerge, ("class_attention", "tower_keys"), SHAPES),
+    "prumerge-plus": (tower.prumerge_plus, ("class_attention", "tower_keys"), SHAPES),
+    "holov": (tower.holov, ("class_attention",), SHAPES),
 }
 
 
@@ -73,11 +79,8 @@ def check(name, count, keep):
         mine = [np.asarray(array[lane]) for array in (left.indices, left.assignment, left.tokens.values)]
         values, sizes = np.asarray(tokens.values[lane]), np.asarray(tokens.sizes[lane])
         told = {key: array[lane] for key, array in evidence.items()}
-        # What is valid and broken comes before padding.
-        seen = np.flatnonzero(np.asarray(tokens.valid[lane]))
-        seen = np.concatenate([seen, np.setdiff1d(np.arange(count), seen)])
-        ranked = {"usable": usable[lane], "keep": keep, "sizes": sizes, "spare": list(seen)}
-        indices, assignment, rows, margin = oracle(values, **ranked, **told)
+        valid = np.asarray(tokens.valid[lane])
+        indices, assignment, rows, margin = oracle(values, valid, usable[lane], keep, sizes, **told)
         if margin < TIE:
             continue
         clear += 1
@@ -106,6 +109,12 @@ def run(name, values, keep, **evidence):
     evidence = {key: jnp.asarray(value, jnp.float32) for key, value in evidence.items()}
     left = COMPRESSORS[name](base.Tokens.of(values), keep=keep, **evidence)
     return left.indices.tolist(), left.assignment.tolist(), left.tokens.values.tolist()
+
+
+def options(name, values, keep, changed, **evidence):
+    select = COMPRESSORS[name].replace("changed", **changed)
+    evidence = {key: jnp.asarray(value, jnp.float32) for key, value in evidence.items()}
+    return select(base.Tokens.of(jnp.asarray(values, jnp.float32)), keep=keep, **evidence)
 
 
 def direction(*degrees):
@@ -201,3 +210,104 @@ def test_visionzip_joins_the_most_similar_target():
         COMPRESSORS["visionzip"].replace("all", contextual=2.0)(
             left.tokens, keep=2, class_attention=[0.0] * 4, tower_keys=keys[:4]
         )
+
+
+def test_fastervlm_by_hand():
+    attention = [0.1, 0.4, 0.3, 0.1, 0.1]
+    assert run("fastervlm", np.arange(5.0)[:, None], 2, class_attention=attention)[:2] == ([1, 2], [-1, 0, 1, -1, -1])
+    assert run("fastervlm", np.arange(5.0)[:, None], 3, class_attention=attention)[0] == [
+        0,
+        1,
+        2,
+    ]  # the lowest of equals
+
+
+def test_vispruner_by_hand():
+    # 5 and 0 are important. In line, by attention: 1, 2, 3, 4 at 40, 60, 100 and 95 degrees. At the even places are 1,
+    # 20 degrees from 2, and 3, 5 degrees from 4.
+    given = {
+        "class_attention": [0.15, 0.12, 0.1, 0.08, 0.05, 0.5],
+        "tower_features": direction(0, 40, 60, 100, 95, 200),
+    }
+    assert run("vispruner", np.ones((6, 1)), 5, **given)[:2] == ([0, 1, 2, 4, 5], [0, 1, 2, -1, 3, 4])
+    assert run("vispruner", np.ones((6, 1)), 4, **given)[0] == [0, 2, 4, 5]
+
+
+def test_vispruner_takes_as_many_rounds_as_it_needs():
+    # No important token. Of 1, 3, 0, 2 in line those at even places, 1 and 0, leave; of 3 and 2 then 3.
+    given = {"class_attention": [0.2, 0.4, 0.1, 0.3], "tower_features": direction(0, 10, 30, 35)}
+    assert run("vispruner", np.ones((4, 1)), 1, **given)[0] == [2]
+    with pytest.raises(ValueError, match="important must be a share"):
+        options("vispruner", np.ones((4, 1)), 1, {"important": -0.1}, **given)
+
+
+def test_hiprune_by_hand():
+    # A 4 x 4 image, one anchor at row 1, column 1, its four neighbours; 6 is among them, so the register is 15.
+    middle, deep = np.full(16, 0.01), np.full(16, 0.01)
+    middle[5], deep[6], deep[15] = 0.5, 0.5, 0.3
+    given = {"middle_attention": middle, "class_attention": deep}
+    assert options("hiprune", np.ones((16, 1)), 6, {"alpha": 1.0}, **given).indices.tolist() == [1, 4, 5, 6, 9, 15]
+    # Without an anchor there are registers alone.
+    assert run("hiprune", np.ones((16, 1)), 2, **given)[0] == [6, 15]
+
+
+def test_hiprune_stays_inside_the_image():
+    middle, deep = np.full(16, 0.01), np.full(16, 0.01)
+    middle[7], deep[[12, 13, 14]] = 0.5, 0.5
+    given = {"middle_attention": middle, "class_attention": deep}
+    square = options("hiprune", np.ones((16, 1)), 6, {"alpha": 1.0}, **given)
+    assert square.indices.tolist() == [3, 6, 7, 11, 12, 13]  # the last of its row: 8 is no neighbour
+    wide = options("hiprune", np.ones((16, 1)), 6, {"alpha": 1.0, "width": 8}, **given)
+    assert wide.indices.tolist() == [6, 7, 12, 13, 14, 15]
+    for wrong in ({"alpha": 1.5}, {"width": 0}):
+        with pytest.raises(ValueError, match="must be"):
+            options("hiprune", np.ones((16, 1)), 6, wrong, **given)
+
+
+def test_prumerge_by_hand():
+    # 0 and 1 are kept and each takes its nearest, 2, in; 2 and 3 are pruned, and 3 is the stronger.
+    given = {"class_attention": [0.4, 0.3, 0.1, 0.2], "tower_keys": direction(0, 40, 10, 90)}
+    values = [[10.0], [20.0], [30.0], [40.0]]
+    left = options("prumerge", values, 3, {"nearest": 1}, **given)
+    assert left.indices.tolist() == [0, 1, 3]
+    assert left.assignment.tolist() == [0, 1, 2, 2]
+    np.testing.assert_allclose(left.tokens.values[:, 0], [13, 23, 11], rtol=1e-6)
+    assert left.tokens.sizes.tolist() == [1, 1, 2]
+    # One row for all of them.
+    indices, assignment, rows = run("prumerge", values, 1, **given)
+    assert (indices, assignment) == ([0], [0, 0, 0, 0])
+    np.testing.assert_allclose(rows, [[21.0]], rtol=1e-6)
+
+
+def test_prumerge_plus_by_hand():
+    # 3 for its attention; of the seven others those at places 0, 2 and 4; the row for the rest is at 6.
+    given = {"class_attention": [0.01, 0.02, 0.03, 0.5, 0.04, 0.05, 0.2, 0.1], "tower_keys": np.eye(8)}
+    left = options("prumerge-plus", 10.0 * np.arange(8)[:, None], 5, {"nearest": 0}, **given)
+    assert left.indices.tolist() == [0, 2, 3, 5, 6]
+    assert left.assignment.tolist() == [0, 4, 1, 2, 4, 3, 4, 4]
+    np.testing.assert_allclose(left.tokens.values[:, 0], [0, 20, 30, 50, 0.2 + 1.6 + 12 + 7], rtol=1e-6)
+    for wrong in ({"spatial": 2.0}, {"nearest": -1}):
+        with pytest.raises(ValueError, match="must be"):
+            options("prumerge", np.ones((8, 1)), 5, wrong, **given)
+
+
+def test_holov_by_hand():
+    # Two crops of three. The first are alike (variance 1/2), the second at right angles (none): 100 * 1.09 and 200,
+    # shares 0.35 and 0.65. Of three that is 1.06 and 1.94, and the third goes to the second.
+    values = np.array([[1.0, 0, 0]] * 3 + [[1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    attention = [0.05, 0.1, 0.15, 0.25, 0.15, 0.2]
+    left = options("holov", values, 3, {"crops": 2}, class_attention=attention)
+    assert left.indices.tolist() == [2, 3, 5]
+    # At 0.99 of the score and 4 places, the second has room for 3: the best of the others fills up.
+    left = options("holov", values, 4, {"crops": 2}, class_attention=[0.001, 0.002, 0.003, 0.3, 0.3, 0.3])
+    assert left.indices.tolist() == [2, 3, 4, 5]
+    with pytest.raises(ValueError, match="crops must be"):
+        options("holov", values, 4, {"crops": 0}, class_attention=attention)
+
+
+def test_holov_variety_decides_between_crops():
+    # Equal attention in both; only the first has variance, and so the odd place.
+    first = np.array([[1.0, 0, 0]] * 3 + [[1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    given = {"class_attention": np.full(6, 0.1)}
+    assert options("holov", first, 3, {"crops": 2}, **given).indices.tolist() == [0, 1, 3]
+    assert options("holov", first[::-1], 3, {"crops": 2}, **given).indices.tolist() == [0, 3, 4]

@@ -1,8 +1,8 @@
 """Methods that read the vision tower, in float64 NumPy and plain loops, written from their descriptions.
 
-Each takes one set: values [N, D], usable [N] bool (the others leave first), K, sizes, the order in which the others
-would fill up, and evidence. It gives indices, assignment and rows, and the margin of its closest decision: by how much
-a number would have to change to decide another way.
+Each takes one set: values [N, D], valid and usable [N] bool (what is not usable leaves first), K, sizes and evidence.
+It gives indices, assignment and rows, and the margin of its closest decision: by how much a number would have to change
+to decide another way.
 """
 
 import itertools
@@ -53,13 +53,13 @@ def finish(values, stands, joins, changed=None):
     return indices, assignment, out
 
 
-def filled(usable, stands, keep, spare):
-    """With what is not usable, in the order of `spare`, where the usable tokens are fewer than K."""
-    rest = [i for i in spare if not usable[i] and i not in stands]
+def filled(stands, keep, valid, usable):
+    """Where the usable tokens are fewer than K: with the valid ones that are not, then with padding."""
+    rest = sorted((i for i in range(len(usable)) if not usable[i]), key=lambda i: (not valid[i], i))
     return [*stands, *rest[: max(0, keep - len(stands))]]
 
 
-def tome(values, usable, keep, sizes, spare, *, tower_keys):
+def tome(values, valid, usable, keep, sizes, *, tower_keys):
     margin, values, key = Margin(), np.asarray(values, np.float64), unit(np.where(usable[:, None], tower_keys, 0))
     order = [i for i in range(len(values)) if usable[i]]
     set_a, set_b = order[0::2], order[1::2]
@@ -74,7 +74,7 @@ def tome(values, usable, keep, sizes, spare, *, tower_keys):
         for b in set_b:
             if b != joins[a]:
                 margin.note(closest[a] - float(key[a] @ key[b]))
-    stands = filled(usable, [i for i in order if i not in joins], keep, spare)
+    stands = filled([i for i in order if i not in joins], keep, valid, usable)
     means = {}
     for b in set(joins.values()):
         group = [b, *(a for a in joins if joins[a] == b)]
@@ -82,7 +82,7 @@ def tome(values, usable, keep, sizes, spare, *, tower_keys):
     return *finish(values, stands, joins, means), margin.smallest
 
 
-def visionzip(values, usable, keep, sizes, spare, *, class_attention, tower_keys):
+def visionzip(values, valid, usable, keep, sizes, *, class_attention, tower_keys):
     margin, values, key = Margin(), np.asarray(values, np.float64), unit(np.where(usable[:, None], tower_keys, 0))
     contextual = keep * 10 // 64
     attention = {i: float(class_attention[i]) for i in range(len(values)) if usable[i]}
@@ -101,5 +101,107 @@ def visionzip(values, usable, keep, sizes, spare, *, class_attention, tower_keys
         group = [i for i in joins if joins[i] == t]
         if group:
             changed[t] = values[t] + sum(sizes[i] * values[i] for i in group) / sum(sizes[i] for i in group)
-    stands = filled(usable, [*dominant, *targets], keep, spare)
+    stands = filled([*dominant, *targets], keep, valid, usable)
     return *finish(values, stands, joins, changed), margin.smallest
+
+
+def fastervlm(values, valid, usable, keep, sizes, *, class_attention):
+    margin = Margin()
+    stands = margin.top({i: float(class_attention[i]) for i in range(len(values)) if usable[i]}, keep, EXACT)
+    return *finish(values, filled(stands, keep, valid, usable), {}), margin.smallest
+
+
+def vispruner(values, valid, usable, keep, sizes, *, class_attention, tower_features):
+    margin, feature = Margin(), unit(np.where(usable[:, None], tower_features, 0))
+    order = margin.sort({i: EXACT * float(class_attention[i]) for i in range(len(values)) if usable[i]})
+    stands, line = order[: keep // 2], order[keep // 2 :]
+    diverse = keep - keep // 2
+    while len(line) > diverse:
+        leaving = min(8, len(line) - diverse, len(line) // 2)
+        even, odd = line[::2], line[1::2]
+        closest = {i: max(float(feature[i] @ feature[j]) for j in odd) for i in even}
+        line = margin.sort(closest)[leaving:] + odd
+    return *finish(values, filled([*stands, *line], keep, valid, usable), {}), margin.smallest
+
+
+def hiprune(values, valid, usable, keep, sizes, *, middle_attention, class_attention):
+    margin = Margin()
+    image = [i for i in range(len(values)) if valid[i]]  # nearly square
+    width = max(1, round(math.sqrt(len(image))))
+    middle = {i: float(middle_attention[i]) for i in image if usable[i]}
+    deep = {i: float(class_attention[i]) for i in image if usable[i]}
+    anchors = margin.top(middle, min(round(keep * 0.1 / 5), keep // 5), EXACT)
+    stands = list(anchors)
+    for anchor in anchors:
+        y, x = divmod(image.index(anchor), width)
+        for below, right in ((0, -1), (0, 1), (-1, 0), (1, 0)):
+            p = (y + below) * width + x + right
+            if y + below >= 0 and 0 <= x + right < width and p < len(image) and usable[image[p]]:
+                stands.append(image[p])
+    stands = sorted(set(stands))
+    stands += margin.top({i: deep[i] for i in deep if i not in stands}, keep - len(stands), EXACT)
+    return *finish(values, filled(stands, keep, valid, usable), {}), margin.smallest
+
+
+def holov(values, valid, usable, keep, sizes, *, class_attention):
+    margin, unit_value = Margin(), unit(np.where(usable[:, None], values, 0))
+    order = [i for i in range(len(values)) if usable[i]]
+    crops, start = [], 0
+    for number in range(16):
+        size = len(order) // 16 + (number < len(order) % 16)
+        if size:
+            crops.append(order[start : start + size])
+        start += size
+    scores = []
+    for crop in crops:
+        told = [1e3 * float(class_attention[i]) for i in crop]
+        if len(crop) == 1:
+            scores.append(told[0])
+            continue
+        similarity = np.array([[0.0 if i == j else float(unit_value[i] @ unit_value[j]) for j in crop] for i in crop])
+        mean = similarity.sum(1) / (len(crop) - 1)
+        variance = ((similarity - mean[:, None]) ** 2).sum(1) / (len(crop) - 1)
+        scale = np.mean(np.abs(told)) / (np.mean(np.abs(variance)) + 1e-6)
+        scores.append(np.mean(told + 0.09 * variance * scale))
+    total = sum(scores) + 1e-6
+    shares = {c: scores[c] / total for c in range(len(crops))}
+    quotas = {c: math.floor(shares[c] * keep) for c in shares}
+    for c in shares:
+        margin.note(shares[c] - quotas[c] / keep)
+        margin.note(shares[c] - (quotas[c] + 1) / keep)
+    for c in margin.top(shares, min(keep - sum(quotas.values()), len(crops))):
+        quotas[c] += 1
+    stands = []
+    for c, crop in enumerate(crops):
+        stands += margin.top({i: float(class_attention[i]) for i in crop}, quotas[c], EXACT)
+    rest = {i: float(class_attention[i]) for i in order if i not in stands}
+    stands += margin.top(rest, min(keep - len(stands), len(rest)), EXACT)
+    return *finish(values, filled(stands, keep, valid, usable), {}), margin.smallest
+
+
+def prumerge(values, valid, usable, keep, sizes, *, class_attention, tower_keys, spatial=False):
+    margin, values, key = Margin(), np.asarray(values, np.float64), unit(np.where(usable[:, None], tower_keys, 0))
+    attention = {i: float(class_attention[i]) for i in range(len(values)) if usable[i]}
+    on_raster = (keep - 1) * 3 // 4 if spatial else 0
+    kept = margin.top(attention, keep - 1 - on_raster, EXACT)
+    others = [i for i in attention if i not in kept]
+    if len(others) <= on_raster:
+        kept += others
+    else:
+        kept += [others[j * len(others) // on_raster] for j in range(on_raster)]
+    pruned = {i: attention[i] for i in attention if i not in kept}
+    changed, joins, stands = {}, {}, list(kept)
+    for i in kept:
+        near = margin.top({j: float(key[i] @ key[j]) for j in attention if j != i}, 32)
+        changed[i] = values[i] + sum(attention[j] * values[j] for j in near)
+    if pruned:
+        last = margin.top(pruned, 1, EXACT)[0]
+        stands.append(last)
+        if len(pruned) > 1:
+            changed[last] = sum(attention[j] * values[j] for j in pruned)
+            joins = {j: last for j in pruned if j != last}
+    return *finish(values, filled(stands, keep, valid, usable), joins, changed), margin.smallest
+
+
+def prumerge_plus(*arguments, **told):
+    return prumerge(*arguments, **told, spatial=True)
