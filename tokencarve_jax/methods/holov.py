@@ -24,6 +24,9 @@ def holov(
     Officially 16 crops and 0.09 at every budget: 192, 128 and 64 of LLaVA-1.5's 576; of LLaVA-NeXT's up to 2,880 (640,
     320 and 160) the images are cut together as one row of tokens.
 
+    Brought to the attention's scale, the variance has the same mean in every crop, relative to the attention, unless it
+    is near 1e-6: the shares are those of the crops' mean attention, except for crops of nearly orthogonal tokens.
+
     Args:
         tokens: N of them in raster order, values [..., N, D].
         keep: K.
