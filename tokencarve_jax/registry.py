@@ -4,9 +4,22 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from tokencarve_jax.compressor import Compressor
-from tokencarve_jax.methods import controls, fastv, tokencarve
+from tokencarve_jax.methods import (
+    controls,
+    fastervlm,
+    fastv,
+    hiprune,
+    holov,
+    prumerge,
+    tokencarve,
+    tome,
+    visionzip,
+    vispruner,
+)
 
 _CARVE = Compressor("tokencarve", tokencarve.tokencarve, at="decoder", paper="arXiv 2503.10501")
+
+_PRUMERGE = Compressor("prumerge", prumerge.prumerge, at="input", paper="arXiv 2403.15388", tower_layer=-1)
 
 _ROWS = (
     _CARVE,
@@ -20,6 +33,14 @@ _ROWS = (
     Compressor("random", controls.random, at="decoder"),
     Compressor("norm", controls.norm, at="decoder"),
     Compressor("fastv", fastv.fastv, at="decoder", paper="arXiv 2403.06764"),
+    Compressor("tome", tome.tome, at="tower", paper="arXiv 2210.09461", calibrated=True),
+    Compressor("visionzip", visionzip.visionzip, at="input", paper="arXiv 2412.04467"),
+    Compressor("fastervlm", fastervlm.fastervlm, at="input", paper="arXiv 2412.01818"),
+    Compressor("vispruner", vispruner.vispruner, at="input", paper="arXiv 2412.01818"),
+    Compressor("hiprune", hiprune.hiprune, at="input", paper="arXiv 2508.00553"),
+    _PRUMERGE,
+    _PRUMERGE.replace("prumerge-plus", spatial=0.75),
+    Compressor("holov", holov.holov, at="input", paper="arXiv 2510.02912"),
 )
 
 COMPRESSORS: Mapping[str, Compressor] = MappingProxyType({row.name: row for row in _ROWS})
