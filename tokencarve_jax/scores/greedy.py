@@ -17,7 +17,9 @@ from tokencarve_jax.scores.spectrum import lower_gram
 
 State = TypeVar("State")
 
-_GRID = 2.0**20  # cosines of float32 rows are right to about a tenth of a step
+# float32 cosines of long rows are wrong by some 2^-23: less than these is no difference.
+_SAME = 2.0**-17  # of the higher gain
+_COPY = 2.0**-20  # as a distance
 
 
 def greedy(
@@ -27,10 +29,12 @@ def greedy(
     gain: Callable[[State], jax.Array],
     absorb: Callable[[State, jax.Array, jax.Array], State],
 ) -> jax.Array:
-    """Take the token with the highest gain, `keep` times; ties go to the lower index.
+    """Take the token with the highest gain, `keep` times.
 
     Usable tokens go first; once none is left, the other valid ones and then padding follow in the order of their
-    indices. A gain that is not a number counts as the lowest. One compiled loop of `keep` steps, whatever the method.
+    indices. Ties go to the lower index, and a gain within 2^-17 of the highest ties with it: copies of a token tie
+    whatever the order in which a backend adds. A gain that is not a number counts as the lowest. One compiled loop of
+    `keep` steps, whatever the method.
 
     Args:
         tier: [..., N] from `ranking.tiers`.
@@ -47,11 +51,13 @@ def greedy(
     def take(carry: tuple[jax.Array, State], step: jax.Array) -> tuple[tuple[jax.Array, State], jax.Array]:
         left, state = carry
         score = gain(state)
-        lowest = jnp.finfo(score.dtype).min
-        score = jnp.where(score > lowest, score, lowest)  # also where it is not a number
+        largest = jnp.finfo(score.dtype).max
+        score = jnp.minimum(jnp.where(score > -largest, score, -largest), largest)  # numbers, and finite ones
         score = jnp.where(tier == USABLE, score, 0)
         score = jnp.where(left == left.max(-1, keepdims=True), score, -jnp.inf)
-        index = lax.argmax(score, score.ndim - 1, jnp.int32)
+        best = score.max(-1, keepdims=True)
+        ties = score >= jnp.maximum(best - _SAME * jnp.abs(best), -largest)
+        index = jnp.where(ties, place, tier.shape[-1]).min(-1)
         left = jnp.where(place == index[..., None], -1, left)
         return (left, absorb(state, step, index)), index
 
@@ -90,8 +96,9 @@ def similarity(rows: jax.Array, usable: jax.Array) -> jax.Array:
 
 
 def distance(rows: jax.Array, usable: jax.Array) -> jax.Array:
-    """1 - cosine similarity, [..., N, N], in steps of 2^-20: copies are at distance 0, whatever the rounding."""
-    return 1 - jnp.round(similarity(rows, usable) * _GRID) / _GRID
+    """1 - cosine similarity, [..., N, N]; below 2^-20 it is 0: copies are at distance 0, whatever the rounding."""
+    apart = 1 - similarity(rows, usable)
+    return jnp.where(apart > _COPY, apart, 0)
 
 
 def farthest(

@@ -1,7 +1,7 @@
 """The greedy methods in float64 NumPy and plain loops, written from their descriptions and not from the package.
 
-Each oracle takes one image, and gives the indices and the smallest margin by which any step was decided, as a share of
-what the scores are made of: 1 for cosines, the largest gain of the first step for coverages.
+Each oracle takes one image, and gives the indices and how clearly the least clear step was decided: the distance of the
+best score to the second best, over what float32 may blur. Above 1 no tie decides.
 """
 
 import numpy as np
@@ -23,14 +23,15 @@ def cosine(a, b):
     return float(a @ b / length) if length > 0 else 0.0
 
 
-def choose(valid, good, keep, score_of):
-    """`keep` steps; `score_of(taken)` gives a dict of the scores of usable tokens. Margins are those of the scores."""
+def choose(valid, good, keep, blur, score_of):
+    """`keep` steps; `score_of(taken)` gives the scores of the usable tokens, wrong in float32 by `blur` and 2e-5."""
     taken, margin = [], np.inf
     for _ in range(min(keep, sum(good))):
         scores = {v: s for v, s in score_of(taken).items() if v not in taken}
         order = sorted(scores, key=lambda v: (-scores[v], v))
         if len(order) > 1:
-            margin = min(margin, scores[order[0]] - scores[order[1]])
+            best, second = scores[order[0]], scores[order[1]]
+            margin = min(margin, (best - second) / (blur + 2e-5 * abs(best)))
         taken.append(order[0])
     rest = [i for i in range(len(good)) if valid[i] and not good[i]] + [i for i in range(len(good)) if not valid[i]]
     return sorted(taken + rest[: keep - len(taken)]), margin
@@ -46,7 +47,7 @@ def divprune(values, valid, keep):
             return {v: min([apart[v, u] for u in tokens if u != v], default=0.0) for v in tokens}
         return {v: min(apart[v, u] for u in taken) for v in tokens}
 
-    return choose(valid, good, keep, score)
+    return choose(valid, good, keep, 3e-6, score)
 
 
 def cdpruner(values, valid, keep, relevance=None):
@@ -69,24 +70,21 @@ def cdpruner(values, valid, keep, relevance=None):
             scores[v] = kernel[v, v] - (cross @ np.linalg.solve(inside, cross) if taken and v not in taken else 0.0)
         return scores
 
-    return choose(valid, good, keep, score)
+    return choose(valid, good, keep, 3e-6, score)
 
 
 def covering(valid, good, keep, covers, weight):
     """`covers[v]` is a list, how well token v covers each row."""
     tokens = list(covers)
-    first = []
+    blur = 3e-7 * max([weight[v] * max(covers[v]) for v in tokens], default=0.0)
 
     def score(taken):
         rows = range(len(next(iter(covers.values()))))
         covered = [max([covers[u][row] for u in taken], default=0.0) for row in rows]
         covered = [max(0.0, c) for c in covered]
-        scores = {v: weight[v] * sum(max(0.0, covers[v][row] - covered[row]) for row in rows) for v in tokens}
-        first.append(max(scores.values()))
-        return scores
+        return {v: weight[v] * sum(max(0.0, covers[v][row] - covered[row]) for row in rows) for v in tokens}
 
-    indices, margin = choose(valid, good, keep, score)
-    return indices, margin / first[0] if first else margin
+    return choose(valid, good, keep, blur, score)
 
 
 def scope(values, valid, keep, class_attention, tower_features, alpha=1.0):
@@ -132,5 +130,6 @@ def zoo_prune(values, valid, keep, tower_features, projector, directions, h=0.01
         valid,
         good,
         keep,
+        2e-5,
         lambda taken: {v: s[v] * min([apart[v, u] for u in taken], default=1.0) for v in tokens},
     )
