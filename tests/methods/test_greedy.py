@@ -9,6 +9,7 @@ from tests import oracle
 from tests.methods.oracles import greedy as oracles
 from tokencarve_jax.methods import zoo_prune
 from tokencarve_jax.registry import COMPRESSORS
+from tokencarve_jax.scores.greedy import greedy
 from tokencarve_jax.tokens import Tokens
 
 # Images, tokens, width, kept: odd sizes, one, nearly all.
@@ -106,12 +107,24 @@ def at_angles(*degrees):
     return np.stack([np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))], axis=1)
 
 
+@pytest.mark.parametrize(("keep", "taken"), [(1, [3]), (2, [1, 3]), (3, [1, 2, 3]), (4, [0, 1, 2, 3])])
+def test_only_the_gains_of_usable_tokens_count(keep, taken):
+    tier, gains = jnp.array([0, 1, 1, 2]), jnp.array([9.0, 1.0, 5.0, jnp.nan])
+    assert greedy(tier, keep, gains, lambda state: state, lambda state, *_: state).tolist() == taken
+
+
 def test_divprune_by_hand():
     # 90 has its nearest neighbour farthest away (80 degrees); then 200 is 110 from it, then 0 is 90 from the nearer.
     angles = at_angles(0, 10, 90, 180, 200)
     assert [cut("divprune", angles, keep) for keep in (1, 2, 3)] == [[2], [2, 4], [0, 2, 4]]
     # A copy has a neighbour at distance 0; of two copies the first is taken.
     assert [cut("divprune", [[1, 0], [3, 0], [0, 1]], keep) for keep in (1, 2)] == [[2], [0, 2]]
+    # All farther than 1 from each other, 0 farthest: padding is no neighbour.
+    wide = Tokens.of(jnp.asarray(at_angles(125, 0, 240, 0)), valid=np.arange(4) < 3)
+    assert COMPRESSORS["divprune"](wide, keep=1).indices.tolist() == [1]
+    # All have a copy: all at 0, however their lengths round.
+    twice = np.tile(np.random.default_rng(0).normal(size=(20, 300)), (2, 1))
+    assert cut("divprune", twice, 1) == [0]
 
 
 def test_cdpruner_by_hand():
@@ -125,6 +138,10 @@ def test_cdpruner_by_hand():
     assert cut("cdpruner", tokens, 2) == [0, 1]
     # Two dimensions hold two tokens; the others have nothing left, and follow by their index.
     assert cut("cdpruner", at_angles(0, 90, 45, 30, 60), 4) == [0, 1, 2, 3]
+    rng = np.random.default_rng(1)
+    flat = (rng.normal(size=(30, 2)) @ rng.normal(size=(2, 300))).astype(np.float32)
+    second = min(range(1, 30), key=lambda i: abs(oracles.cosine(flat[0], flat[i])))
+    assert cut("cdpruner", flat, 8) == sorted([0, second, *[i for i in range(1, 30) if i != second][:6]])
 
 
 def test_scope_by_hand():
@@ -151,6 +168,15 @@ def test_mmtok_by_hand():
     words = {"text": jnp.eye(2), "tower_features": jnp.eye(2)}
     assert cut("mmtok", np.eye(2), 1, text_valid=jnp.array([False, True]), **words) == [1]
     assert cut("mmtok", np.eye(2), 1, text_valid=jnp.array([True, False]), **words) == [0]
+    # The middle covers the image better: softmaxes of cosines / 0.2 add up to 0.978 and 1.051, a difference of
+    # 0.5 * 0.073 / 3 = 0.0122. The first covers the text better, by tanh(0.00072 / 0.04) = 0.018 or by 0.0093.
+    # Padding does not make 3 a 6.
+    between = np.array([[1.0, 0], [0.8, 0.6], [0, 1], [1, 0], [1, 0], [1, 0]])
+    for more, first in ((0.00072, 0), (0.00037, 1)):
+        cosines = np.array([0.5 + more, 0.5, 0, 1, 1, 1])
+        tokens = Tokens.of(np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1), valid=np.arange(6) < 3)
+        told = {"text": jnp.array([[1.0, 0]]), "text_valid": jnp.array([True]), "tower_features": between}
+        assert COMPRESSORS["mmtok"](tokens, keep=1, **told).indices.tolist() == [first]
 
 
 def test_zoo_prune_by_hand():
