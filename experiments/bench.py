@@ -29,7 +29,7 @@ from experiments import cli, results
 from experiments.benchmark import capacity, floors, ours, presets, report, timing
 from experiments.benchmark.peer import OutOfMemory, Peer
 from experiments.cli import CommandError
-from models import schedule
+from models.engine import plan
 from models.llava import Llava
 
 _EXAMPLES = """examples:
@@ -55,8 +55,8 @@ def _check(flags: argparse.Namespace) -> int:
     if flags.new_tokens < 2:
         raise CommandError("--new-tokens must be at least 2: the first comes out of the prefill")
     try:
-        cuts = schedule.parse(flags.keep, num_layers=config.text.num_layers)
-        cuts = schedule.resolve(cuts, config.tokens_per_image)
+        cuts = plan.parse(flags.keep, num_layers=config.text.num_layers)
+        cuts = plan.resolve(cuts, config.tokens_per_image)
     except ValueError as error:
         raise CommandError(f"--keep: {error}") from error
     if not cuts:
@@ -117,7 +117,7 @@ def _cell(
     times = _rounds(flags, runners, ours.Carving(llava, prompt, keep), peer, probes)
 
     cell: dict[str, Any] = {"batch": batch}
-    cuts = schedule.resolve(schedule.parse(keep, num_layers=config.text.num_layers), config.tokens_per_image)
+    cuts = plan.resolve(plan.parse(keep, num_layers=config.text.num_layers), config.tokens_per_image)
     flops = {"uncompressed": floors.prefill_flops(config, ids.shape[1])}
     flops["carved"] = floors.prefill_flops(config, ids.shape[1], cuts)
     for name in (*SIDES, *(("transformers",) if peer else ())):

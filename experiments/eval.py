@@ -27,9 +27,9 @@ from tqdm import tqdm
 from experiments import cli, loading, methods, pictures, processes, results, summary
 from experiments.cli import CommandError
 from experiments.scenes import FAMILIES, Question, Scene, make_scene
-from models.llava import ROOM_BUCKET
-from models.prompt import round_up
-from models.schedule import Carve
+from models.engine.model import ROOM_BUCKET
+from models.engine.prompt import round_up
+from models.engine.plan import Carve
 from tokencarve_jax import plan
 
 _EXAMPLES = """examples:

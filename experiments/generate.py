@@ -19,9 +19,9 @@ from PIL import Image
 from experiments import cli, conversation, loading, pictures
 from experiments.cli import CommandError
 from experiments.results import format_bytes, format_seconds
-from models.llava import ROOM_BUCKET
-from models.prompt import round_up
-from models.schedule import parse, resolve
+from models.engine.model import ROOM_BUCKET
+from models.engine.prompt import round_up
+from models.engine.plan import parse, resolve
 
 _EXAMPLES = """examples:
   python -m experiments.generate --image=photo.jpg --prompt="Where is the red circle?"

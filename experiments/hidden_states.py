@@ -10,10 +10,10 @@ import numpy as np
 
 from experiments.loading import Checkpoint
 from experiments.scenes import make_scene
-from models.layers import attend, causal_mask
+from models.layers.attention import attend, causal_mask
 from models.llava import Llava
-from models.prefilling import embed
-from models.prompt import Prompt
+from models.engine.prefill import embed
+from models.engine.prompt import Prompt
 from tokencarve_jax import last_query_attention
 
 LAYERS = 4  # those after which hidden states are taken

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from experiments.cli import CommandError
-from models.hub import find_checkpoint
+from models.checkpoint.hub import find_checkpoint
 from models.llava import Llava
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from experiments.cli import CommandError
 from experiments.summary import BASELINE
-from models.schedule import TOKENCARVE_LAYER, Carve, is_per_image, parse, register, resolve, tokencarve
+from models.engine.plan import Carve, TOKENCARVE_LAYER, parse, resolve
+from models.schedule import is_per_image, register, tokencarve
 from models.schedule import methods as registered
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from models.config import LlavaConfig
-from models.prefilling import Prefilled
+from models.families.llava import LlavaConfig
+from models.engine.prefill import Prefilled
 
 PANEL = 672  # pixels along each side of a panel, about: patches are scaled by whole numbers
 MARGIN, GAP = 40, 28

@@ -26,7 +26,7 @@ from experiments.training.decoder import Answerer, answer_logits, answer_loss, p
 from experiments.training.pool import NUM_PATCHES, Pool, QuestionTokens, choose_patches, make_pool
 from experiments.training.stages import STAGES, Stage, claim_folder, run_stage, scaled
 from experiments.training.tower import TowerWithHeads, grid_embedding, normalise_patches, scene_pairs, tower_loss
-from models.config import llava_config
+from models.families.llava import llava_config
 from models.llava import Llava
 
 QUESTION_WIDTH = 16  # tokens; the longest question with its answer has 15
@@ -172,7 +172,7 @@ def write_model(model: Llava, config: Any, dest: Path) -> None:
     """Write weights, config, tokenizer and processor in Hugging Face format."""
     from transformers import GenerationConfig
 
-    from models.tables import export_safetensors
+    from models.checkpoint.export import export_safetensors
 
     dest.mkdir(parents=True, exist_ok=True)
     export_safetensors(model, dest)

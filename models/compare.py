@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models import cli, hub
+from models import cli
+from models.checkpoint import hub
 from models.cli import CommandError
 from models.llava import Llava
-from models.shards import INDEX, SINGLE
+from models.checkpoint.shards import INDEX, SINGLE
 
 _EXAMPLES = """examples:
   python -m models.compare llava-hf/llava-1.5-7b-hf --against=transformers

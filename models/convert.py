@@ -24,14 +24,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
-from models import cli, converted, hub
-from models.checkpoint import CheckpointError, abstract_model, dotted, key_of, read_weights, variables_of
+from models import cli
+from models.checkpoint import hub, orbax
+from models.checkpoint.table import CheckpointError, abstract_model, dotted, key_of, read_weights, variables_of
 from models.cli import CommandError
-from models.config import ConfigError, read_config
+from models.auto import read_config
+from models.config import ConfigError
 from models.llava import Llava
-from models.safetensors_writer import write_safetensors
-from models.shards import open_folder
-from models.tables import MAPPING, llava_table
+from models.checkpoint.safetensors_writer import write_safetensors
+from models.checkpoint.shards import open_folder
+from models.checkpoint.table import MAPPING
+from models.families.llava import llava_table
 
 _EXAMPLES = """examples:
   python -m models.convert llava-hf/llava-1.5-7b-hf llava-7b --dtype=bfloat16
@@ -73,7 +76,7 @@ def _new_folder(dest: Path, needed: int, fill: Callable[[Path], None]) -> None:
 def _copy_small_files(source: Path, dest: Path) -> list[Path]:
     """Config, tokenizer and processor files, all that is fetched from the hub but weights; gives their sources."""
     found = [path for pattern in hub.SMALL_FILES for path in sorted(source.glob(pattern)) if path.is_file()]
-    small = [path for path in found if path.name != converted.MANIFEST and ".safetensors" not in path.name]
+    small = [path for path in found if path.name != orbax.MANIFEST and ".safetensors" not in path.name]
     for path in small:
         shutil.copyfile(path, dest / path.name)
     return small
@@ -105,7 +108,7 @@ def convert(source: str | Path, dest: str | Path, *, dtype: str = "float32", rev
     dest = Path(dest)
     _check_new(dest)
     folder = hub.find_checkpoint(source, revision=revision)
-    if converted.is_converted(folder):
+    if orbax.is_converted(folder):
         raise CommandError(f"{folder} is a converted folder already; add --to-hf for the way back")
     to, files = jnp.dtype(dtype), open_folder(folder)
     try:
@@ -121,7 +124,7 @@ def convert(source: str | Path, dest: str | Path, *, dtype: str = "float32", rev
     def fill(unfinished: Path) -> None:
         small = _copy_small_files(folder, unfinished)
         weights = read_weights(files, llava_table(config), variables, dtype=to)
-        converted.save(unfinished, [dotted(path) for path in variables], weights)
+        orbax.save(unfinished, [dotted(path) for path in variables], weights)
         manifest = {
             "source": str(source),
             "revision": folder.name if folder.parent.name == "snapshots" else None,
@@ -129,7 +132,7 @@ def convert(source: str | Path, dest: str | Path, *, dtype: str = "float32", rev
             "mapping": MAPPING,
             "files": _hashes([*small, *read]),
         }
-        (unfinished / converted.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        (unfinished / orbax.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
     _new_folder(dest, needed, fill)
 
@@ -147,12 +150,12 @@ def to_hf(source: str | Path, dest: str | Path) -> None:
     """
     source, dest = Path(source), Path(dest)
     _check_new(dest)
-    if not converted.is_converted(source):
+    if not orbax.is_converted(source):
         raise CommandError(f"{source} is not a folder that this command converted; --to-hf has nothing to read")
-    config, dtype = read_config(source), converted.read_manifest(source)["dtype"]
+    config, dtype = read_config(source), orbax.read_manifest(source)["dtype"]
     to = jnp.dtype(dtype)
     variables = variables_of(abstract_model(lambda rngs: Llava(config, dtype=to, rngs=rngs)))
-    reader, table = converted.Reader(source, variables), llava_table(config)
+    reader, table = orbax.Reader(source, variables), llava_table(config)
     groups: dict[str, list[str]] = {}
     for path in reader.shapes:  # a layer's weights are read together
         groups.setdefault(".".join(path.split(".")[:3]), []).append(path)

@@ -23,12 +23,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from safetensors import safe_open
 
-from models.checkpoint import abstract_model, dotted, key_of, variables_of
-from models.config import read_config
-from models.converted import WEIGHTS
+from models.checkpoint.table import abstract_model, dotted, key_of, variables_of
+from models.auto import read_config
+from models.checkpoint.orbax import WEIGHTS
 from models.llava import Llava
-from models.safetensors_writer import write_safetensors
-from models.tables import llava_table
+from models.checkpoint.safetensors_writer import write_safetensors
+from models.families.llava import llava_table
 from tests.families import PUBLISHED, hf_config
 
 LIMIT_GIB = 3

@@ -16,10 +16,11 @@ import transformers
 from flax import nnx
 from safetensors.torch import save_file
 
-from models.checkpoint import abstract_model, load_weights
-from models.config import LlavaConfig, read_config
+from models.checkpoint.table import abstract_model, load_weights
+from models.auto import read_config
+from models.families.llava import LlavaConfig
 from models.llava import Llava
-from models.tables import llava_table
+from models.families.llava import llava_table
 
 torch.set_num_threads(1)  # more would only wait for each other in models this small
 

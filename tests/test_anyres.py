@@ -10,8 +10,8 @@ import transformers
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, image_size_to_num_patches
 
-from models import anyres
-from models.config import LlavaConfig
+from models.families import anyres
+from models.families.llava import LlavaConfig
 from tests.tiny import CONFIG
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # of every published checkpoint

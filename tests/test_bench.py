@@ -11,8 +11,8 @@ import pytest
 
 from experiments import bench
 from experiments.benchmark import capacity, floors, presets
-from models import prefilling, schedule
-from models.decoding import decode_step
+from models.engine import plan, prefill
+from models.engine.decode import decode_step
 from tests import tiny
 from tests.commands import failure
 
@@ -57,8 +57,8 @@ def test_flops_agree_with_the_compiler(llava, keep):
     prompt = presets.on_device(llava, ids, pixels)
     # Cutting at random computes nothing: what is counted is the model.
     carve = None if keep is None else ((2, "random", keep),)
-    cuts = schedule.resolve(schedule.parse(carve, num_layers=WIDE.text.num_layers), WIDE.tokens_per_image)
-    lowered = prefilling.prefill.lower(llava, prompt, np.uint32(0), schedule=cuts, room=32)
+    cuts = plan.resolve(plan.parse(carve, num_layers=WIDE.text.num_layers), WIDE.tokens_per_image)
+    lowered = prefill.prefill.lower(llava, prompt, np.uint32(0), schedule=cuts, room=32)
     counted = floors.prefill_flops(WIDE, ids.shape[1], cuts)
     assert 0.94 < counted / lowered.compile().cost_analysis()["flops"] <= 1
 
@@ -92,7 +92,7 @@ def test_presets_have_the_sizes_of_the_published_models():
     assert round((sizes["llava-1.5-7b"] + embedding["llava-1.5-7b"]) / 1e9, 2) == 6.74
     assert round((sizes["llava-1.5-13b"] + embedding["llava-1.5-13b"]) / 1e9, 2) == 13.02
     seven = presets.PRESETS["llava-1.5-7b"]
-    cuts = schedule.resolve(schedule.parse(0.222, num_layers=32), seven.tokens_per_image)
+    cuts = plan.resolve(plan.parse(0.222, num_layers=32), seven.tokens_per_image)
     limit = floors.prefill_flops(seven, 652) / floors.prefill_flops(seven, 652, cuts)
     assert 2.5 < limit < 2.7
 

@@ -14,12 +14,14 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file
 
-from models import tables
-from models.checkpoint import AS_IS, Ignored, Row, dotted, load_weights, match, variables_of
-from models.config import llava_config, read_config
+from models.families import tables
+from models.checkpoint.table import AS_IS, Ignored, Row, dotted, load_weights, match, variables_of
+from models.auto import read_config
+from models.families.llava import llava_config
 from models.llava import Llava
-from models.shards import Header, open_folder
-from models.tables import export_safetensors, llava_table, to_hf
+from models.checkpoint.shards import Header, open_folder
+from models.checkpoint.export import export_safetensors, to_hf
+from models.families.llava import llava_table
 from tests import checkpoints
 from tests.checkpoints import LAYOUTS, Q_PROJ, SMALL, abstract, build, load, make_llava, save_small, small, tensors
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 import torch
 
-from models import checkpoint
-from models.checkpoint import CheckpointError
+from models.checkpoint import table
+from models.checkpoint.table import CheckpointError
 from models.config import ConfigError
 from tests.checkpoints import Q_PROJ, load, save_small, small
 

@@ -8,9 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.checkpoint import CheckpointError, load_weights
-from models.config import ConfigError, LlavaConfig, TextConfig, VisionConfig, read_config
-from models.tables import llava_table
+from models.checkpoint.table import CheckpointError, load_weights
+from models.auto import read_config
+from models.config import ConfigError
+from models.decoders.config import TextConfig
+from models.families.llava import LlavaConfig
+from models.towers.config import VisionConfig
+from models.families.llava import llava_table
 from tests.checkpoints import IMAGE, PATCHES, VISION, abstract, make_llava
 
 MISFIT = "the checkpoint does not fit"

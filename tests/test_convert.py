@@ -13,10 +13,11 @@ import pytest
 import torch
 import transformers
 
-from models import convert, converted
-from models.checkpoint import CheckpointError
+from models import convert
+from models.checkpoint import orbax
+from models.checkpoint.table import CheckpointError
 from models.llava import Llava
-from models.tables import to_hf
+from models.checkpoint.export import to_hf
 from tests.checkpoints import Q_PROJ, save_small, small, tensors
 from tests.test_checkpoint import assert_same_bits
 
@@ -83,7 +84,7 @@ def test_the_revision_of_a_snapshot_is_recorded(source, tmp_path, monkeypatch):
     monkeypatch.setattr(convert.hub, "find_checkpoint", find)
     assert convert.main(["some/model", str(tmp_path / "dest"), "--revision=v2", "--dtype=bfloat16"]) == 0
     assert asked == [("some/model", "v2")]
-    manifest = converted.read_manifest(tmp_path / "dest")
+    manifest = orbax.read_manifest(tmp_path / "dest")
     assert (manifest["source"], manifest["revision"], manifest["dtype"]) == ("some/model", "0123abc", "bfloat16")
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from models import convert, converted
-from models.checkpoint import CheckpointError
+from models import convert
+from models.checkpoint import orbax
+from models.checkpoint.table import CheckpointError
 from models.llava import Llava
-from models.tables import to_hf
+from models.checkpoint.export import to_hf
 from tests.checkpoints import Q_PROJ, save_small, small, tensors
 from tests.test_checkpoint import assert_same_bits
 
@@ -37,7 +38,7 @@ def test_from_pretrained_reads_it_bit_by_bit(orbax):
 
 
 def test_orbax_alone_reads_it(orbax):
-    tree = ocp.PyTreeCheckpointer().restore((orbax / converted.WEIGHTS).absolute())
+    tree = ocp.PyTreeCheckpointer().restore((orbax / orbax.WEIGHTS).absolute())
     got = tree["decoder"]["layers"]["0"]["self_attn"]["q_proj"]["weight"]
     np.testing.assert_array_equal(got, published()[Q_PROJ])
 

@@ -16,7 +16,7 @@ from experiments import loading, results
 from experiments.pictures import GAP, MARGIN, scale_of
 from experiments.scenes import FAMILIES, make_scene
 from experiments.summary import rows as summarise
-from models import prefilling
+from models.engine import prefill
 from tests.commands import DAMAGES, KEEPS, SIDE, VISUAL, damage, failure, save_checkpoint
 
 SCENES, BATCH, KEEP = 3, 4, 5
@@ -241,7 +241,7 @@ class TestResume:
 
         def answer(*args):
             records = original(*args)
-            sizes.append(prefilling.prefill._cache_size())
+            sizes.append(prefill.prefill._cache_size())
             return records
 
         monkeypatch.setattr(evaluation, "answer", answer)

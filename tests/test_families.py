@@ -9,13 +9,15 @@ import pytest
 import torch
 import transformers
 
-from models import convert, prefilling
-from models.checkpoint import match, variables_of
-from models.config import ConfigError, llava_config
+from models import convert
+from models.engine import prefill
+from models.checkpoint.table import match, variables_of
+from models.config import ConfigError
+from models.families.llava import llava_config
 from models.llava import Llava
-from models.schedule import parse, resolve
-from models.shards import Header
-from models.tables import llava_table
+from models.engine.plan import parse, resolve
+from models.checkpoint.shards import Header
+from models.families.llava import llava_table
 from tests import checkpoints, families
 
 TOLERANCE = 1e-4
@@ -80,7 +82,7 @@ def test_full_size_is_wired(name):
     assert prompt.visual_positions.shape == (1, -(-visual // 64) * 64 if grids else visual)
     cuts = resolve(parse(0.222, num_layers=config.text.num_layers), prompt.visual_positions.shape[1])
     out = jax.eval_shape(
-        lambda llava, prompt: prefilling.prefill(llava, prompt, jnp.uint32(0), schedule=cuts, room=32), llava, prompt
+        lambda llava, prompt: prefill.prefill(llava, prompt, jnp.uint32(0), schedule=cuts, room=32), llava, prompt
     )
     kept = 654 if grids else 128  # 0.222 of 2,944 slots and of 576
     assert out.survivors[0].shape == (1, kept)

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import schedule
-from models.cache import Cache
-from models.decoding import decode_step
-from models.layers import attend
-from models.sampling import Sampling, choose, narrow
+from models.engine import plan
+from models.engine.cache import Cache
+from models.engine.decode import decode_step
+from models.layers.attention import attend
+from models.engine.sampling import Sampling, choose, narrow
 from tests.tiny import PATCHES, make_inputs, make_llava
 from tokencarve_jax import CarvedSequence, carve_sequence, last_query_attention
 
@@ -295,9 +295,9 @@ def test_sampling_settings_are_checked(settings):
 
 
 def test_a_registered_method_takes_part_in_schedules(llava):
-    if "first" not in schedule.methods():
+    if "first" not in plan.methods():
 
-        @schedule.register("first")
+        @plan.register("first")
         def first(hidden, attention, visual_positions, *, keep, valid, key) -> CarvedSequence:
             del key
             order = -jnp.arange(hidden.shape[1], dtype=jnp.float32) + 0 * attention
@@ -310,4 +310,4 @@ def test_a_registered_method_takes_part_in_schedules(llava):
     assert np.asarray(state.survivors[0]).tolist() == [[0, 1, 2, 3]]
     assert isinstance(state.cache, Cache)
     with pytest.raises(ValueError, match="registered already"):
-        schedule.register("first")(lambda: None)
+        plan.register("first")(lambda: None)

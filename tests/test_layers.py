@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.layers import QUERY_BLOCK, Linear, _fuses, attend
+from models.layers.attention import QUERY_BLOCK, _fuses, attend
+from models.layers.linear import Linear
 
 LENGTH = 2 * QUERY_BLOCK + 37
 

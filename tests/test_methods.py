@@ -6,7 +6,7 @@ import torch
 
 from experiments import eval as evaluation
 from experiments import methods
-from models import schedule
+from models.engine import plan
 from models.llava import Llava
 from tests import oracle
 from tests.checkpoints import IMAGE, PATCHES, VISION, make_llava
@@ -83,7 +83,7 @@ def test_the_options_differ_on_this_prompt(seen):
 
 
 def test_every_variant_is_tested():
-    assert {name for name in schedule.methods() if name.startswith("tokencarve-")} - {"tokencarve-per-image"} == set(
+    assert {name for name in plan.methods() if name.startswith("tokencarve-")} - {"tokencarve-per-image"} == set(
         EXPECTED
     ) - {"tokencarve"}
     assert set(methods.choices()) >= {*EXPECTED, "random"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from models.layers import causal_mask
+from models.layers.attention import causal_mask
 from models.llava import Llava
 from tests.checkpoints import IMAGE, PATCHES, TEXT, VISION, make_llava
 

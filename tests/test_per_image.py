@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from models import anyres, prefilling, schedule
-from models.prompt import BUCKET
+from models.engine import plan, prefill
+from models.families import anyres
+from models.engine.prompt import BUCKET
 from tests import tiny
 from tests.tiny import CONFIG, IMAGE_TOKEN, PATCHES
 
@@ -82,12 +83,12 @@ def test_a_joint_cut_mixes_the_images(llava):
 
 
 def test_counts_are_checked_over_all_images():
-    cut = schedule.parse(((2, EACH, 26),), num_layers=5)
+    cut = plan.parse(((2, EACH, 26),), num_layers=5)
     with pytest.raises(ValueError, match=r"must be in 1\.\.25"):
-        schedule.resolve(cut, 50, images=2)
-    more = schedule.parse(((1, EACH, 5), (2, EACH, 6)), num_layers=5)
+        plan.resolve(cut, 50, images=2)
+    more = plan.parse(((1, EACH, 5), (2, EACH, 6)), num_layers=5)
     with pytest.raises(ValueError, match="keeps 12 visual tokens, but only 10 are left"):
-        schedule.resolve(more, 50, images=2)
+        plan.resolve(more, 50, images=2)
 
 
 # LLaVA-NeXT: any number of visual tokens
@@ -162,14 +163,14 @@ def test_rows_generate_as_if_alone(next_llava):
 def test_images_of_many_sizes_share_compiled_programs(next_llava):
     """Every size that brings as many tokens, rounded up, runs the program of the first."""
     shapes, sizes = set(), [(30, 30), (20, 60), (60, 40), (60, 50), (60, 20), (60, 60)]
-    before = prefilling.prefill._cache_size()
+    before = prefill.prefill._cache_size()
     for size in sizes:
         prompt = next_llava.prompt(**next_inputs([[size]])[0])
         next_llava.prefill(prompt, carve=0.25)
         shapes.add((prompt.input_ids.shape, prompt.visual_positions.shape))
         assert prompt.visual_positions.shape[1] % BUCKET == 0
     assert len({int(n) for size in sizes for n in next_inputs([[size]])[1]}) > len(shapes)
-    assert prefilling.prefill._cache_size() - before == len(shapes) < len(sizes)
+    assert prefill.prefill._cache_size() - before == len(shapes) < len(sizes)
 
 
 def test_placeholders_that_do_not_come_out_even(next_llava):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from models.sharding import auto_mesh, weight_sharding
+from models.engine.sharding import auto_mesh, weight_sharding
 from tests.devices import host_devices
 
 DEVICES = 8
@@ -23,9 +23,9 @@ def on_eight_devices() -> None:
     from flax import nnx
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-    from models.config import llava_config
+    from models.families.llava import llava_config
     from models.llava import Llava
-    from models.tables import export_safetensors
+    from models.checkpoint.export import export_safetensors
     from tests.tiny import IMAGE_TOKEN, make_inputs
 
     assert jax.device_count() == DEVICES, jax.devices()

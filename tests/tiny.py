@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.checkpoint import abstract_model
-from models.config import LlavaConfig, TextConfig, VisionConfig
+from models.checkpoint.table import abstract_model
+from models.decoders.config import TextConfig
+from models.families.llava import LlavaConfig
+from models.towers.config import VisionConfig
 from models.llava import Llava
 
 IMAGE_TOKEN = 7

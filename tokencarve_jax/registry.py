@@ -5,16 +5,21 @@ from types import MappingProxyType
 
 from tokencarve_jax.compressor import Compressor
 from tokencarve_jax.methods import (
+    cdpruner,
     controls,
+    divprune,
     fastervlm,
     fastv,
     hiprune,
     holov,
+    mmtok,
     prumerge,
+    scope,
     tokencarve,
     tome,
     visionzip,
     vispruner,
+    zoo_prune,
 )
 
 _CARVE = Compressor("tokencarve", tokencarve.tokencarve, at="decoder", paper="arXiv 2503.10501")
@@ -41,6 +46,11 @@ _ROWS = (
     _PRUMERGE,
     _PRUMERGE.replace("prumerge-plus", spatial=0.75),
     Compressor("holov", holov.holov, at="input", paper="arXiv 2510.02912"),
+    Compressor("divprune", divprune.divprune, at="input", paper="arXiv 2503.02175"),
+    Compressor("cdpruner", cdpruner.cdpruner, at="input", paper="arXiv 2506.10967"),
+    Compressor("scope", scope.scope, at="input", paper="arXiv 2510.24214"),
+    Compressor("mmtok", mmtok.mmtok, at="input", paper="arXiv 2508.18264"),
+    Compressor("zoo-prune", zoo_prune.zoo_prune, at="input", paper="arXiv 2509.24837"),
 )
 
 COMPRESSORS: Mapping[str, Compressor] = MappingProxyType({row.name: row for row in _ROWS})

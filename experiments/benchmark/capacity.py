@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from experiments.benchmark import presets
 from experiments.benchmark.ours import Runner
 from experiments.benchmark.peer import OutOfMemory
-from models import decoding, prefilling, schedule
-from models.llava import ROOM_BUCKET, Llava
-from models.prompt import round_up
-from models.sampling import GREEDY
+from models.engine import decode, plan, prefill
+from models.engine.model import ROOM_BUCKET
+from models.llava import Llava
+from models.engine.prompt import round_up
+from models.engine.sampling import GREEDY
 
 
 def limit() -> int:
@@ -40,23 +41,23 @@ def _needed(program: Any) -> int:
     )
 
 
-def needed(llava: Llava, batch: int, *, carve: schedule.Carve, prompt_tokens: int, new_tokens: int) -> int:
+def needed(llava: Llava, batch: int, *, carve: plan.Carve, prompt_tokens: int, new_tokens: int) -> int:
     """Bytes that prefill and decoding of `batch` rows need at most, weights included; nothing is run."""
     config = llava.config
     ids, pixels = presets.inputs(config, batch=1, prompt_tokens=prompt_tokens)
     one = llava.prompt(ids, pixels, bucket=1)
     prompt = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), jnp.asarray(x[:0]).dtype), one)
-    cuts = schedule.resolve(schedule.parse(carve, num_layers=config.text.num_layers), config.tokens_per_image)
+    cuts = plan.resolve(plan.parse(carve, num_layers=config.text.num_layers), config.tokens_per_image)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     options: dict[str, Any] = {"schedule": cuts, "room": round_up(new_tokens, ROOM_BUCKET)}
-    prefill = prefilling.prefill.lower(llava, prompt, seed, **options)
-    prefilled = jax.eval_shape(functools.partial(prefilling.prefill, **options), llava, prompt, seed)
-    choice = decoding.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
-    first = functools.partial(decoding.first_token, choice=choice)
+    prefill = prefill.prefill.lower(llava, prompt, seed, **options)
+    prefilled = jax.eval_shape(functools.partial(prefill.prefill, **options), llava, prompt, seed)
+    choice = decode.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
+    first = functools.partial(decode.first_token, choice=choice)
     state = jax.eval_shape(first, prefilled.logits, prefilled.cache, seed)
     steps = jax.ShapeDtypeStruct((), jnp.int32)
     size = round_up(max(new_tokens - 1, 1), ROOM_BUCKET)
-    decode = decoding.decode.lower(llava, state, steps, size=size, choice=choice)
+    decode = decode.decode.lower(llava, state, steps, size=size, choice=choice)
     return max(_needed(prefill), _needed(decode))
 
 
@@ -89,7 +90,7 @@ def largest(need: Callable[[int], int], room: int) -> int:
 
 
 def largest_batch(
-    llava: Llava, *, carve: schedule.Carve, prompt_tokens: int, new_tokens: int, room: int
+    llava: Llava, *, carve: plan.Carve, prompt_tokens: int, new_tokens: int, room: int
 ) -> dict[str, Any]:
     """The largest batch that the compiler says fits into `room`, then run; less a twentieth each time it does not.
 

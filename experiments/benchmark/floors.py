@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models.config import LlavaConfig
-from models.schedule import Schedule
+from models.families.llava import LlavaConfig
+from models.engine.plan import Schedule
 
 
 def tower_flops(config: LlavaConfig) -> int:

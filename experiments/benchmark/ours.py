@@ -15,10 +15,11 @@ import numpy as np
 
 from experiments.benchmark.peer import OutOfMemory
 from experiments.benchmark.timing import timed
-from models import decoding, prefilling, schedule
-from models.llava import ROOM_BUCKET, Llava
-from models.prompt import Prompt, round_up
-from models.sampling import GREEDY
+from models.engine import decode, plan, prefill
+from models.engine.model import ROOM_BUCKET
+from models.llava import Llava
+from models.engine.prompt import Prompt, round_up
+from models.engine.sampling import GREEDY
 from tokencarve_jax import carve_sequence, last_query_attention
 
 
@@ -57,12 +58,12 @@ class Runner:
     """
 
     def __init__(
-        self, llava: Llava, prompt: Prompt, carve: schedule.Carve, new_tokens: int, *, steps: int | None = None
+        self, llava: Llava, prompt: Prompt, carve: plan.Carve, new_tokens: int, *, steps: int | None = None
     ):
         self._llava, self._prompt, self._carve = llava, prompt, carve
         self._room = round_up(new_tokens, ROOM_BUCKET)
         self._steps = max(new_tokens - 1, 1) if steps is None else steps
-        self._choice = decoding.Choice(GREEDY, llava.config.eos_token_ids, llava.config.pad_token_id)
+        self._choice = decode.Choice(GREEDY, llava.config.eos_token_ids, llava.config.pad_token_id)
         self._seed = jax.device_put(np.uint32(0))
         with memory_errors():
             prefilled, first = timed(self._prefill)
@@ -75,7 +76,7 @@ class Runner:
         self.compile_seconds = {"prefill": first - self.prefill(), "decode": first_decode - self.decode()}
         self.peak = peak_memory()
 
-    def _prefill(self) -> prefilling.Prefilled:
+    def _prefill(self) -> prefill.Prefilled:
         return self._llava.prefill(self._prompt, carve=self._carve, room=self._room)
 
     def prefill(self) -> float:
@@ -87,12 +88,12 @@ class Runner:
         """Seconds of the decoding loop, after an untimed prefill."""
         with memory_errors():
             prefilled = self._prefill()
-            state = decoding.first_token(prefilled.logits, prefilled.cache, self._seed, choice=self._choice)
+            state = decode.first_token(prefilled.logits, prefilled.cache, self._seed, choice=self._choice)
             state = jax.block_until_ready(state)
             del prefilled
             limit, size = jax.device_put(np.int32(self._steps)), round_up(self._steps, ROOM_BUCKET)
             (_, written, _), seconds = timed(
-                lambda: decoding.decode(self._llava, state, limit, size=size, choice=self._choice)
+                lambda: decode.decode(self._llava, state, limit, size=size, choice=self._choice)
             )
         if int(written) != self._steps:
             raise RuntimeError(f"decoded {int(written)} tokens instead of {self._steps}")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from experiments.cli import CommandError
-from models.config import LlavaConfig
+from models.families.llava import LlavaConfig
 
 _ROOT = Path(__file__).parents[2]
 

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.config import LlavaConfig, TextConfig, VisionConfig
+from models.decoders.config import TextConfig
+from models.families.llava import LlavaConfig
+from models.towers.config import VisionConfig
 from models.llava import Llava
-from models.prompt import Prompt
+from models.engine.prompt import Prompt
 
 SYSTEM_TOKENS = 36  # of `--prompt-tokens`, those before the image; as in the usual LLaVA-1.5 prompt
 

@@ -16,9 +16,9 @@ from flax import nnx
 
 from experiments.scenes import GRID
 from experiments.training.pool import IGNORE
-from models.layers import attend
-from models.llama import Decoder, DecoderLayer
-from models.llava import Projector
+from models.layers.attention import attend
+from models.decoders.llama import Decoder, DecoderLayer
+from models.families.llava import Projector
 
 
 class Answerer(nnx.Module):

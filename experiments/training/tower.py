@@ -17,7 +17,7 @@ from flax import nnx
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from experiments.scenes import COLOURS, GRID, LABEL_CLASSES, SHAPES, Labels
-from models.clip import ClipVisionTower
+from models.towers.clip import ClipVisionTower
 
 PAIRS = len(COLOURS) * len(SHAPES)
 
