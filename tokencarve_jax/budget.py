@@ -101,8 +101,8 @@ def _count(num_tokens: int, keep: float | int) -> int:
     number = static_number(keep)
     if number is None:
         raise TypeError(
-            "keep must be a float (a fraction in (0, 1]) or an int (a count), of Python or NumPy; it sets array shapes, "
-            f"so it cannot be traced. Got {describe(keep)}"
+            "keep must be a float (a fraction in (0, 1]) or an int (a count), of Python or NumPy; it sets array "
+            f"shapes, so it cannot be traced. Got {describe(keep)}"
         )
     if isinstance(number, int):
         if not 1 <= number <= num_tokens:

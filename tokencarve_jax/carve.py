@@ -56,7 +56,7 @@ def carve(
 ) -> Carved:
     """Shrink N tokens to K without training: prune by rank fusion, then merge the most similar of what is left.
 
-    Pure and static: every output shape follows from the input shapes and from numbers on the host, so it runs under `jit`,
+    Pure and static: every output shape follows from the input shapes and from static numbers, so it runs under `jit`,
     `vmap`, `scan`, `grad`, `export` and any mesh that shards leading dimensions. Ties go to the lower index.
 
     Args:
@@ -114,7 +114,9 @@ def carve(
     check_method(information)
     weight = static_number(attention_weight)
     if weight is None:
-        raise TypeError(f"attention_weight must be a Python or NumPy number in [0, 1], got {describe(attention_weight)}")
+        raise TypeError(
+            f"attention_weight must be a Python or NumPy number in [0, 1], got {describe(attention_weight)}"
+        )
     if not 0 <= weight <= 1:
         raise ValueError(f"attention_weight must be in [0, 1], got {weight}")
     budget = plan(shape[-1], keep, oversample)
