@@ -114,6 +114,9 @@ def test_positions_shared_by_all_rows_unsigned_and_without_a_window():
     plain = tc.last_query_attention(query, keys)
     np.testing.assert_array_equal(plain, tc.last_query_attention(query, keys, positions=each))
     np.testing.assert_array_equal(plain, tc.last_query_attention(query, keys, window=np.int64(15)))
+    # Wider than the sequence: unsigned positions must not wrap around below zero.
+    wide = tc.last_query_attention(query, keys, window=100, positions=shared)
+    np.testing.assert_allclose(wide, plain, rtol=1e-6)
 
 
 def test_a_capped_logit_keeps_its_gradient_finite():
