@@ -202,7 +202,7 @@ def evaluate(flags: argparse.Namespace, group: processes.Group) -> None:
     if out.exists() and not out.is_dir():
         raise CommandError(f"--out {out}: there is a file of that name")
     checkpoint = loading.load(flags.model, dtype=flags.dtype, revision=flags.revision)
-    if checkpoint.llava.config.image_grid_pinpoints is not None:
+    if not checkpoint.llava.square:
         raise CommandError(f"{flags.model} is a LLaVA-NeXT; the scenes are for models that see an image as one tile")
     run = Run(checkpoint, methods.to_compare(checkpoint.llava, flags.keep, flags.methods), flags.batch_size, flags.seed)
     total = flags.limit * len(FAMILIES)

@@ -44,12 +44,12 @@ def generate(flags: argparse.Namespace) -> None:
         _check_picture(flags.picture, flags.keep)
     checkpoint, load_s = _timed(lambda: loading.load(flags.model, dtype=flags.dtype, revision=flags.revision))
     llava = checkpoint.llava
-    if flags.picture and llava.config.image_grid_pinpoints is not None:
+    if flags.picture and not llava.square:
         raise CommandError("--picture cannot draw the tiles of a LLaVA-NeXT; leave it out")
     try:
         inputs = checkpoint.encode([images], [flags.prompt])
-        prompt = llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask, inputs.image_sizes)
-        room_for = prompt.visual_positions.shape[1]
+        prompt = llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask, image_sizes=inputs.image_sizes)
+        room_for = prompt.visual_slots.shape[1]
         resolve(parse(flags.keep, num_layers=llava.config.text.num_layers), room_for)
     except ValueError as error:
         raise CommandError(str(error)) from error
@@ -72,7 +72,7 @@ def generate(flags: argparse.Namespace) -> None:
     _, whole_s = _timed(answer)  # once more, now that all is compiled
     prefilled, prefill_s = _timed(lambda: llava.prefill(prompt, carve=flags.keep, room=room))
 
-    stand_for = prefilled.survivors[0].shape[1] if prefilled.survivors else room_for
+    stand_for = prefilled.cuts[0].indices.shape[1] if prefilled.cuts else room_for
     left = min(stand_for, visual)
     length, slots = int(prompt.lengths[0]), prompt.input_ids.shape[1] + room
     held = prefilled.cache.nbytes

@@ -5,22 +5,47 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.loading import Checkpoint
 from experiments.scenes import make_scene
-from models.layers.attention import attend, causal_mask
-from models.llava import Llava
+from models.engine.loop import Flow, run_layers
+from models.engine.model import VisionLanguageModel
 from models.engine.prefill import embed
 from models.engine.prompt import Prompt
+from models.engine.sequence import Sequence
+from models.layers.attention import seen_by_one
 from tokencarve_jax import last_query_attention
+from tokencarve_jax.tokens import rows
 
 LAYERS = 4  # those after which hidden states are taken
 
 
+class _Watch(Flow):
+    """A flow that notes down what a cut before each of the first layers would see."""
+
+    def __init__(self, llava: VisionLanguageModel, sequence: Sequence):
+        super().__init__(llava.decoder, sequence.positions, sequence.lengths)
+        self.sequence, self.found = sequence, list[tuple[jax.Array, jax.Array]]()
+
+    def attend(self, index: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        """Causal attention; the last token's row of it is noted down."""
+        last = self.sequence.last
+        position = rows(self.sequence.positions, last)[:, 0, 0]
+        window = self.decoder.config.sliding_window
+        seen = seen_by_one(self.sequence.is_real, position, self.sequence.positions, window)
+        self.attention = last_query_attention(rows(query, last)[:, 0], key, mask=seen)
+        return super().attend(index, query, key, value)
+
+    def leave(self, index: int, added: jax.Array, hidden: jax.Array) -> jax.Array:
+        """The output, of which the visual rows are noted down."""
+        at = self.sequence.visual_slots
+        self.found.append((rows(hidden, at), rows(self.attention, at)))
+        return hidden
+
+
 @jax.jit
-def visual_states(llava: Llava, prompt: Prompt) -> list[tuple[jax.Array, jax.Array]]:
+def visual_states(llava: VisionLanguageModel, prompt: Prompt) -> list[tuple[jax.Array, jax.Array]]:
     """What a cut before layer 1, 2, 3 or 4 would be made from; nothing is cut on the way.
 
     Args:
@@ -31,18 +56,10 @@ def visual_states(llava: Llava, prompt: Prompt) -> list[tuple[jax.Array, jax.Arr
       Per layer the visual rows of the hidden state entering it [B, N, D] in the model's dtype, and the attention of
       the layer before, from the last prompt token to them [B, N] float32.
     """
-    hidden, decoder = embed(llava, prompt), llava.decoder
-    positions = jnp.broadcast_to(jnp.arange(hidden.shape[1]), hidden.shape[:2])
-    at, found = decoder.rotation(positions), []
-    mask = causal_mask(prompt.lengths, hidden.shape[1], positions=positions, window=decoder.config.sliding_window)
-    rows, last = jnp.arange(hidden.shape[0]), prompt.lengths - 1
-    for layer in decoder.layers[:LAYERS]:
-        query, (key, value) = layer.query(hidden, at), layer.key_value(hidden, at)
-        attention = last_query_attention(query[rows, last], key, mask=mask[rows, last])
-        hidden = layer.finish(hidden, attend(query, key, value, mask=mask))
-        places = prompt.visual_positions
-        found.append((hidden[rows[:, None], places], attention[rows[:, None], places]))
-    return found
+    hidden, sequence, _ = embed(llava, prompt)
+    flow = _Watch(llava, sequence)
+    run_layers(llava.decoder.layers[:LAYERS], hidden, flow)
+    return flow.found
 
 
 def of_scenes(checkpoint: Checkpoint, scenes: int) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:

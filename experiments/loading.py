@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 
 from experiments.cli import CommandError
 from models.checkpoint.hub import find_checkpoint
-from models.llava import Llava
+from models.auto import from_pretrained
+from models.engine.model import VisionLanguageModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Checkpoint:
     """
 
     folder: Path
-    llava: Llava
+    llava: VisionLanguageModel
     processor: Any
 
     def encode(self, images: Sequence[Sequence[Any]], prompts: Sequence[str]) -> Inputs:
@@ -114,7 +115,7 @@ def load(source: str, *, dtype: str, revision: str | None = None) -> Checkpoint:
     if Path(source).parent.is_dir() and not Path(source).is_dir():
         raise CommandError(f"--model {source}: no such folder")  # and the hub need not be asked
     folder = find_checkpoint(source, revision=revision)
-    llava = Llava.from_pretrained(folder, dtype=jnp.dtype(dtype))
+    llava = from_pretrained(folder, dtype=jnp.dtype(dtype))
     try:
         # Pillow's resizing, also where torchvision is installed: the same pixels on every machine.
         processor = AutoProcessor.from_pretrained(folder, backend="pil")

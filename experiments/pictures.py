@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from models.families.llava import LlavaConfig
+from models.llava import LlavaConfig
 from models.engine.prefill import Prefilled
 
 PANEL = 672  # pixels along each side of a panel, about: patches are scaled by whole numbers
@@ -48,8 +48,8 @@ def views_of(images: Sequence[np.ndarray], config: LlavaConfig, prefilled: Prefi
       row: which of the batch.
     """
     size = config.tokens_per_image
-    if prefilled.assignments:
-        fate, survivors = np.asarray(prefilled.assignments[0][row]), np.asarray(prefilled.survivors[0][row])
+    if prefilled.cuts:
+        fate, survivors = (np.asarray(x[row]) for x in (prefilled.cuts[0].assignment, prefilled.cuts[0].indices))
     else:  # nothing was cut
         fate = survivors = np.arange(size * len(images))
     views = []

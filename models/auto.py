@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from models.engine.model import VisionLanguageModel
@@ -9,6 +10,11 @@ from models.families.llava import Llava
 from models.families.llava_next import LlavaNext
 
 FAMILIES = (Llava, LlavaNext)  # one row each; importing one makes it known to `VisionLanguageModel.family_of`
+
+
+def family_of(folder: Path) -> tuple[type[VisionLanguageModel], Any]:
+    """The family of a checkpoint folder, and its constants; errors of `VisionLanguageModel.family_of`."""
+    return VisionLanguageModel.family_of(folder)
 
 
 def from_pretrained(source: Any, **options: Any) -> VisionLanguageModel:

@@ -22,7 +22,7 @@ import numpy as np
 from models import cli
 from models.checkpoint import hub
 from models.cli import CommandError
-from models.llava import Llava
+from models.auto import from_pretrained
 from models.checkpoint.shards import INDEX, SINGLE
 
 _EXAMPLES = """examples:
@@ -102,10 +102,10 @@ def make_inputs(folder: Path, tokens: int) -> dict[str, Any]:
 
 def of_ours(folder: Path, inputs: dict[str, Any], *, dtype: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits [S, V] and greedy tokens of this package."""
-    llava = Llava.from_pretrained(folder, dtype=jnp.dtype(dtype))
+    model = from_pretrained(folder, dtype=jnp.dtype(dtype))
     with jax.default_matmul_precision("highest"):
-        logits = np.asarray(llava(**inputs)[0])
-        tokens = np.asarray(llava.generate(**inputs, max_new_tokens=steps)[0])
+        logits = np.asarray(model(**inputs)[0])
+        tokens = np.asarray(model.generate(**inputs, max_new_tokens=steps)[0])
     return logits, tokens
 
 

@@ -28,13 +28,11 @@ from models import cli
 from models.checkpoint import hub, orbax
 from models.checkpoint.table import CheckpointError, abstract_model, dotted, key_of, read_weights, variables_of
 from models.cli import CommandError
-from models.auto import read_config
+from models.auto import family_of
 from models.config import ConfigError
-from models.llava import Llava
 from models.checkpoint.safetensors_writer import write_safetensors
 from models.checkpoint.shards import open_folder
 from models.checkpoint.table import MAPPING
-from models.families.llava import llava_table
 
 _EXAMPLES = """examples:
   python -m models.convert llava-hf/llava-1.5-7b-hf llava-7b --dtype=bfloat16
@@ -112,18 +110,18 @@ def convert(source: str | Path, dest: str | Path, *, dtype: str = "float32", rev
         raise CommandError(f"{folder} is a converted folder already; add --to-hf for the way back")
     to, files = jnp.dtype(dtype), open_folder(folder)
     try:
-        config = read_config(folder)
+        family, config = family_of(folder)
     except ConfigError as error:
         if not files.problems:
             raise
         raise CheckpointError(folder, [*error.problems, *files.problems]) from error
-    variables = variables_of(abstract_model(lambda rngs: Llava(config, dtype=to, rngs=rngs)))
+    variables = variables_of(abstract_model(lambda rngs: family(config, dtype=to, rngs=rngs)))
     read = sorted({header.file for header in files.headers.values() if header is not None})
     needed = sum(int(np.prod(variable.shape)) for variable in variables.values()) * to.itemsize
 
     def fill(unfinished: Path) -> None:
         small = _copy_small_files(folder, unfinished)
-        weights = read_weights(files, llava_table(config), variables, dtype=to)
+        weights = read_weights(files, family.table(config), variables, dtype=to)
         orbax.save(unfinished, [dotted(path) for path in variables], weights)
         manifest = {
             "source": str(source),
@@ -152,10 +150,11 @@ def to_hf(source: str | Path, dest: str | Path) -> None:
     _check_new(dest)
     if not orbax.is_converted(source):
         raise CommandError(f"{source} is not a folder that this command converted; --to-hf has nothing to read")
-    config, dtype = read_config(source), orbax.read_manifest(source)["dtype"]
+    family, config = family_of(source)
+    dtype = orbax.read_manifest(source)["dtype"]
     to = jnp.dtype(dtype)
-    variables = variables_of(abstract_model(lambda rngs: Llava(config, dtype=to, rngs=rngs)))
-    reader, table = orbax.Reader(source, variables), llava_table(config)
+    variables = variables_of(abstract_model(lambda rngs: family(config, dtype=to, rngs=rngs)))
+    reader, table = orbax.Reader(source, variables), family.table(config)
     groups: dict[str, list[str]] = {}
     for path in reader.shapes:  # a layer's weights are read together
         groups.setdefault(".".join(path.split(".")[:3]), []).append(path)

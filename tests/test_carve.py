@@ -256,7 +256,13 @@ def test_gradients_are_finite_and_those_of_the_means():
         ({"keep": float("nan")}, ValueError, "fraction"),
         ({"keep": True}, TypeError, "bool"),
         ({"keep": "abc"}, TypeError, "str"),
-        ({"keep": np.int32(3)}, TypeError, "int32"),
+        ({"keep": np.bool_(True)}, TypeError, "bool"),
+        ({"keep": np.array(3)}, TypeError, "ndarray"),
+        ({"keep": jnp.int32(3)}, TypeError, "cannot be traced"),
+        ({"keep": np.int64(9)}, ValueError, "1..8"),
+        ({"keep": np.float32("nan")}, ValueError, "fraction"),
+        ({"keep": 3, "oversample": np.bool_(True)}, TypeError, "oversample"),
+        ({"keep": 3, "attention_weight": np.True_}, TypeError, "attention_weight"),
         ({"keep": 3, "oversample": 3.0}, ValueError, "oversample"),
         ({"keep": 3, "attention_weight": 1.1}, ValueError, "attention_weight"),
         ({"keep": 3, "attention_weight": "x"}, TypeError, "attention_weight"),
@@ -268,6 +274,28 @@ def test_gradients_are_finite_and_those_of_the_means():
 def test_bad_options_say_what_is_wrong(kwargs, error, says):
     with pytest.raises(error, match=says.replace(".", r"\.")):
         tc.carve(np.ones((8, 2), np.float32), np.ones(8, np.float32), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("numpy", "python"),
+    [
+        ({"keep": np.int64(7)}, {"keep": 7}),
+        ({"keep": np.uint8(7)}, {"keep": 7}),
+        ({"keep": np.float64(0.222)}, {"keep": 0.222}),
+        # 0.1 * 25 = 2.5 rounds to 2; float32's 0.1 is a little more, and would round to 3.
+        ({"keep": np.float32(0.1)}, {"keep": 0.1}),
+        ({"keep": 7, "oversample": np.float16(1.2)}, {"keep": 7, "oversample": 1.2}),
+        ({"keep": 7, "oversample": np.int32(1)}, {"keep": 7, "oversample": 1}),
+        ({"keep": 7, "attention_weight": np.float32(0.3)}, {"keep": 7, "attention_weight": 0.3}),
+    ],
+)
+def test_numpy_scalars_are_python_numbers(numpy, python):
+    tokens, attention = inputs(25, 8, 1)
+    ours, theirs = carve(tokens, attention, **numpy), carve(tokens, attention, **python)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    budget = tc.plan(np.int64(25), numpy["keep"], numpy.get("oversample", 1.5))
+    assert all(type(count) is int for count in (budget.kept, budget.survivors, budget.merged, budget.anchors))
+    assert hash(budget) == hash(tc.plan(25, python["keep"], python.get("oversample", 1.5)))
 
 
 def test_bad_arrays_say_what_is_wrong():

@@ -127,7 +127,7 @@ def test_nan_in_the_text_stays_in_the_text():
 def test_bad_input_says_what_is_wrong():
     hidden, attention = sequence(2, 34)
     with pytest.raises(ValueError, match=r"hidden must be \[B, S, D\]"):
-        tc.carve_sequence(hidden[0], attention, IMAGES, keep=5)
+        tc.carve_sequence(hidden[0, 0], attention, IMAGES, keep=5)
     with pytest.raises(ValueError, match="attention must be"):
         tc.carve_sequence(hidden, attention[:, 1:], IMAGES, keep=5)
     with pytest.raises(TypeError, match="integers"):
@@ -138,5 +138,66 @@ def test_bad_input_says_what_is_wrong():
         tc.carve_sequence(hidden[:, :20], attention[:, :20], IMAGES, keep=5)
     with pytest.raises(ValueError, match="valid must be shaped"):
         tc.carve_sequence(hidden, attention, IMAGES, keep=5, valid=np.ones((2, 24), bool))
+    with pytest.raises(ValueError, match=r"attention must be \(34,\)"):
+        tc.carve_sequence(hidden[0], attention, IMAGES[0], keep=5)
+    with pytest.raises(ValueError, match=r"\[N\] or \[I, N\]"):
+        tc.carve_sequence(hidden[0], attention[0], IMAGES, keep=5)
+    with pytest.raises(ValueError, match="keys head first"):
+        tc.carve_sequence(hidden, attention[:, :8], IMAGES, keep=5)
     with pytest.raises(ValueError, match="features must be"):
         tc.carve_sequence(hidden, attention, IMAGES, keep=5, features=np.ones((2, 24, 3), np.float32))
+
+
+@pytest.mark.parametrize("positions", [IMAGES, IMAGES.reshape(2, 24)], ids=["each image", "joint"])
+@pytest.mark.parametrize("options", [{"information": "norm", "attention_weight": 0.3}])
+def test_one_sequence_without_a_batch(positions, options):
+    hidden, attention = sequence(2, 34)
+    features = np.random.default_rng(7).normal(size=(2, 34, 6)).astype(np.float32)
+    valid = np.random.default_rng(8).random(positions.shape) < 0.8
+    more = {"keep": 5, **options}
+    together = tc.carve_sequence(hidden, attention, positions, features=features, valid=valid, **more)
+    rows = jax.vmap(lambda h, a, p, f, v: tc.carve_sequence(h, a, p, features=f, valid=v, **more))(
+        hidden, attention, positions, features, valid
+    )
+    for row in range(2):
+        for cut in (tc.carve_sequence, carve_sequence):
+            alone = cut(hidden[row], attention[row], positions[row], features=features[row], valid=valid[row], **more)
+            for other in (together, rows):
+                expected = jax.tree.map(lambda leaf, row=row: leaf[row], other)
+                assert jax.tree.map(jnp.shape, alone) == jax.tree.map(jnp.shape, expected)
+                np.testing.assert_array_equal(alone.kept, expected.kept)
+                np.testing.assert_array_equal(alone.assignment, expected.assignment)
+                np.testing.assert_allclose(alone.hidden, expected.hidden, rtol=1e-6, atol=1e-7)
+    assert rows.length == together.length == alone.length == 34
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray, np.ndarray.tolist])
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ((1, 0, 3), 34, r"within 0..33, got 0 to 34"),
+        ((0, 1, 0), -1, r"within 0..33, got -1 to 31"),
+        ((1, 0, 3), 22, r"distinct, got 22 twice in row 1"),
+    ],
+)
+def test_concrete_positions_are_checked(kind, place, value, says):
+    hidden, attention = sequence(2, 34)
+    bad = IMAGES.copy()
+    bad[place] = value
+    given = kind(bad)
+    with pytest.raises(ValueError, match=says):
+        tc.carve_sequence(hidden, attention, given, keep=5)
+    with pytest.raises(ValueError, match=says):
+        tc.carve_sequence(hidden, attention, kind(bad.reshape(2, 24)), keep=5)
+    with pytest.raises(ValueError, match=says.split(",")[0]):
+        tc.carve_sequence(hidden[0], attention[0], kind(bad[place[0]]), keep=5)
+    if kind is not np.ndarray.tolist:  # a constant that a traced function closes over is concrete all the same
+        with pytest.raises(ValueError, match=says):
+            jax.eval_shape(lambda h, a: tc.carve_sequence(h, a, given, keep=5), hidden, attention)
+    carve_sequence(hidden, attention, bad, keep=5)  # traced: nobody can look
+
+
+def test_the_same_position_in_two_rows_or_images_of_other_rows_is_fine():
+    hidden, attention = sequence(2, 34)
+    same = np.broadcast_to(IMAGES[:1], IMAGES.shape)
+    assert tc.carve_sequence(hidden, attention, same, keep=5).kept.shape == (2, 20)

@@ -1,5 +1,6 @@
 """The last query's attention row, its trend, and the budget arithmetic."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -57,6 +58,104 @@ def test_shapes_that_do_not_fit(query, keys, mask, says):
         tc.last_query_attention(
             np.ones(query, np.float32), np.ones(keys, np.float32), mask=mask and np.ones(mask, bool)
         )
+
+
+# Unequal rows of 15: whole, padded on the right, padded on the left, and one that may not look at its middle.
+ROWS = np.ones((4, 15), bool)
+ROWS[1, 11:] = ROWS[2, :3] = ROWS[3, 5:9] = False
+
+
+def layer_by_hand(query, keys, mask, positions, *, scale, window, softcap):
+    """Head by head and key by key, in float64."""
+    heads, kv = query.shape[0], keys.shape[1]
+    at = max(p for p, look in zip(positions, mask, strict=True) if look)
+    row = np.zeros(len(keys))
+    for h in range(heads):
+        weight = np.zeros(len(keys))
+        for s, key in enumerate(keys[:, h // (heads // kv)]):
+            if mask[s] and (window is None or at - positions[s] < window):
+                logit = scale * float(np.dot(key.astype(np.float64), query[h].astype(np.float64)))
+                weight[s] = np.exp(logit if softcap is None else softcap * np.tanh(logit / softcap))
+        row += weight / weight.sum() / heads
+    return row
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 100])
+@pytest.mark.parametrize("softcap", [None, 1.7])
+@pytest.mark.parametrize("spread", [False, True], ids=["0..S-1", "positions"])
+def test_window_positions_and_softcap_by_hand(window, softcap, spread):
+    rng = np.random.default_rng(5)
+    query = rng.normal(size=(4, 6, 10)).astype(np.float32)
+    keys = rng.normal(size=(4, 15, 2, 10)).astype(np.float32)
+    # As after an earlier cut: ascending with gaps, another row another, and rows that do not start at 0.
+    where = np.cumsum(rng.integers(1, 4, size=(4, 15)), axis=1) if spread else np.tile(np.arange(15), (4, 1))
+    options = {"scale": 0.9, "window": window, "softcap": softcap}
+    out = tc.last_query_attention(query, keys, mask=ROWS, positions=where if spread else None, **options)
+    traced = jax.jit(lambda q, k, m, p: tc.last_query_attention(q, k, mask=m, positions=p, **options))
+    mapped = jax.vmap(lambda q, k, m, p: tc.last_query_attention(q, k, mask=m, positions=p, **options))
+    for row in range(4):
+        expected = layer_by_hand(query[row], keys[row], ROWS[row], where[row], **options)
+        for got in (out, traced(query, keys, ROWS, where), mapped(query, keys, ROWS, where)):
+            np.testing.assert_allclose(got[row], expected, rtol=2e-5, atol=1e-7)
+            np.testing.assert_array_equal(np.asarray(got[row]) == 0, expected == 0)
+    if window == 1:
+        assert (np.asarray(out).argmax(-1) == [14, 10, 14, 14]).all()
+
+
+def test_positions_shared_by_all_rows_unsigned_and_without_a_window():
+    rng = np.random.default_rng(6)
+    query, keys = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 6, 10), (4, 15, 2, 10)))
+    shared = np.arange(15, dtype=np.uint8) * 2
+    each = np.broadcast_to(shared.astype(np.int32), (4, 15))
+    for mask in (None, ROWS, np.zeros_like(ROWS)):
+        ours = tc.last_query_attention(query, keys, mask=mask, window=5, positions=shared)
+        np.testing.assert_array_equal(ours, tc.last_query_attention(query, keys, mask=mask, window=5, positions=each))
+    assert not ours.any()
+    plain = tc.last_query_attention(query, keys)
+    np.testing.assert_array_equal(plain, tc.last_query_attention(query, keys, positions=each))
+    np.testing.assert_array_equal(plain, tc.last_query_attention(query, keys, window=np.int64(15)))
+    # Wider than the sequence: unsigned positions must not wrap around below zero.
+    wide = tc.last_query_attention(query, keys, window=100, positions=shared)
+    np.testing.assert_allclose(wide, plain, rtol=1e-6)
+
+
+def test_a_capped_logit_keeps_its_gradient_finite():
+    query, keys = np.full((2, 4), 3e4, np.float32), np.full((5, 2, 4), 3e4, np.float32)
+    gradient = jax.grad(lambda q: tc.last_query_attention(q, keys, softcap=50.0, window=2)[3])(query)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"window": 0}, ValueError, "window must be positive"),
+        ({"window": 2.5}, TypeError, "window must be an int"),
+        ({"window": True}, TypeError, "window must be"),
+        ({"window": jnp.int32(3)}, TypeError, "window must be"),
+        ({"softcap": 0.0}, ValueError, "softcap must be positive"),
+        ({"softcap": float("nan")}, ValueError, "softcap must be positive"),
+        ({"softcap": "30"}, TypeError, "softcap must be"),
+        ({"positions": np.arange(5.0)}, TypeError, "positions must be integers"),
+        ({"positions": np.arange(6)}, ValueError, "positions must be"),
+        ({"mask": np.zeros(5, np.float32)}, TypeError, "additive"),
+    ],
+)
+def test_options_of_a_layer_that_make_no_sense(options, error, says):
+    with pytest.raises(error, match=says):
+        tc.last_query_attention(np.ones((4, 8), np.float32), np.ones((5, 2, 8), np.float32), **options)
+
+
+@pytest.mark.parametrize(
+    ("keys", "options"),
+    [
+        ((3, 2, 15, 8), {}),
+        ((3, 4, 2, 8), {"mask": np.ones((3, 2), bool)}),  # S = 2: only the mask tells
+        ((3, 4, 2, 8), {"positions": np.arange(2)}),
+    ],
+)
+def test_keys_given_head_first(keys, options):
+    with pytest.raises(ValueError, match=r"head first: expected \[\.\.\., S, H_kv, d\]"):
+        tc.last_query_attention(np.ones((3, 4, 8), np.float32), np.ones(keys, np.float32), **options)
 
 
 def test_trend_is_fitted_on_valid_positive_finite_entries_only():

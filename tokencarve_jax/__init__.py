@@ -8,6 +8,7 @@ from tokencarve_jax.attention import last_query_attention, remove_trend
 from tokencarve_jax.budget import Budget, plan
 from tokencarve_jax.carve import Carved, carve
 from tokencarve_jax.compressor import EVIDENCE, Compressor
+from tokencarve_jax.positions import visual_positions
 from tokencarve_jax.registry import COMPRESSORS
 from tokencarve_jax.scores.information import information_contribution
 from tokencarve_jax.sequence import CarvedSequence, carve_sequence
@@ -30,4 +31,5 @@ __all__ = [
     "last_query_attention",
     "plan",
     "remove_trend",
+    "visual_positions",
 ]

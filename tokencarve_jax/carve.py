@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from tokencarve_jax.attention import remove_trend
-from tokencarve_jax.budget import Budget, plan
+from tokencarve_jax.budget import Budget, describe, plan, static_number
 from tokencarve_jax.scores.information import ROUTES, check_method, to_unit_scale
 from tokencarve_jax.scores.ranking import USABLE, best_first, fuse_ranks
 from tokencarve_jax.scores.similarity import cosine
@@ -55,14 +55,14 @@ def carve(
 ) -> Carved:
     """Shrink N tokens to K without training: prune by rank fusion, then merge the most similar of what is left.
 
-    Pure and static: every output shape follows from the input shapes and from Python numbers, so it runs under `jit`,
+    Pure and static: every output shape follows from the input shapes and from static numbers, so it runs under `jit`,
     `vmap`, `scan`, `grad`, `export` and any mesh that shards leading dimensions. Ties go to the lower index.
 
     Args:
         tokens: [..., N, D], any float dtype. In a decoder: the visual rows of the hidden state entering the layer.
         attention: [..., N], any float dtype: how much each token is attended to, e.g. from `last_query_attention`.
             Only its order matters.
-        keep: A Python float in (0, 1] (a fraction) or a Python int in 1..N (a count). `1.0` is the identity.
+        keep: A float in (0, 1] (a fraction) or an int in 1..N (a count), of Python or NumPy. `1.0` is the identity.
         attention_weight: The weight of the attention ranks, in [0, 1]; the information ranks get the rest. 0 and 1 are
             the single-score ablations.
         oversample: How many tokens per kept one pass the pruning, in [1, 2]; 1 turns the merging off.
@@ -80,7 +80,7 @@ def carve(
         entries count as zero in scores and means, and where everything is that small, ties decide.
 
     Raises:
-        TypeError: An array that must be floating is not, or `keep` is no Python number.
+        TypeError: An array that must be floating is not, or `keep` is no Python or NumPy number.
         ValueError: A shape or an option does not fit; the message says which.
 
     Source: TokenCarve (arXiv 2503.10501), stages I (IPGS) and II (similarity merging), as in the released code
@@ -111,10 +111,13 @@ def carve(
         if got != shape:
             raise ValueError(f"{name} must have shape {shape}, one entry per token, got {got}")
     check_method(information)
-    if isinstance(attention_weight, bool) or not isinstance(attention_weight, float | int):
-        raise TypeError(f"attention_weight must be a Python number in [0, 1], got {attention_weight!r}")
-    if not 0 <= attention_weight <= 1:
-        raise ValueError(f"attention_weight must be in [0, 1], got {attention_weight}")
+    weight = static_number(attention_weight)
+    if weight is None:
+        raise TypeError(
+            f"attention_weight must be a Python or NumPy number in [0, 1], got {describe(attention_weight)}"
+        )
+    if not 0 <= weight <= 1:
+        raise ValueError(f"attention_weight must be in [0, 1], got {weight}")
     budget = plan(shape[-1], keep, oversample)
     if budget.kept == shape[-1]:
         indices = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
@@ -126,7 +129,7 @@ def carve(
         features,
         valid,
         budget=budget,
-        attention_weight=float(attention_weight),
+        attention_weight=float(weight),
         information=information,
         debias=bool(debias),
     )

@@ -51,6 +51,7 @@ class VisionLanguageModel(nnx.Module):
     """
 
     model_type: ClassVar[str]
+    square: ClassVar[bool] = True  # an image is one square raster of patches
     config: Any
     decoder: Decoder
     mesh: Mesh | None = None

@@ -36,6 +36,7 @@ class LlavaNext(Llava):
     """A LLaVA-NeXT; see `Llava`."""
 
     model_type = "llava_next"
+    square = False
 
     def __init__(self, config: LlavaNextConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         super().__init__(config, dtype=dtype, rngs=rngs)

@@ -1,34 +1,71 @@
-"""TokenCarve inside a Flax NNX decoder.
+"""TokenCarve inside a Flax NNX decoder: rotary positions, a KV cache that is passed in and returned, greedy decoding.
 
 >>> import jax, jax.numpy as jnp
 >>> from flax import nnx
 >>> from tokencarve_jax import carve_sequence, last_query_attention
 
+>>> def rotary(x, positions):  # [B, S, H, d], [B, S]
+...     angle = positions[..., None, None] / 100 ** jnp.linspace(0, 1, x.shape[-1] // 2)
+...     a, b = jnp.split(x, 2, axis=-1)
+...     return jnp.concatenate([a * jnp.cos(angle) - b * jnp.sin(angle), b * jnp.cos(angle) + a * jnp.sin(angle)], -1)
 >>> class Layer(nnx.Module):
 ...     def __init__(self, width, heads, *, rngs):
-...         self.heads = heads
-...         self.qkv = nnx.Linear(width, 3 * width, rngs=rngs)
-...         self.out = nnx.Linear(width, width, rngs=rngs)
-...     def __call__(self, x):
-...         q, k, v = jnp.split(self.qkv(x).reshape(*x.shape[:2], self.heads, -1), 3, axis=-1)
-...         mixed = nnx.dot_product_attention(q, k, v, is_causal=True)
-...         return x + self.out(mixed.reshape(x.shape)), q[:, -1], k
+...         self.qkv = nnx.LinearGeneral(width, (3, heads, width // heads), rngs=rngs)
+...         self.out = nnx.LinearGeneral((heads, width // heads), width, axis=(-2, -1), rngs=rngs)
+...     def __call__(self, x, positions, mask, cache=None, slot=0):
+...         q, k, v = (jnp.squeeze(part, 2) for part in jnp.split(self.qkv(x), 3, axis=2))
+...         q, k = rotary(q, positions), rotary(k, positions)
+...         if cache is not None:
+...             k, v = (jax.lax.dynamic_update_slice_in_dim(old, new, slot, 1) for old, new in zip(cache, (k, v)))
+...         return x + self.out(nnx.dot_product_attention(q, k, v, mask=mask)), q[:, -1], (k, v)
+
+The four lines under `if i == self.cut` are all that carving adds:
 
 >>> class Decoder(nnx.Module):
-...     def __init__(self, width, heads, depth, *, cut, keep, rngs):
+...     def __init__(self, vocabulary, width, heads, depth, *, cut, keep, rngs):
+...         self.embed = nnx.Embed(vocabulary, width, rngs=rngs)
 ...         self.layers = nnx.List([Layer(width, heads, rngs=rngs) for _ in range(depth)])
 ...         self.cut, self.keep = cut, keep
-...     def __call__(self, x, visual_positions):
+...     def prefill(self, x, visual_positions, room):
+...         positions, caches = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]), []
 ...         for i, layer in enumerate(self.layers):
 ...             if i == self.cut:
-...                 attention = last_query_attention(query, keys)
-...                 x = carve_sequence(x, attention, visual_positions, keep=self.keep).hidden
-...             x, query, keys = layer(x)
-...         return x
+...                 attention = last_query_attention(query, caches[-1][0])
+...                 cut = carve_sequence(x, attention, visual_positions, keep=self.keep)
+...                 x, positions = cut.hidden, cut.take(positions, axis=1)
+...                 caches = cut.shorten(caches, axis=1)
+...             x, query, cache = layer(x, positions, jnp.tri(x.shape[1], dtype=bool)[None, None])
+...             caches.append(cache)
+...         pad = lambda array: jnp.pad(array, [(0, 0), (0, room), (0, 0), (0, 0)])
+...         return self.embed.attend(x[:, -1]), jax.tree.map(pad, caches), cut
+...     def decode(self, tokens, position, slot, caches):
+...         x, new = self.embed(tokens)[:, None], []
+...         positions, mask = jnp.full(x.shape[:2], position), jnp.arange(caches[0][0].shape[1]) <= slot
+...         for layer, cache in zip(self.layers, caches):
+...             x, _, cache = layer(x, positions, mask[None, None, None], cache, slot)
+...             new.append(cache)
+...         return self.embed.attend(x[:, -1]), new
 
->>> decoder = Decoder(32, 4, depth=4, cut=2, keep=8, rngs=nnx.Rngs(0))
->>> x = jax.random.normal(jax.random.key(0), (2, 40, 32))
->>> visual = jnp.broadcast_to(jnp.arange(4, 36), (2, 32))
->>> nnx.jit(decoder)(x, visual).shape
-(2, 16, 32)
+40 positions are 16 after the cut: the next token stands at position 40, in slot 16.
+
+>>> decoder = Decoder(50, 32, 4, depth=4, cut=2, keep=8, rngs=nnx.Rngs(0))
+>>> prompt = jax.random.normal(jax.random.key(0), (2, 40, 32))
+>>> visual = jnp.arange(4, 36) + jnp.array([[0], [3]])
+>>> logits, caches, cut = nnx.jit(Decoder.prefill, static_argnames="room")(decoder, prompt, visual, room=6)
+>>> steps, tokens = [logits], []
+>>> for step in range(6):
+...     tokens.append(steps[-1].argmax(-1))
+...     position, slot = cut.length + step, cut.hidden.shape[1] + step
+...     logits, caches = nnx.jit(Decoder.decode)(decoder, tokens[-1], position, slot, caches)
+...     steps.append(logits)
+>>> position, slot, caches[0][0].shape
+(45, 21, (2, 22, 4, 8))
+
+A forward without any cache over the shortened sequence gives the same logits, with the same positions:
+
+>>> from tests.uncached import uncached
+>>> layers = [lambda *args, layer=layer: layer(*args)[0] for layer in decoder.layers]
+>>> whole = uncached(layers, prompt, decoder.embed(jnp.stack(tokens, axis=1)), cut, at=2)
+>>> bool(jnp.allclose(jnp.stack(steps, axis=1), decoder.embed.attend(whole[:, 15:]), atol=1e-5))
+True
 """
