@@ -56,7 +56,7 @@ def _check(flags: argparse.Namespace) -> int:
         raise CommandError("--new-tokens must be at least 2: the first comes out of the prefill")
     try:
         cuts = plan.parse(flags.keep, num_layers=config.text.num_layers)
-        cuts = plan.resolve(cuts, config.tokens_per_image)
+        cuts = plan.resolve(cuts, config.tokens_per_image).cuts
     except ValueError as error:
         raise CommandError(f"--keep: {error}") from error
     if not cuts:
@@ -117,7 +117,7 @@ def _cell(
     times = _rounds(flags, runners, ours.Carving(llava, prompt, keep), peer, probes)
 
     cell: dict[str, Any] = {"batch": batch}
-    cuts = plan.resolve(plan.parse(keep, num_layers=config.text.num_layers), config.tokens_per_image)
+    cuts = plan.resolve(plan.parse(keep, num_layers=config.text.num_layers), config.tokens_per_image).cuts
     flops = {"uncompressed": floors.prefill_flops(config, ids.shape[1])}
     flops["carved"] = floors.prefill_flops(config, ids.shape[1], cuts)
     for name in (*SIDES, *(("transformers",) if peer else ())):

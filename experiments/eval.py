@@ -28,8 +28,8 @@ from experiments import cli, loading, methods, pictures, processes, results, sum
 from experiments.cli import CommandError
 from experiments.scenes import FAMILIES, Question, Scene, make_scene
 from models.engine.model import ROOM_BUCKET
-from models.engine.prompt import round_up
 from models.engine.plan import Carve
+from models.engine.prompt import round_up
 from tokencarve_jax import plan
 
 _EXAMPLES = """examples:

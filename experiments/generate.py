@@ -20,8 +20,8 @@ from experiments import cli, conversation, loading, pictures
 from experiments.cli import CommandError
 from experiments.results import format_bytes, format_seconds
 from models.engine.model import ROOM_BUCKET
-from models.engine.prompt import round_up
 from models.engine.plan import parse, resolve
+from models.engine.prompt import round_up
 
 _EXAMPLES = """examples:
   python -m experiments.generate --image=photo.jpg --prompt="Where is the red circle?"
@@ -48,7 +48,9 @@ def generate(flags: argparse.Namespace) -> None:
         raise CommandError("--picture cannot draw the tiles of a LLaVA-NeXT; leave it out")
     try:
         inputs = checkpoint.encode([images], [flags.prompt])
-        prompt = llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask, image_sizes=inputs.image_sizes)
+        prompt = llava.prompt(
+            inputs.input_ids, inputs.pixel_values, inputs.attention_mask, image_sizes=inputs.image_sizes
+        )
         room_for = prompt.visual_slots.shape[1]
         resolve(parse(flags.keep, num_layers=llava.config.text.num_layers), room_for)
     except ValueError as error:

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from experiments.cli import CommandError
-from models.checkpoint.hub import find_checkpoint
 from models.auto import from_pretrained
+from models.checkpoint.hub import find_checkpoint
 from models.engine.model import VisionLanguageModel
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from models.llava import LlavaConfig
 from models.engine.prefill import Prefilled
+from models.llava import LlavaConfig
 
 PANEL = 672  # pixels along each side of a panel, about: patches are scaled by whole numbers
 MARGIN, GAP = 40, 28

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import cli
-from models.checkpoint import hub
-from models.cli import CommandError
 from models.auto import from_pretrained
+from models.checkpoint import hub
 from models.checkpoint.shards import INDEX, SINGLE
+from models.cli import CommandError
 
 _EXAMPLES = """examples:
   python -m models.compare llava-hf/llava-1.5-7b-hf --against=transformers

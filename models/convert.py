@@ -25,14 +25,13 @@ import orbax.checkpoint as ocp
 from tqdm import tqdm
 
 from models import cli
-from models.checkpoint import hub, orbax
-from models.checkpoint.table import CheckpointError, abstract_model, dotted, key_of, read_weights, variables_of
-from models.cli import CommandError
 from models.auto import family_of
-from models.config import ConfigError
+from models.checkpoint import hub, orbax
 from models.checkpoint.safetensors_writer import write_safetensors
 from models.checkpoint.shards import open_folder
-from models.checkpoint.table import MAPPING
+from models.checkpoint.table import MAPPING, CheckpointError, abstract_model, dotted, key_of, read_weights, variables_of
+from models.cli import CommandError
+from models.config import ConfigError
 
 _EXAMPLES = """examples:
   python -m models.convert llava-hf/llava-1.5-7b-hf llava-7b --dtype=bfloat16

@@ -23,12 +23,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from safetensors import safe_open
 
-from models.checkpoint.table import abstract_model, dotted, key_of, variables_of
 from models.auto import read_config
 from models.checkpoint.orbax import WEIGHTS
-from models.llava import Llava
 from models.checkpoint.safetensors_writer import write_safetensors
+from models.checkpoint.table import abstract_model, dotted, key_of, variables_of
 from models.families.llava import llava_table
+from models.llava import Llava
 from tests.families import PUBLISHED, hf_config
 
 LIMIT_GIB = 3

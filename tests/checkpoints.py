@@ -16,11 +16,10 @@ import transformers
 from flax import nnx
 from safetensors.torch import save_file
 
-from models.checkpoint.table import abstract_model, load_weights
 from models.auto import read_config
-from models.families.llava import LlavaConfig
+from models.checkpoint.table import abstract_model, load_weights
+from models.families.llava import LlavaConfig, llava_table
 from models.llava import Llava
-from models.families.llava import llava_table
 
 torch.set_num_threads(1)  # more would only wait for each other in models this small
 

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from experiments.tiny_processor import VOCABULARY, build_processor
+from models.checkpoint.export import export_safetensors
 from models.families.llava import llava_config
 from models.llava import Llava
-from models.checkpoint.export import export_safetensors
 
 SIDE = 56
 VISUAL = 16

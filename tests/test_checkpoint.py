@@ -14,14 +14,13 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file
 
-from models.families import tables
-from models.checkpoint.table import AS_IS, Ignored, Row, dotted, load_weights, match, variables_of
 from models.auto import read_config
-from models.families.llava import llava_config
-from models.llava import Llava
-from models.checkpoint.shards import Header, open_folder
 from models.checkpoint.export import export_safetensors, to_hf
-from models.families.llava import llava_table
+from models.checkpoint.shards import Header, open_folder
+from models.checkpoint.table import AS_IS, Ignored, Row, dotted, load_weights, match, variables_of
+from models.families import tables
+from models.families.llava import llava_config, llava_table
+from models.llava import Llava
 from tests import checkpoints
 from tests.checkpoints import LAYOUTS, Q_PROJ, SMALL, abstract, build, load, make_llava, save_small, small, tensors
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import pytest
 import torch
 
-from models.checkpoint import table
 from models.checkpoint.table import CheckpointError
 from models.config import ConfigError
 from tests.checkpoints import Q_PROJ, load, save_small, small

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.checkpoint.table import CheckpointError, load_weights
 from models.auto import read_config
+from models.checkpoint.table import CheckpointError, load_weights
 from models.config import ConfigError
 from models.decoders.config import TextConfig
-from models.families.llava import LlavaConfig
+from models.families.llava import LlavaConfig, llava_table
 from models.towers.config import VisionConfig
-from models.families.llava import llava_table
 from tests.checkpoints import IMAGE, PATCHES, VISION, abstract, make_llava
 
 MISFIT = "the checkpoint does not fit"

@@ -12,9 +12,9 @@ import pytest
 
 from models import convert
 from models.checkpoint import orbax
+from models.checkpoint.export import to_hf
 from models.checkpoint.table import CheckpointError
 from models.llava import Llava
-from models.checkpoint.export import to_hf
 from tests.checkpoints import Q_PROJ, save_small, small, tensors
 from tests.test_checkpoint import assert_same_bits
 

@@ -10,14 +10,13 @@ import torch
 import transformers
 
 from models import convert
-from models.engine import prefill
+from models.checkpoint.shards import Header
 from models.checkpoint.table import match, variables_of
 from models.config import ConfigError
-from models.families.llava import llava_config
-from models.llava import Llava
+from models.engine import prefill
 from models.engine.plan import parse, resolve
-from models.checkpoint.shards import Header
-from models.families.llava import llava_table
+from models.families.llava import llava_config, llava_table
+from models.llava import Llava
 from tests import checkpoints, families
 
 TOLERANCE = 1e-4

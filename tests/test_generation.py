@@ -9,8 +9,8 @@ import pytest
 from models.engine import plan
 from models.engine.cache import Cache
 from models.engine.decode import decode_step
-from models.layers.attention import attend
 from models.engine.sampling import Sampling, choose, narrow
+from models.layers.attention import attend
 from tests.tiny import PATCHES, make_inputs, make_llava
 from tokencarve_jax import CarvedSequence, carve_sequence, last_query_attention
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from models.engine import plan, prefill
-from models.families import anyres
 from models.engine.prompt import BUCKET
+from models.families import anyres
 from tests import tiny
 from tests.tiny import CONFIG, IMAGE_TOKEN, PATCHES
 

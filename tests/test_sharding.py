@@ -23,9 +23,9 @@ def on_eight_devices() -> None:
     from flax import nnx
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+    from models.checkpoint.export import export_safetensors
     from models.families.llava import llava_config
     from models.llava import Llava
-    from models.checkpoint.export import export_safetensors
     from tests.tiny import IMAGE_TOKEN, make_inputs
 
     assert jax.device_count() == DEVICES, jax.devices()

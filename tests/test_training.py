@@ -17,9 +17,9 @@ from experiments.training.decoder import answer_logits, answer_loss
 from experiments.training.pool import IGNORE, QuestionTokens, choose_patches, flatten_patches
 from experiments.training.stages import STAGES, Stage, claim_folder, run_stage
 from experiments.training.tower import normalise_patches
-from models.towers.clip import patchify
 from models.families.llava import llava_config
 from models.llava import Llava
+from models.towers.clip import patchify
 from tests.tiny import IMAGE_TOKEN, PATCHES, make_llava
 
 

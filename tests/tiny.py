@@ -9,8 +9,8 @@ from flax import nnx
 from models.checkpoint.table import abstract_model
 from models.decoders.config import TextConfig
 from models.families.llava import LlavaConfig
-from models.towers.config import VisionConfig
 from models.llava import Llava
+from models.towers.config import VisionConfig
 
 IMAGE_TOKEN = 7
 PATCHES = 25

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from experiments.benchmark import presets
 from experiments.benchmark.ours import Runner
 from experiments.benchmark.peer import OutOfMemory
+from models.engine.target import target_of
 from models.engine import decode, plan, prefill
 from models.engine.model import ROOM_BUCKET
-from models.llava import Llava
 from models.engine.prompt import round_up
 from models.engine.sampling import GREEDY
+from models.llava import Llava
 
 
 def limit() -> int:
@@ -49,16 +50,17 @@ def needed(llava: Llava, batch: int, *, carve: plan.Carve, prompt_tokens: int, n
     prompt = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), jnp.asarray(x[:0]).dtype), one)
     cuts = plan.resolve(plan.parse(carve, num_layers=config.text.num_layers), config.tokens_per_image)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
-    options: dict[str, Any] = {"schedule": cuts, "room": round_up(new_tokens, ROOM_BUCKET)}
-    prefill = prefill.prefill.lower(llava, prompt, seed, **options)
+    target = target_of(jax.local_devices()[0])
+    options: dict[str, Any] = {"plan": cuts, "room": round_up(new_tokens, ROOM_BUCKET), "target": target}
+    prefilling = prefill.prefill.lower(llava, prompt, seed, **options)
     prefilled = jax.eval_shape(functools.partial(prefill.prefill, **options), llava, prompt, seed)
     choice = decode.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
-    first = functools.partial(decode.first_token, choice=choice)
-    state = jax.eval_shape(first, prefilled.logits, prefilled.cache, seed)
+    first = jax.eval_shape(functools.partial(decode.first_token, choice=choice), prefilled.logits, seed)
+    state = decode.Generating(prefilled.cache, *first)
     steps = jax.ShapeDtypeStruct((), jnp.int32)
     size = round_up(max(new_tokens - 1, 1), ROOM_BUCKET)
-    decode = decode.decode.lower(llava, state, steps, size=size, choice=choice)
-    return max(_needed(prefill), _needed(decode))
+    decoding = decode.decode.lower(llava, state, steps, size=size, choice=choice)
+    return max(_needed(prefilling), _needed(decoding))
 
 
 def largest(need: Callable[[int], int], room: int) -> int:
@@ -89,9 +91,7 @@ def largest(need: Callable[[int], int], room: int) -> int:
     return low
 
 
-def largest_batch(
-    llava: Llava, *, carve: plan.Carve, prompt_tokens: int, new_tokens: int, room: int
-) -> dict[str, Any]:
+def largest_batch(llava: Llava, *, carve: plan.Carve, prompt_tokens: int, new_tokens: int, room: int) -> dict[str, Any]:
     """The largest batch that the compiler says fits into `room`, then run; less a twentieth each time it does not.
 
     Returns:

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models.families.llava import LlavaConfig
 from models.engine.plan import Schedule
+from models.families.llava import LlavaConfig
 
 
 def tower_flops(config: LlavaConfig) -> int:
@@ -50,7 +50,7 @@ def decoder_flops(config: LlavaConfig, length: int, cuts: Schedule = ()) -> int:
     text, total = config.text, 0
     width, heads, groups = text.hidden_size, text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     visual = config.tokens_per_image
-    keeps = {cut.layer: int(cut.keep) for cut in cuts}
+    keeps = {cut.place: int(cut.keep) for cut in cuts}
     for layer in range(text.num_layers):
         if layer in keeps:
             length -= visual - keeps[layer]

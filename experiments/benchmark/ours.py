@@ -17,9 +17,9 @@ from experiments.benchmark.peer import OutOfMemory
 from experiments.benchmark.timing import timed
 from models.engine import decode, plan, prefill
 from models.engine.model import ROOM_BUCKET
-from models.llava import Llava
 from models.engine.prompt import Prompt, round_up
 from models.engine.sampling import GREEDY
+from models.llava import Llava
 from tokencarve_jax import carve_sequence, last_query_attention
 
 
@@ -57,9 +57,7 @@ class Runner:
         how many "slots" the prompt has.
     """
 
-    def __init__(
-        self, llava: Llava, prompt: Prompt, carve: plan.Carve, new_tokens: int, *, steps: int | None = None
-    ):
+    def __init__(self, llava: Llava, prompt: Prompt, carve: plan.Carve, new_tokens: int, *, steps: int | None = None):
         self._llava, self._prompt, self._carve = llava, prompt, carve
         self._room = round_up(new_tokens, ROOM_BUCKET)
         self._steps = max(new_tokens - 1, 1) if steps is None else steps
@@ -68,10 +66,10 @@ class Runner:
         with memory_errors():
             prefilled, first = timed(self._prefill)
             cache = prefilled.cache
-            slots = int(cache.slot)
-            allocated = cache.valid.shape[1]
+            (segment,) = cache.segments
+            slots, allocated = int(segment.slot), segment.valid.shape[1]
             self.cache = {"slots": slots, "prompt": cache.nbytes * slots // allocated, "allocated": cache.nbytes}
-            del prefilled, cache
+            del prefilled, cache, segment
             first_decode = self.decode()
         self.compile_seconds = {"prefill": first - self.prefill(), "decode": first_decode - self.decode()}
         self.peak = peak_memory()
@@ -88,8 +86,8 @@ class Runner:
         """Seconds of the decoding loop, after an untimed prefill."""
         with memory_errors():
             prefilled = self._prefill()
-            state = decode.first_token(prefilled.logits, prefilled.cache, self._seed, choice=self._choice)
-            state = jax.block_until_ready(state)
+            first = decode.first_token(prefilled.logits, self._seed, choice=self._choice)
+            state = jax.block_until_ready(decode.Generating(prefilled.cache, *first))
             del prefilled
             limit, size = jax.device_put(np.int32(self._steps)), round_up(self._steps, ROOM_BUCKET)
             (_, written, _), seconds = timed(
@@ -123,7 +121,7 @@ class Carving:
             jax.random.normal(keys[0], (batch, size, text.hidden_size), dtype),
             jax.random.normal(keys[1], (batch, text.num_heads, text.head_dim), dtype),
             jax.random.normal(keys[2], (batch, size, text.num_kv_heads, text.head_dim), dtype),
-            prompt.visual_positions,
+            prompt.visual_slots,
             jnp.asarray(prompt.visual_valid),
         )
         self._program = jax.jit(functools.partial(_carve, keep=keep))

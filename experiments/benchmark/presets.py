@@ -13,10 +13,10 @@ import numpy as np
 from flax import nnx
 
 from models.decoders.config import TextConfig
-from models.families.llava import LlavaConfig
-from models.towers.config import VisionConfig
-from models.llava import Llava
 from models.engine.prompt import Prompt
+from models.families.llava import LlavaConfig
+from models.llava import Llava
+from models.towers.config import VisionConfig
 
 SYSTEM_TOKENS = 36  # of `--prompt-tokens`, those before the image; as in the usual LLaVA-1.5 prompt
 

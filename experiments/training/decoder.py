@@ -16,8 +16,8 @@ from flax import nnx
 
 from experiments.scenes import GRID
 from experiments.training.pool import IGNORE
-from models.layers.attention import attend
-from models.decoders.llama import Decoder, DecoderLayer
+from models.decoders.llama import Decoder
+from models.engine.loop import Flow, run_layers
 from models.families.llava import Projector
 
 
@@ -106,25 +106,32 @@ def answer_logits(
     """
     batch, questions, length = ids.shape
     head = jnp.broadcast_to(decoder.embed_tokens(prefix), (batch, prefix.shape[0], decoder.config.hidden_size))
-    image = jnp.concatenate([head, projector(features)], axis=1)
-    lead = jnp.broadcast_to(jnp.arange(prefix.shape[0]), (batch, prefix.shape[0]))
-    image_at = decoder.rotation(jnp.concatenate([lead, prefix.shape[0] + where], axis=1))
     text = decoder.embed_tokens(ids.reshape(batch, -1))
+    hidden = jnp.concatenate([head, projector(features), text], axis=1)
+    lead = jnp.broadcast_to(jnp.arange(prefix.shape[0]), (batch, prefix.shape[0]))
     start = prefix.shape[0] + num_visual
-    text_at = decoder.rotation(jnp.tile(start + jnp.arange(length), (batch, questions)))
-    mask = jnp.tril(jnp.ones((image.shape[1], image.shape[1]), bool))[None]
-
-    def block(layer: DecoderLayer, image: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array]:
-        image_kv = layer.key_value(image, image_at)
-        split = (batch, questions, length)
-        key, value = (x.reshape(*split, *x.shape[2:]) for x in layer.key_value(text, text_at))
-        query = layer.query(text, text_at)
-        text = layer.finish(text, _attend_two(query.reshape(*split, *query.shape[2:]), image_kv, (key, value)))
-        return layer.finish(image, attend(layer.query(image, image_at), *image_kv, mask=mask)), text
-
-    for layer in decoder.layers:
-        image, text = block(layer, image, text)
+    behind = jnp.tile(start + jnp.arange(length), (batch, questions))
+    positions = jnp.concatenate([lead, prefix.shape[0] + where, behind], axis=1)[..., None]
+    flow = _Questions(decoder, positions, jnp.full(batch, hidden.shape[1]), questions=questions, length=length)
+    text = run_layers(decoder.layers, hidden, flow)[:, -questions * length :]
     return decoder.logits(text).reshape(batch, questions, length, -1)
+
+
+class _Questions(Flow):
+    """A flow of one image followed by several questions about it, which do not see each other."""
+
+    def __init__(self, decoder: Decoder, positions: jax.Array, lengths: jax.Array, *, questions: int, length: int):
+        super().__init__(decoder, positions, lengths)
+        self.questions, self.length = questions, length
+
+    def attend(self, index: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        """The image is causal by itself; each question looks at it and at itself."""
+        count = self.questions * self.length
+        image, own = ([x[:, part] for x in (query, key, value)] for part in (slice(-count), slice(-count, None)))
+        seen = super().attend(index, *image)
+        split = [x.reshape(len(x), self.questions, self.length, *x.shape[2:]) for x in own]
+        asked = _attend_two(split[0], (image[1], image[2]), (split[1], split[2]))
+        return jnp.concatenate([seen, asked], axis=1)
 
 
 def answer_loss(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -80,7 +80,7 @@ def tower_loss(
     tower = model.tower
     depth = tower.config.num_layers
     x = tower.embed(normalise_patches(patches), positions)
-    features = tower.encode(x, feature_layers=(depth - 1,))
+    features = tower.encode(x, feature_layers=(depth - 1,)).features
     last = tower.layers[depth - 1](features)
     scene = model.scene_head(tower.post_layernorm(last[:, 0]))
     loss = optax.sigmoid_binary_cross_entropy(scene, pairs).mean()

@@ -35,9 +35,7 @@ class _Step(Flow):
             valid = segment.valid | here
             positions = jnp.where(here[:, None], position[:, None, None], segment.positions)
             self.masks.append(seen_by_one(valid, position, positions, decoder.config.sliding_window))
-            self.rotations.append(
-                decoder.rotation(jnp.broadcast_to(position[:, None, None], (len(position), 1, axes)))
-            )
+            self.rotations.append(decoder.rotation(jnp.broadcast_to(position[:, None, None], (len(position), 1, axes))))
             self.segments.append(Segment(valid, positions, segment.sizes, position + 1, segment.slot + 1))
 
     def rotation(self, index: int) -> Rotation:
@@ -110,9 +108,7 @@ class Choice:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
 
-    def __call__(
-        self, logits: jax.Array, ended: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def __call__(self, logits: jax.Array, ended: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The next token from logits [B, V], which rows have ended then, and the next key."""
         key, now = jax.random.split(key)
         token = jnp.where(ended, self.pad_token_id, choose(logits, now, self.sampling))

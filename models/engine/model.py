@@ -5,7 +5,6 @@ Axis letters: B batch, S sequence, N visual tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,7 +21,7 @@ from models.config import ConfigError, read_hf_config
 from models.decoders.llama import Decoder
 from models.engine import decode, plan, prefill
 from models.engine.loop import Flow, run_layers
-from models.engine.prompt import Prompt, pack_order, round_up
+from models.engine.prompt import BUCKET, Prompt, pack_order, round_up
 from models.engine.sampling import GREEDY, Sampling
 from models.engine.sharding import auto_mesh, place_batch, weight_sharding
 from models.engine.target import Target, target_of
@@ -74,7 +73,9 @@ class VisionLanguageModel(nnx.Module):
         """Visual tokens of images, and what compressors ask for, see `Visual`."""
         raise TypeError(f"{type(self).__name__} sees no images")
 
-    def pack(self, input_ids: Any, pixel_values: Any, attention_mask: Any, *, per_image: bool, **inputs: Any) -> Prompt:
+    def pack(
+        self, input_ids: Any, pixel_values: Any, attention_mask: Any, *, per_image: bool, bucket: int, **inputs: Any
+    ) -> Prompt:
         """What the family's processor gives, as a `Prompt` of NumPy arrays."""
         raise TypeError(f"{type(self).__name__} packs no prompts")
 
@@ -141,6 +142,7 @@ class VisionLanguageModel(nnx.Module):
         attention_mask: Any = None,
         *,
         per_image: bool = False,
+        bucket: int = BUCKET,
         **inputs: Any,
     ) -> Prompt:
         """Pack a processor's output for the compiled programs; shapes and errors as in `models.engine.prompt`.
@@ -150,13 +152,16 @@ class VisionLanguageModel(nnx.Module):
           pixel_values: of all rows in order, or None.
           attention_mask: [B, S], non-zero for real tokens; None means all are.
           per_image: give each image a stretch of its own, for cuts with a budget for each.
+          bucket: S is rounded up to a multiple of this.
           **inputs: whatever else the checkpoint's processor returns, by its own name.
         """
         given = {name: value for name, value in inputs.items() if value is not None}
-        packed = self.pack(input_ids, pixel_values, attention_mask, per_image=per_image, **given)
+        packed = self.pack(input_ids, pixel_values, attention_mask, per_image=per_image, bucket=bucket, **given)
         return place_batch(packed, self.mesh)
 
-    def __call__(self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None, **inputs: Any) -> jax.Array:
+    def __call__(
+        self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None, **inputs: Any
+    ) -> jax.Array:
         """Logits of a whole sequence, nothing cached or carved.
 
         Args:
@@ -272,9 +277,7 @@ class VisionLanguageModel(nnx.Module):
             yield out[:, : int(written)]
             left -= limit
 
-    def prefill(
-        self, prompt: Prompt, *, carve: plan.Carve = None, seed: int = 0, room: int = 0
-    ) -> prefill.Prefilled:
+    def prefill(self, prompt: Prompt, *, carve: plan.Carve = None, seed: int = 0, room: int = 0) -> prefill.Prefilled:
         """First half of `generate`: see `models.engine.prefill.prefill`. `carve` as for `generate`.
 
         A fraction is of N, the visual tokens of the row that has most. For LLaVA-NeXT, whose images bring any number,

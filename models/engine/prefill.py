@@ -49,8 +49,11 @@ class Prefilled:
     cuts: tuple[CutRecord, ...]
 
 
+_NO_CUTS = Plan()
+
+
 def embed(
-    model: Any, prompt: Prompt, *, plan: Plan = Plan(), kernel: str = "blocks", key: jax.Array | None = None
+    model: Any, prompt: Prompt, *, plan: Plan = _NO_CUTS, kernel: str = "blocks", key: jax.Array | None = None
 ) -> tuple[jax.Array, Sequence, tuple[CutRecord, ...]]:
     """Token embeddings with the visual tokens in their places, and where everything stands.
 

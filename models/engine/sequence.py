@@ -1,6 +1,6 @@
 """The sequence between two layers, and how a cut shortens it.
 
-Axis letters: B batch, S sequence, S' after a cut, N visual tokens, K kept, T text tokens, D width, A axes of a position.
+Axis letters: B batch, S sequence (S' after a cut), N visual tokens, K kept, T text tokens, D width, A position axes.
 """
 
 from __future__ import annotations

@@ -163,7 +163,9 @@ class Llava(VisionLanguageModel):
         """Tower, projector and decoder."""
         return [*tower_table(config.vision), *projector_table(), *decoder_table(config.text)]
 
-    def pack(self, input_ids: Any, pixel_values: Any, attention_mask: Any, *, per_image: bool, **inputs: Any) -> Prompt:
+    def pack(
+        self, input_ids: Any, pixel_values: Any, attention_mask: Any, *, per_image: bool, bucket: int, **inputs: Any
+    ) -> Prompt:
         """See `make_prompt`; every image has a stretch of its own anyway."""
         del per_image
         if inputs:
@@ -174,6 +176,7 @@ class Llava(VisionLanguageModel):
             attention_mask,
             image_token_id=self.config.image_token_id,
             tokens_per_image=self.config.tokens_per_image,
+            bucket=bucket,
             vocab_size=self.config.text.vocab_size,
         )
 

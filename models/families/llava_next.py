@@ -66,7 +66,9 @@ class LlavaNext(Llava):
         """Those of LLaVA, and the newline."""
         return [*Llava.table(config), *newline_table()]
 
-    def pack(self, input_ids: Any, pixel_values: Any, attention_mask: Any, *, per_image: bool, **inputs: Any) -> Prompt:
+    def pack(
+        self, input_ids: Any, pixel_values: Any, attention_mask: Any, *, per_image: bool, bucket: int, **inputs: Any
+    ) -> Prompt:
         """See `make_prompt` and `anyres.lay_out`; `image_sizes` [images, 2] is height and width before resizing."""
         sizes, features_of = inputs.pop("image_sizes", None), None
         if inputs:
@@ -86,6 +88,7 @@ class LlavaNext(Llava):
             attention_mask,
             image_token_id=config.image_token_id,
             tokens_per_image=config.tokens_per_image,
+            bucket=bucket,
             vocab_size=config.text.vocab_size,
             features_of=features_of,
             per_image=per_image,
