@@ -51,7 +51,8 @@ class Compressor:
     `keep` is a Python (or NumPy) float in (0, 1], a fraction of N, or an int in 1..N; `keep = N` is the identity.
     Leading dimensions are free, and every set of tokens is shrunk by itself. It runs under `jit`, `vmap`, `export` and
     `grad` (through values, not through choices). Padding is picked only where fewer than K valid tokens exist, after
-    tokens with a NaN or an infinity, which are picked after all others. Ties go to the lower index.
+    tokens with a NaN or an infinity, in their values or in the evidence about them, which are picked after all others;
+    none of these joins another token or is joined, or has any influence. Ties go to the lower index.
 
     Attributes:
         name: what schedules and tables call it.
@@ -166,6 +167,7 @@ class Compressor:
             raise TypeError(f"{self.name} takes no {unknown[0]}; it takes {', '.join(self.evidence) or 'no evidence'}")
         *leading, count = tokens.shape
         told: dict[str, Any] = {}
+        sizes = {"N": count} if self.at == "tower" else {"N": count, "D": tokens.values.shape[-1]}
         for name in self.required:
             if name not in evidence:
                 shape = f" [..., {', '.join(EVIDENCE[name])}]" if EVIDENCE[name] else ""
@@ -173,15 +175,16 @@ class Compressor:
         for name, value in evidence.items():
             array, letters = value, EVIDENCE[name]
             if letters:
-                array = jnp.asarray(value)
-                wrong = array.ndim != len(leading) + len(letters) or list(array.shape[: len(leading)]) != leading
-                wrong = wrong or any(
-                    letter == "N" and size != count
-                    for letter, size in zip(letters, array.shape[len(leading) :], strict=True)
-                )
-                if wrong:
-                    expected = [*map(str, leading), *(str(count) if letter == "N" else letter for letter in letters)]
-                    raise ValueError(f"{self.name}: {name} must be [{', '.join(expected)}], got {list(array.shape)}")
+                array = jnp.asarray(value, bool if name == "text_valid" else None)
+                expected = [*leading, *(sizes.get(letter, letter) for letter in letters)]
+                if array.ndim == len(expected) and "T" in letters:  # the first one says how many there are
+                    sizes.setdefault("T", array.shape[len(leading) + letters.index("T")])
+                if array.ndim != len(expected) or any(
+                    isinstance(size, int) and size != got for size, got in zip(expected, array.shape, strict=True)
+                ):
+                    raise ValueError(
+                        f"{self.name}: {name} must be [{', '.join(map(str, expected))}], got {list(array.shape)}"
+                    )
             told[name] = array
         return told
 

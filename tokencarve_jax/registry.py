@@ -7,16 +7,21 @@ from tokencarve_jax.compressor import Compressor
 from tokencarve_jax.methods import (
     cdpruner,
     controls,
+    dart,
     divprune,
     fastervlm,
     fastv,
     hiprune,
     holov,
     mmtok,
+    pooling,
     prumerge,
+    pyramiddrop,
     scope,
+    sparsevlm,
     tokencarve,
     tome,
+    uniform,
     visionzip,
     vispruner,
     zoo_prune,
@@ -51,6 +56,11 @@ _ROWS = (
     Compressor("scope", scope.scope, at="input", paper="arXiv 2510.24214"),
     Compressor("mmtok", mmtok.mmtok, at="input", paper="arXiv 2508.18264"),
     Compressor("zoo-prune", zoo_prune.zoo_prune, at="input", paper="arXiv 2509.24837"),
+    Compressor("uniform", uniform.uniform, at="input"),
+    Compressor("pooling", pooling.pooling, at="input", paper="arXiv 2406.20092"),
+    Compressor("pyramiddrop", pyramiddrop.pyramiddrop, at="decoder", paper="arXiv 2410.17247"),
+    Compressor("sparsevlm", sparsevlm.sparsevlm, at="decoder", paper="arXiv 2410.04417"),
+    Compressor("dart", dart.dart, at="decoder", paper="arXiv 2502.11494"),
 )
 
 COMPRESSORS: Mapping[str, Compressor] = MappingProxyType({row.name: row for row in _ROWS})

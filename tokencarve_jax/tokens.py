@@ -138,9 +138,9 @@ def gather(tokens: Tokens, selection: Selection) -> Compressed:
     """Carry a decision out: the only place where values, sizes and positions move.
 
     A group becomes the mean of its members, weighted by their sizes unless the selection has weights of its own; a row
-    that nothing joined stays as it is, bit for bit. Padding, and tokens with a NaN or an infinity, add nothing to a
-    group that they join. A row keeps the position of the token that stands there, and its size is the sum of its
-    members'.
+    that nothing joined stays as it is, bit for bit. Padding, and tokens with a NaN or an infinity, join nothing, and
+    nothing joins them: such an assignment becomes -1. A row keeps the position of the token that stands there, and its
+    size is the sum of its members'.
 
     Args:
         tokens: N of them.
@@ -164,12 +164,13 @@ def gather(tokens: Tokens, selection: Selection) -> Compressed:
     values, valid, sizes, positions = (
         rows(array, indices) for array in (tokens.values, tokens.valid, tokens.sizes, tokens.positions)
     )
-    assignment = rows_of(indices, tokens.shape[-1]) if selection.assignment is None else selection.assignment
+    assignment = standing = rows_of(indices, tokens.shape[-1])
     if selection.assignment is not None:
         precise = jnp.promote_types(tokens.values.dtype, jnp.float32)
         counts = tokens.valid & jnp.isfinite(tokens.values).all(-1)
-        joins = assignment[..., None, :] == jnp.arange(indices.shape[-1], dtype=jnp.int32)[:, None]
-        joins &= counts[..., None, :]  # [..., K, N]
+        joins = selection.assignment[..., None, :] == jnp.arange(indices.shape[-1], dtype=jnp.int32)[:, None]
+        joins &= counts[..., None, :] & rows(counts, indices)[..., None]  # [..., K, N]
+        assignment = jnp.where(joins.any(-2), selection.assignment, standing)
         grown = joins.sum(-1) > 1
         sizes = jnp.where(grown, jnp.where(joins, tokens.sizes[..., None, :], 0).sum(-1), sizes)
         if selection.values is None:

@@ -28,6 +28,7 @@ def norm(tokens: Tokens, *, keep: int) -> Selection:
     """The K tokens with the largest L2 norm, O(N D): the control for scores by singular value decomposition."""
     values = tokens.values.astype(jnp.promote_types(tokens.values.dtype, jnp.float32))
     peak = jnp.abs(values).max(-1, keepdims=True)
-    scale = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)  # no square overflows
-    length = scale[..., 0] * jnp.linalg.norm(values / scale, axis=-1)
+    # By a power of two, so that no square overflows; and not by the peak, whose reciprocal may vanish.
+    exponent, one = jnp.clip(jnp.frexp(peak)[1], -125, 125), jnp.ones_like(peak)
+    length = jnp.linalg.norm(values * jnp.ldexp(one, -exponent), axis=-1) * jnp.ldexp(one, exponent)[..., 0]
     return Selection(best(length, keep, tiers(tokens.valid, tokens.values)))

@@ -12,4 +12,4 @@ def fastv(tokens: Tokens, *, keep: int, query_attention: jax.Array) -> Selection
     Officially at layer 2 (3 in later papers), half of the tokens, original positions; earlier layers keep their full
     cache.
     """
-    return Selection(best(query_attention, keep, tiers(tokens.valid, query_attention)))
+    return Selection(best(query_attention, keep, tiers(tokens.valid, query_attention, tokens.values)))

@@ -29,8 +29,12 @@ def best_first(score: jax.Array, tier: jax.Array | None = None) -> jax.Array:
 
 
 def best(score: jax.Array, keep: int, tier: jax.Array | None = None) -> jax.Array:
-    """Indices of the `keep` best, ascending: [..., K] int32. A score that is not a number counts as the lowest."""
+    """Indices of the `keep` best, ascending: [..., K] int32. A score that is not a number counts as the lowest.
+
+    Below the highest tier scores say nothing, and the lower index goes first: what padding holds has no influence.
+    """
     score = jnp.where(jnp.isnan(score), -jnp.inf, score)
+    score = score if tier is None else jnp.where(tier == USABLE, score, 0)
     return jnp.sort(best_first(score, tier)[..., :keep], axis=-1)
 
 
@@ -47,6 +51,7 @@ def fuse_ranks(attention: jax.Array, information: jax.Array, tier: jax.Array, we
     """
     n = attention.shape[-1]
     exact = fractions.Fraction(weight).limit_denominator(max(1, min(10_000, (2**31 - 1) // n)))
+    attention, information = (jnp.where(tier == USABLE, score, 0) for score in (attention, information))
     by_attention = n - invert(best_first(attention, tier))
     by_information = n - invert(best_first(information, tier))
     return exact.numerator * by_attention + (exact.denominator - exact.numerator) * by_information
