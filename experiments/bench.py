@@ -280,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser.set_defaults(argv=arguments)
-    return cli.run(bench, parser, argv)
+    return cli.run(bench, parser, argv, keep_compiled=False)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ _CODE = (
     "experiments/methods.py",
     "experiments/processes.py",
 )
-_ENVIRONMENT = ("XLA_FLAGS", "PJRT_NPROC", "OPENBLAS_NUM_THREADS", "OPENBLAS_THREAD_TIMEOUT")  # change times
+_ENVIRONMENT = ("XLA_FLAGS", "PJRT_NPROC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # change times
 _ROOT = Path(__file__).parents[1]
 _Z = 1.959964  # of a 95 % interval
 

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import jax
+
+from models import compiled
 from models.checkpoint.table import CheckpointError
 from models.config import ConfigError
 
@@ -39,6 +42,7 @@ def run(
     argv: Sequence[str] | None,
     *,
     interrupted: str = "interrupted",
+    keep_compiled: bool = True,
 ) -> int:
     """Parse the flags and do the work.
 
@@ -48,11 +52,17 @@ def run(
       parser: of the flags.
       argv: the flags; those of the process where None.
       interrupted: what to say after Ctrl-C.
+      keep_compiled: keep compiled programs on disk for the next start. A command that times compiling must not, and
+        then reads none either, whoever put them there.
 
     Returns:
       The exit status.
     """
     flags = parser.parse_args(argv)
+    if keep_compiled:
+        compiled.keep_on_disk()
+    else:
+        jax.config.update("jax_enable_compilation_cache", False)
     try:
         return body(flags) or 0
     except (CommandError, ConfigError, CheckpointError, OSError) as error:

@@ -1,7 +1,13 @@
 """What most test files share: they compile dozens of small programs and run each once or twice."""
 
+import os
+
 import jax
 import pytest
+
+# No program from an earlier run, none left behind: for this process and those that tests start.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+jax.config.update("jax_enable_compilation_cache", False)
 
 # Compiled as users' programs are: what is measured here is arithmetic, or takes long to run.
 AS_USERS_DO = ("test_carve", "test_information", "test_parity", "test_shipped", "test_layers", "examples")

@@ -1,10 +1,6 @@
 """The command that compares the routes: every matrix and route in its output, and bad input in one line."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -117,14 +113,3 @@ def test_bad_input_gives_one_line(argv, words, tmp_path, capsys):
 def test_a_damaged_model_gives_one_line(folder, tmp_path, capsys):
     broken = damage(folder, tmp_path / "broken", "missing weight")
     assert "missing weight" in failure(information_routes.main, [*LITTLE, f"--model={broken}", "--scenes=1"], capsys)
-
-
-@pytest.mark.parametrize(("own", "used"), [({}, "24"), ({"OPENBLAS_THREAD_TIMEOUT": "28"}, "28")])
-def test_commands_let_blas_threads_sleep_before_scipy_is_loaded(own, used):
-    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_THREAD_TIMEOUT"} | own
-    code = "import sys, os, experiments; print(os.environ['OPENBLAS_THREAD_TIMEOUT'], 'scipy' in sys.modules)"
-    here = Path(__file__).parents[1]
-    out = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=here, capture_output=True, text=True, check=True, timeout=60
-    )
-    assert out.stdout.split() == [used, "False"]

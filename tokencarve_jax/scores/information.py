@@ -47,8 +47,7 @@ values decay, as those of hidden states do:
   decay 1/j^0.5  190 (153)  96 (81)   34 (29)     36 (28)  1 (1)
   Gaussian       187 (163)  102 (82)  36 (31)     36 (31)  1 (1)
 
-On a CPU these calls go to LAPACK, whose threads (OpenBLAS, inside SciPy) then spin for 0.1 s and take the cores from
-what XLA runs next. The environment variable OPENBLAS_THREAD_TIMEOUT=24, set before SciPy is loaded, makes that 6 ms.
+On a CPU these calls go to LAPACK, which they leave with one thread (`_blas` says why, and whose calls that touches).
 """
 
 import functools
@@ -59,6 +58,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from tokencarve_jax._blas import one_thread
 from tokencarve_jax.scores.spectrum import dominating_directions, lower_gram, made, matmul, transpose, without
 
 
@@ -136,6 +136,7 @@ def _by(rotate: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> Callable[
     """
 
     def route(tokens: jax.Array) -> jax.Array:
+        one_thread()
         tokens = made(tokens)  # once, and not for each product that reads it
         directions, along = dominating_directions(tokens)
         rotated, squares = rotate(without(tokens, directions, along))

@@ -1,0 +1,155 @@
+"""Time many calls of `carve` on a CPU, idle or beside busy loops: the median, and the worst.
+
+A mean hides what a user of a server sees: the call that took a second because LAPACK's threads waited for each other.
+Two fresh processes, one after the other: as carving leaves LAPACK (with one thread), and with the threads that SciPy's
+OpenBLAS has as installed. Prints a table and writes results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import datetime
+import functools
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import tokencarve_jax as tc
+from experiments import cli, results
+from experiments.cli import CommandError
+from experiments.score_matrices import synthetic
+from tokencarve_jax._blas import open_blas
+
+CARVING, INSTALLED = "as carving leaves it", "as installed"
+LIMIT_S = 120  # of a setting, where calls take seconds
+_EXAMPLES = """examples:
+  python -m experiments.carve_tail             on the machine as it is
+  python -m experiments.carve_tail --busy=2    beside two processes that take a core each
+"""
+# Ends by itself where its parent was killed.
+_LOOP = "import os; parent = os.getppid()\nwhile os.getppid() == parent: sum(range(10_000))"
+
+
+@contextlib.contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """That many processes beside the body, each of which would like a core for itself."""
+    with contextlib.ExitStack() as ends:
+        for _ in range(count):
+            loop = subprocess.Popen([sys.executable, "-c", _LOOP], stdin=subprocess.DEVNULL)
+            ends.callback(loop.wait)
+            ends.callback(loop.kill)
+        yield
+
+
+def prepare(setting: str) -> None:
+    """Make this process, a fresh one, that of a setting."""
+    jax.config.update("jax_platforms", "cpu")
+    if setting == INSTALLED:  # said aloud, it is the user's choice, and stays; OpenBLAS takes no more than there are
+        os.environ["OPENBLAS_NUM_THREADS"] = str(os.cpu_count())
+
+
+def take(calls: int, tokens: int, width: int, keep: float | int, busy: int) -> tuple[list[float], int | None]:
+    """Seconds of each call, of a matrix whose singular values decay as those of hidden states do; LAPACK's threads."""
+    rng = np.random.default_rng(0)
+    matrix = next(m for name, m in synthetic(tokens, width, rng) if name == "decay 1/j^0.5")
+    arguments = jnp.asarray(matrix, jnp.float32), jnp.asarray(rng.random(tokens), jnp.float32)
+    carve = functools.partial(tc.carve, *arguments, keep=keep)
+    for _ in range(3):
+        jax.block_until_ready(carve())
+    seconds = []
+    with busy_loops(busy):
+        for _ in tqdm(range(calls), desc="calls", file=sys.stderr, disable=None):
+            start = time.perf_counter()
+            jax.block_until_ready(carve())
+            seconds.append(time.perf_counter() - start)
+            if sum(seconds) > LIMIT_S:
+                break
+    library = open_blas()
+    return seconds, library.get_threads() if library else None
+
+
+def measure(flags: argparse.Namespace) -> None:
+    """Run what the flags ask for."""
+    if flags.out.exists() and not flags.out.is_dir():
+        raise CommandError(f"--out {flags.out}: there is a file of that name")
+    try:
+        tc.plan(flags.tokens, flags.keep)
+    except ValueError as error:
+        raise CommandError(f"--keep={flags.keep}: {error}") from error
+    settings = [CARVING, INSTALLED] if open_blas() else [CARVING]
+    seconds, threads = {}, {}
+    for setting in settings:
+        fresh = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, fresh, initializer=prepare, initargs=(setting,)) as process:
+            work = process.submit(take, flags.calls, flags.tokens, flags.width, flags.keep, flags.busy)
+            seconds[setting], threads[setting] = work.result()
+    about = results.machine()
+    print(
+        f"carve at {flags.tokens} x {flags.width}, keep={flags.keep}, on {about['cores']} cores, "
+        f"beside {flags.busy} busy loops\n"
+    )
+    print(table(seconds, threads))
+    value: dict[str, Any] = {
+        "command": ["python", "-m", "experiments.carve_tail", *flags.argv],
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "settings": {key: value for key, value in vars(flags).items() if key not in ("argv", "out")},
+        "machine": about,
+        "versions": results.versions(),
+        "threads": threads,
+        "seconds": seconds,
+    }
+    flags.out.mkdir(parents=True, exist_ok=True)
+    results.write_json(flags.out / "results.json", value)
+    print(f"\nEvery time: {flags.out / 'results.json'}")
+
+
+def table(seconds: dict[str, list[float]], threads: dict[str, int | None]) -> str:
+    """Median, worst, and how far apart they are."""
+    rows = []
+    for setting, taken in seconds.items():
+        middle, worst = statistics.median(taken), max(taken)
+        times = [f"{1e3 * value:.1f}" for value in (min(taken), middle, worst)]
+        rows.append([setting, str(threads[setting] or "?"), str(len(taken)), *times, f"{worst / middle:.1f}"])
+    return results.format_table(
+        ["LAPACK", "threads", "calls", "fastest ms", "median ms", "worst ms", "worst / median"], rows
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the flags, measure, and say what went wrong in one line."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = cli.Parser(prog="python -m experiments.carve_tail", description=__doc__, epilog=_EXAMPLES)
+    cli.add_keep_flag(parser, default=0.222)
+    whole: dict[str, Any] = {"type": cli.positive, "metavar": "COUNT"}
+    parser.add_argument(
+        "--busy", type=cli.seed, default=0, metavar="COUNT", help="busy loops beside it (default: %(default)s)"
+    )
+    parser.add_argument("--calls", default=100, help=f"at most, in {LIMIT_S} s (default: %(default)s)", **whole)
+    parser.add_argument("--tokens", default=576, help="N (default: %(default)s)", **whole)
+    parser.add_argument("--width", default=4096, help="D (default: %(default)s)", **whole)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/carve_tail"),
+        metavar="FOLDER",
+        help="for results.json (default: %(default)s)",
+    )
+    parser.set_defaults(argv=list(argv))
+    return cli.run(measure, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

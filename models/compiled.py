@@ -1,0 +1,83 @@
+"""Compiled programs that commands keep on disk, so that a second start need not compile them again.
+
+JAX's own cache, in the user's cache folder. Whoever sets JAX_COMPILATION_CACHE_DIR has a cache already, and nothing
+here touches it; JAX_ENABLE_COMPILATION_CACHE=false does without any. Only commands call this: a library leaves such
+choices to the program that imports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import stat
+import tempfile
+import zlib
+from pathlib import Path
+
+import jax
+
+MOST_BYTES = 1 << 30
+LEAST_SECONDS = 0.1  # what compiles faster is compiled
+
+
+def keep_on_disk() -> None:
+    """Let JAX keep what it compiles from now on; where there is no place for it, leave all as it was, in silence."""
+    config = jax.config.values
+    if config["jax_compilation_cache_dir"] or not config["jax_enable_compilation_cache"]:
+        return
+    with contextlib.suppress(OSError, RuntimeError):  # a home that is read-only, or none
+        folder = _own(cache_folder())
+        shrink(folder.parent, MOST_BYTES)
+        with tempfile.TemporaryFile(dir=folder):  # a full or read-only disk shows here, and not as a warning each time
+            pass
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def cache_folder() -> Path:
+    """Below $XDG_CACHE_HOME or ~/.cache, one for each kind of processor: homes are shared, programs run on one kind."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"  # the specification ignores relative ones
+    return root / "tokencarve_jax" / "compiled" / f"{zlib.crc32(_processor().encode()):08x}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    return "\n".join(sorted(named) or [platform.machine(), platform.processor()])
+
+
+def _own(folder: Path) -> Path:
+    """Make the folder. What lies in it is run, so nobody else may write there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    about = folder.stat()
+    if hasattr(os, "getuid") and (about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        raise PermissionError(f"{folder} can be written by others")
+    return folder
+
+
+def shrink(folder: Path, most: int) -> None:
+    """Remove the oldest files until no more than `most` bytes are left.
+
+    JAX has a limit of its own, but a process that is killed while it writes breaks it: an entry without its time stops
+    every later one from being written. Another process may remove files at the same time, or read what goes: it then
+    compiles.
+    """
+    found = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            about = path.stat()
+            if stat.S_ISREG(about.st_mode):
+                found.append((about.st_mtime, about.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= most:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+        total -= size
