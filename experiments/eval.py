@@ -20,6 +20,7 @@ from experiments import cli, methods, workers
 from experiments.cli import CommandError
 from experiments.evaluation.run import evaluate
 from experiments.evaluation.settings import Settings
+from experiments.results import OtherRunError
 
 _EXAMPLES = """examples:
   python -m experiments.eval                              the shipped model, 128 of 576 visual tokens left
@@ -85,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     workers.add_flags(parser)
 
     def body(flags: argparse.Namespace) -> None:
-        print(evaluate(_settings(flags), command=["python", "-m", "experiments.eval", *argv]))
+        try:
+            print(evaluate(_settings(flags), command=["python", "-m", "experiments.eval", *argv]))
+        except OtherRunError as error:
+            raise CommandError(f"{error}; pass another --out, or --restart to replace it") from error
 
     return cli.run(body, parser, argv, interrupted="interrupted; the same command goes on from here")
 

@@ -137,7 +137,7 @@ class RayPool:
         try:
             found = ray.get(ready)
         except RayTaskError as error:
-            raise CommandError(f"a worker failed: {one_line(error.cause or error)}") from error
+            raise CommandError(f"a worker failed: {str(error.cause or error).splitlines()[0]}") from error
         except RayError as error:
             self._replace(place, call, error)
             return None

@@ -107,6 +107,10 @@ def differing(settings: Mapping[str, Any], others: Mapping[str, Any]) -> list[st
     return sorted(key for key in {*settings, *others} if settings.get(key) != others.get(key))
 
 
+class OtherRunError(CommandError):
+    """A folder holds a run that this one cannot go on with."""
+
+
 class Journal:
     """A file of JSON lines, the first of which tells the settings: what a run did so far.
 
@@ -121,7 +125,7 @@ class Journal:
       entries: all of them, those of earlier runs too.
 
     Raises:
-      CommandError: the file belongs to other settings, or is no journal.
+      OtherRunError: the file belongs to other settings, or is no journal.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], *, restart: bool = False):
@@ -138,12 +142,9 @@ class Journal:
             rows = [json.loads(line) for line in lines]
             found = rows[0]["settings"] if rows else self.settings
         except (ValueError, KeyError, TypeError) as error:
-            raise CommandError(f"{self.path} is damaged; start anew with --restart, or pass another --out") from error
+            raise OtherRunError(f"{self.path} is damaged") from error
         if changed := differing(found, self.settings):
-            raise CommandError(
-                f"{self.path.parent} holds a run with other settings ({', '.join(changed)}); "
-                "pass another --out, or --restart to replace it"
-            )
+            raise OtherRunError(f"{self.path.parent} holds a run with other settings ({', '.join(changed)})")
         self.entries, self._size = rows[1:], sum(len(line) + 1 for line in lines)
 
     def add(self, entry: dict[str, Any]) -> None:

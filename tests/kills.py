@@ -26,7 +26,7 @@ GONE_S = 120  # for what a killed driver leaves behind to end; Ray's agents look
 
 def command(model: Path, out: Path, *more: str) -> list[str]:
     """An evaluation of a few seconds."""
-    flags = [f"--model={model}", f"--out={out}", "--keep=5", "--limit=40", "--batch-size=2", "--seed=1"]
+    flags = [f"--model={model}", f"--out={out}", "--keep=5", "--limit=100", "--batch-size=2", "--seed=1"]
     return [sys.executable, "-m", "experiments.eval", *flags, *more]
 
 
@@ -95,6 +95,14 @@ def alive(pids: dict[int, str]) -> dict[int, str]:
     return left
 
 
+def left_over(family: dict[int, str], patience: float) -> dict[int, str]:
+    """Those that do not end by themselves."""
+    deadline = time.monotonic() + patience
+    while (left := alive(family)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return left
+
+
 def kill_once(model: Path, out: Path, target: str, after: float, generator: random.Random) -> dict:
     """One try: kill `target` so many seconds after the first worker appeared; gives what became of it."""
     argv = command(model, out, "--workers=2")
@@ -118,9 +126,6 @@ def kill_once(model: Path, out: Path, target: str, after: float, generator: rand
     while status != 0 and runs < 3:
         status, _, err = finish(start(argv))
         runs += 1
-    began = time.monotonic()
-    while (left := alive(family)) and time.monotonic() - began < GONE_S:
-        time.sleep(0.5)
     return {
         "target": target,
         "after": round(after, 2),
@@ -129,7 +134,7 @@ def kill_once(model: Path, out: Path, target: str, after: float, generator: rand
         "runs": runs,
         "batches then": before,
         "err": err if status else "",
-        "left": left,
+        "family": family,
     }
 
 
@@ -151,7 +156,9 @@ def kill_many(kills: int, seed: int, folder: Path) -> list[dict]:
         found = kill_once(model, out, TARGETS[number % 3], generator.uniform(0, span), generator)
         found["same"] = found["status"] == 0 and samples(out) == wanted
         tries.append(found)
-        print(found, flush=True)
+        print({key: value for key, value in found.items() if key != "family"}, flush=True)
+    for found in tries:
+        found["left"] = left_over(found["family"], GONE_S)
     return tries
 
 
