@@ -21,12 +21,13 @@ from tests.commands import save_checkpoint
 ROOT = Path(__file__).parents[1]
 TARGETS = ("worker", "driver", "both")
 LIMIT_S = 300  # of one run; far more than is needed, so that a test fails and does not hang
+LONG = "--limit=800"  # so that many a moment falls into the asking, and not all into the start
 GONE_S = 120  # for what a killed driver leaves behind to end; Ray's agents look for it a minute long
 
 
 def command(model: Path, out: Path, *more: str) -> list[str]:
-    """An evaluation of a few seconds."""
-    flags = [f"--model={model}", f"--out={out}", "--keep=5", "--limit=100", "--batch-size=2", "--seed=1"]
+    """An evaluation of a few seconds; later flags count."""
+    flags = [f"--model={model}", f"--out={out}", "--keep=5", "--limit=40", "--batch-size=2", "--seed=1"]
     return [sys.executable, "-m", "experiments.eval", *flags, *more]
 
 
@@ -103,9 +104,8 @@ def left_over(family: dict[int, str], patience: float) -> dict[int, str]:
     return left
 
 
-def kill_once(model: Path, out: Path, target: str, after: float, generator: random.Random) -> dict:
+def kill_once(argv: list[str], out: Path, target: str, after: float, generator: random.Random) -> dict:
     """One try: kill `target` so many seconds after the first worker appeared; gives what became of it."""
-    argv = command(model, out, "--workers=2")
     process = start(argv)
     deadline = time.monotonic() + LIMIT_S
     while not workers_of(process.pid) and process.poll() is None and time.monotonic() < deadline:
@@ -142,18 +142,20 @@ def kill_many(kills: int, seed: int, folder: Path) -> list[dict]:
     """Try after try, the targets by turns; says how each ended."""
     generator = random.Random(seed)
     model = save_checkpoint(folder / "model")
-    status, _, err = finish(start(command(model, folder / "whole")))
+    status, _, err = finish(start(command(model, folder / "whole", LONG)))
     assert status == 0, err
     wanted = samples(folder / "whole")
     began = time.monotonic()
-    status, _, err = finish(start(command(model, folder / "timed", "--workers=2")))
+    status, _, err = finish(start(command(model, folder / "timed", LONG, "--workers=2")))
     assert status == 0, err
     assert samples(folder / "timed") == wanted
     span = max(2.0, time.monotonic() - began - 5)  # Ray takes about five seconds to have the first worker
     tries = []
     for number in range(kills):
         out = folder / f"try-{number}"
-        found = kill_once(model, out, TARGETS[number % 3], generator.uniform(0, span), generator)
+        found = kill_once(
+            command(model, out, LONG, "--workers=2"), out, TARGETS[number % 3], generator.uniform(0, span), generator
+        )
         found["same"] = found["status"] == 0 and samples(out) == wanted
         tries.append(found)
         print({key: value for key, value in found.items() if key != "family"}, flush=True)

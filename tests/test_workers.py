@@ -147,7 +147,7 @@ class TestEvaluation:
 
     @pytest.mark.parametrize("target", kills.TARGETS)
     def test_killed(self, model, alone, tmp_path, target):
-        found = kills.kill_once(model, tmp_path, target, 2.0, random.Random(0))
+        found = kills.kill_once(kills.command(model, tmp_path, "--workers=2"), tmp_path, target, 2.0, random.Random(0))
         assert found["hit"] == (2 if target == "both" else 1)
         assert found["status"] == 0, found["err"]
         assert found["runs"] == (1 if target == "worker" else 2)
