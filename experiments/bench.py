@@ -12,6 +12,7 @@ new tokens, which is rounded up to a multiple of 32.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import os
 import statistics
@@ -28,6 +29,7 @@ from tqdm import tqdm
 from experiments import cli, results
 from experiments.benchmark import capacity, floors, ours, presets, report, timing
 from experiments.benchmark.peer import OutOfMemory, Peer
+from experiments.benchmark.settings import Settings
 from experiments.cli import CommandError
 from models.engine import plan
 from models.llava import Llava
@@ -43,31 +45,31 @@ SIDES = ("uncompressed", "carved")
 PROBE_SIZES = {"cpu": (100 * 2**20, 1024), "gpu": (1000 * 2**20, 8192)}  # of the large array, of the square matrices
 
 
-def _check(flags: argparse.Namespace) -> int:
+def _check(settings: Settings) -> int:
     """How many visual tokens are kept.
 
     Raises:
-      CommandError: flags that do not belong together.
+      CommandError: settings that do not belong together.
     """
-    config = presets.PRESETS[flags.preset]
-    if flags.prompt_tokens < 2:
-        raise CommandError("--prompt-tokens must be at least 2: one before the image, one after it")
-    if flags.new_tokens < 2:
-        raise CommandError("--new-tokens must be at least 2: the first comes out of the prefill")
+    config = presets.PRESETS[settings.preset]
+    if settings.prompt_tokens < 2:
+        raise CommandError("a prompt has at least 2 tokens: one before the image, one after it")
+    if settings.new_tokens < 2:
+        raise CommandError("at least 2 new tokens are needed: the first comes out of the prefill")
     try:
-        cuts = plan.parse(flags.keep, num_layers=config.text.num_layers)
+        cuts = plan.parse(settings.keep, num_layers=config.text.num_layers)
         cuts = plan.resolve(cuts, config.tokens_per_image).cuts
     except ValueError as error:
-        raise CommandError(f"--keep: {error}") from error
+        raise CommandError(f"keep={settings.keep}: {error}") from error
     if not cuts:
         raise CommandError(
-            f"--keep={flags.keep} leaves all {config.tokens_per_image} visual tokens: nothing to compare"
+            f"keep={settings.keep} leaves all {config.tokens_per_image} visual tokens: nothing to compare"
         )
     return int(cuts[0].keep)
 
 
 def _rounds(
-    flags: argparse.Namespace, runners: dict[str, ours.Runner], carving: ours.Carving, peer: Peer | None, probes: Any
+    settings: Settings, runners: dict[str, ours.Runner], carving: ours.Carving, peer: Peer | None, probes: Any
 ) -> dict[str, list[float]]:
     """Every program once per round, ours and theirs by turns, and how fast the machine was in that round."""
     steps = runners["carved"].steps
@@ -82,7 +84,7 @@ def _rounds(
     }
     times: dict[str, list[float]] = {" ".join(name): [] for name, call in work.items() if call}
     times |= {"bandwidth": [], "flops": []}
-    for index in tqdm(range(flags.repeats + 1), desc="rounds", unit="round", leave=False):
+    for index in tqdm(range(settings.repeats + 1), desc="rounds", unit="round", leave=False):
         for name, call in work.items():
             if call:
                 seconds = call()
@@ -100,21 +102,19 @@ def _share(work: float, seconds: Sequence[float], per_second: Sequence[float]) -
     return statistics.median(work / taken / speed for taken, speed in zip(seconds, per_second, strict=True))
 
 
-def _cell(
-    flags: argparse.Namespace, llava: Llava, batch: int, keep: int, peer: Peer | None, probes: Any
-) -> dict[str, Any]:
+def _cell(settings: Settings, llava: Llava, batch: int, keep: int, peer: Peer | None, probes: Any) -> dict[str, Any]:
     """All figures of one batch size."""
-    config, itemsize = llava.config, jnp.dtype(flags.dtype).itemsize
-    ids, pixels = presets.inputs(config, batch=batch, prompt_tokens=flags.prompt_tokens)
+    config, itemsize = llava.config, jnp.dtype(settings.dtype).itemsize
+    ids, pixels = presets.inputs(config, batch=batch, prompt_tokens=settings.prompt_tokens)
     prompt = presets.on_device(llava, ids, pixels)
     if peer:
         peer.inputs(ids, pixels)
     # Carved first: it needs less memory, and a peak that others have raised cannot be read any more.
     runners = {
-        name: ours.Runner(llava, prompt, keep if name == "carved" else None, flags.new_tokens)
+        name: ours.Runner(llava, prompt, keep if name == "carved" else None, settings.new_tokens)
         for name in reversed(SIDES)
     }
-    times = _rounds(flags, runners, ours.Carving(llava, prompt, keep), peer, probes)
+    times = _rounds(settings, runners, ours.Carving(llava, prompt, keep), peer, probes)
 
     cell: dict[str, Any] = {"batch": batch}
     cuts = plan.resolve(plan.parse(keep, num_layers=config.text.num_layers), config.tokens_per_image).cuts
@@ -129,7 +129,7 @@ def _cell(
         side["prefill_share"] = _share(side["prefill_flops"], prefill["seconds"], times["flops"])
         slots = runner.cache["slots"]
         side["step_bytes"] = floors.step_bytes(
-            config, batch=batch, prompt_slots=slots, new_tokens=flags.new_tokens, itemsize=itemsize
+            config, batch=batch, prompt_slots=slots, new_tokens=settings.new_tokens, itemsize=itemsize
         )
         side["decode_share"] = _share(side["step_bytes"], step["seconds"], times["bandwidth"])
         if name == "transformers":
@@ -153,53 +153,61 @@ def _cell(
     return cell
 
 
-def _largest(flags: argparse.Namespace, llava: Llava, keep: int) -> dict[str, Any]:
+def _largest(settings: Settings, llava: Llava, keep: int) -> dict[str, Any]:
     room = capacity.limit()
     return {
         name: capacity.largest_batch(
             llava,
             carve=keep if name == "carved" else None,
-            prompt_tokens=flags.prompt_tokens,
-            new_tokens=flags.new_tokens,
+            prompt_tokens=settings.prompt_tokens,
+            new_tokens=settings.new_tokens,
             room=room,
         )
         for name in SIDES
     }
 
 
-def bench(flags: argparse.Namespace) -> None:
-    """Do what the flags ask."""
-    keep = _check(flags)
+def bench(settings: Settings, *, command: str) -> None:
+    """Measure, print, and write results.json.
+
+    Args:
+      settings: what to measure.
+      command: what is put on record as having asked for it.
+
+    Raises:
+      CommandError: the settings do not fit each other, or the model not into memory.
+    """
+    keep = _check(settings)
     # The two processes share one GPU: neither may take all of it beforehand.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
-    config, on_cpu = presets.PRESETS[flags.preset], jax.default_backend() == "cpu"
-    flags.out.mkdir(parents=True, exist_ok=True)
+    config, on_cpu = presets.PRESETS[settings.preset], jax.default_backend() == "cpu"
+    settings.out.mkdir(parents=True, exist_ok=True)
     about = results.machine()
     with ExitStack() as stack:
         try:
             with ours.memory_errors():
-                llava = presets.random_llava(config, jnp.dtype(flags.dtype))
+                llava = presets.random_llava(config, jnp.dtype(settings.dtype))
                 size, side = PROBE_SIZES["cpu" if on_cpu else "gpu"]
-                probes = floors.Probes(jnp.dtype(flags.dtype), size=size, side=side)
+                probes = floors.Probes(jnp.dtype(settings.dtype), size=size, side=side)
             peer = None
-            if flags.against:
-                peer = stack.enter_context(Peer(config, dtype=flags.dtype, threads=about["cores"]))
+            if settings.against:
+                peer = stack.enter_context(Peer(config, dtype=settings.dtype, threads=about["cores"]))
         except OutOfMemory as error:
-            raise CommandError(f"{error} with the weights of {flags.preset} in {flags.dtype} alone") from error
+            raise CommandError(f"{error} with the weights of {settings.preset} in {settings.dtype} alone") from error
         probes.measure()
         cells = []
-        for batch in flags.batch:
+        for batch in settings.batch:
             try:
-                cells.append(_cell(flags, llava, batch, keep, peer, probes))
+                cells.append(_cell(settings, llava, batch, keep, peer, probes))
                 shown = [report.table(cells[-1]), *report.lines(cells[-1])]
             except OutOfMemory as error:
                 cells.append({"batch": batch, "error": str(error)})
                 shown = [f"batch {batch}: {error}"]
             print("\n" + "\n".join(shown), flush=True)
     largest = None
-    if flags.largest_batch or not on_cpu:
-        largest = _largest(flags, llava, keep)
+    if settings.largest_batch or not on_cpu:
+        largest = _largest(settings, llava, keep)
         print("\nlargest batch that fits, " + ", ".join(f"{k}: {v['verified']}" for k, v in largest.items()))
     else:
         print("\nlargest batch that fits: n/a on a CPU (--largest-batch asks for it all the same)")
@@ -210,20 +218,10 @@ def bench(flags: argparse.Namespace) -> None:
     }
     print(report.floors(found))
     value = {
-        "command": "python -m experiments.bench " + " ".join(flags.argv),
+        "command": command,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "settings": {
-            "preset": flags.preset,
-            "keep": flags.keep,
-            "kept": keep,
-            "prompt_tokens": flags.prompt_tokens,
-            "visual_tokens": config.tokens_per_image,
-            "new_tokens": flags.new_tokens,
-            "dtype": flags.dtype,
-            "against": flags.against,
-            "repeats": flags.repeats,
-            "batch": flags.batch,
-        },
+        "settings": dataclasses.asdict(settings)
+        | {"kept": keep, "visual_tokens": config.tokens_per_image, "out": str(settings.out)},
         "machine": about,
         "versions": results.versions(),
         "transformers": peer.about if peer else None,
@@ -232,8 +230,8 @@ def bench(flags: argparse.Namespace) -> None:
         "largest_batch": largest,
         "cells": cells,
     }
-    results.write_json(flags.out / "results.json", value)
-    print(f"\nEvery single time: {flags.out / 'results.json'}")
+    results.write_json(settings.out / "results.json", value)
+    print(f"\nEvery single time: {settings.out / 'results.json'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -278,9 +276,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="for results.json (default: %(default)s)",
     )
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser.set_defaults(argv=arguments)
-    return cli.run(bench, parser, argv, keep_compiled=False)
+    arguments = sys.argv[1:] if argv is None else argv
+
+    def body(flags: argparse.Namespace) -> None:
+        named = vars(flags) | {"batch": tuple(flags.batch)}
+        bench(Settings(**named), command=" ".join(["python -m experiments.bench", *arguments]))
+
+    return cli.run(body, parser, argv)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ it holds a conversation: every line of standard input is a question, until the e
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,12 +23,34 @@ from experiments.results import format_bytes, format_seconds
 from models.engine.model import ROOM_BUCKET
 from models.engine.plan import parse, resolve
 from models.engine.prompt import round_up
+from models.writing import replacing
 
 _EXAMPLES = """examples:
   python -m experiments.generate --image=photo.jpg --prompt="Where is the red circle?"
   python -m experiments.generate --image=photo.jpg --prompt="Where is the red circle?" --keep=0.222 --picture=carved.png
   python -m experiments.generate --image=one.jpg --image=two.jpg --chat
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to ask, and of whom.
+
+    Attributes:
+      model: folder of a checkpoint, or a model id on the hub.
+      images: files.
+      keep: fraction or count of the visual tokens that are left; None carves nothing.
+      max_new_tokens: of the longest answer.
+      dtype: of weights and hidden states.
+      revision: of the model on the hub.
+    """
+
+    model: str
+    images: tuple[Path, ...]
+    keep: float | int | None = None
+    max_new_tokens: int = 32
+    dtype: str = "float32"
+    revision: str | None = None
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -37,22 +60,30 @@ def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - start
 
 
-def generate(flags: argparse.Namespace) -> None:
-    """Answer what the flags ask."""
-    images = [loading.read_image(path) for path in flags.image]
-    if flags.picture:
-        _check_picture(flags.picture, flags.keep)
-    checkpoint, load_s = _timed(lambda: loading.load(flags.model, dtype=flags.dtype, revision=flags.revision))
+def generate(settings: Settings, prompt_text: str, picture: Path | None = None) -> None:
+    """Answer a prompt, and print what that took.
+
+    Args:
+      settings: of whom, and about which images.
+      prompt_text: what to ask; the checkpoint's chat template is added.
+      picture: where a picture of what was kept goes.
+
+    Raises:
+      CommandError: an image cannot be read, the model not be carved like that, or the picture not be drawn.
+      Whatever `experiments.loading.load` raises.
+    """
+    images = [loading.read_image(path) for path in settings.images]
+    checkpoint, load_s = _timed(lambda: _load(settings))
     llava = checkpoint.llava
-    if flags.picture and not llava.square:
-        raise CommandError("--picture cannot draw the tiles of a LLaVA-NeXT; leave it out")
+    if picture and not llava.square:
+        raise CommandError("a picture cannot show the tiles of a LLaVA-NeXT; ask for none")
     try:
-        inputs = checkpoint.encode([images], [flags.prompt])
+        inputs = checkpoint.encode([images], [prompt_text])
         prompt = llava.prompt(
             inputs.input_ids, inputs.pixel_values, inputs.attention_mask, image_sizes=inputs.image_sizes
         )
         room_for = prompt.visual_slots.shape[1]
-        resolve(parse(flags.keep, num_layers=llava.config.text.num_layers), room_for)
+        resolve(parse(settings.keep, num_layers=llava.config.text.num_layers), room_for)
     except ValueError as error:
         raise CommandError(str(error)) from error
     visual = int(prompt.visual_valid.sum())
@@ -63,16 +94,16 @@ def generate(flags: argparse.Namespace) -> None:
             inputs.pixel_values,
             attention_mask=inputs.attention_mask,
             image_sizes=inputs.image_sizes,
-            max_new_tokens=flags.max_new_tokens,
-            carve=flags.keep,
+            max_new_tokens=settings.max_new_tokens,
+            carve=settings.keep,
         )
 
-    room = round_up(flags.max_new_tokens, ROOM_BUCKET)
+    room = round_up(settings.max_new_tokens, ROOM_BUCKET)
     tokens, first_s = _timed(answer)
     (text,) = checkpoint.decode(tokens)
     print(text)
     _, whole_s = _timed(answer)  # once more, now that all is compiled
-    prefilled, prefill_s = _timed(lambda: llava.prefill(prompt, carve=flags.keep, room=room))
+    prefilled, prefill_s = _timed(lambda: llava.prefill(prompt, carve=settings.keep, room=room))
 
     stand_for = prefilled.cuts[0].indices.shape[1] if prefilled.cuts else room_for
     left = min(stand_for, visual)
@@ -92,20 +123,31 @@ def generate(flags: argparse.Namespace) -> None:
     print()
     for name, fact in facts.items():
         print(f"{name:<15}{fact}")
-    if flags.picture:
+    if picture:
         views = pictures.views_of(list(checkpoint.seen(inputs.pixel_values)), llava.config, prefilled)
         lines = [(f"answer with {left} of {visual} visual tokens", text)]
-        pictures.save(pictures.draw(views, question=flags.prompt, lines=lines), flags.picture)
-        print(f"{'picture':<15}{flags.picture}")
+        page = pictures.draw(views, question=prompt_text, lines=lines)
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(picture) as part:
+            pictures.save(page, part)
+        print(f"{'picture':<15}{picture}")
 
 
-def chat(flags: argparse.Namespace) -> None:
-    """Answer line by line what standard input asks."""
-    if flags.picture:
-        raise CommandError("--picture goes with --prompt, not with --chat")
-    images = [loading.read_image(path) for path in flags.image]
-    checkpoint = loading.load(flags.model, dtype=flags.dtype, revision=flags.revision)
-    talk = conversation.Conversation(checkpoint, images, keep=flags.keep, max_new_tokens=flags.max_new_tokens)
+def _load(settings: Settings) -> loading.Checkpoint:
+    return loading.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+
+
+def chat(settings: Settings) -> None:
+    """Answer line by line what standard input asks.
+
+    Raises:
+      CommandError: an image cannot be read, or the model not be carved like that.
+      Whatever `experiments.loading.load` raises.
+    """
+    images = [loading.read_image(path) for path in settings.images]
+    talk = conversation.Conversation(
+        _load(settings), images, keep=settings.keep, max_new_tokens=settings.max_new_tokens
+    )
     try:
         for question in conversation.questions(sys.stdin):
             for piece in talk.ask(question):
@@ -127,6 +169,25 @@ def _check_picture(path: Path, keep: float | int | None) -> None:
         raise CommandError(f"--picture {path}: pass a file name that ends in .png or .jpg")
     if path.is_dir():
         raise CommandError(f"--picture {path}: there is a folder of that name")
+
+
+def _run(flags: argparse.Namespace) -> None:
+    settings = Settings(
+        model=flags.model,
+        images=tuple(flags.image),
+        keep=flags.keep,
+        max_new_tokens=flags.max_new_tokens,
+        dtype=flags.dtype,
+        revision=flags.revision,
+    )
+    if flags.chat:
+        if flags.picture:
+            raise CommandError("--picture goes with --prompt, not with --chat")
+        chat(settings)
+        return
+    if flags.picture:
+        _check_picture(flags.picture, flags.keep)
+    generate(settings, flags.prompt, flags.picture)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -157,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="write a picture of which patches were kept, merged and dropped"
     )
-    return cli.run(lambda flags: chat(flags) if flags.chat else generate(flags), parser, argv)
+    return cli.run(_run, parser, argv)
 
 
 if __name__ == "__main__":

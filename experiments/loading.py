@@ -113,7 +113,7 @@ def load(source: str, *, dtype: str, revision: str | None = None) -> Checkpoint:
     from transformers import AutoProcessor
 
     if Path(source).parent.is_dir() and not Path(source).is_dir():
-        raise CommandError(f"--model {source}: no such folder")  # and the hub need not be asked
+        raise CommandError(f"{source}: no such folder")  # and the hub need not be asked
     folder = find_checkpoint(source, revision=revision)
     llava = from_pretrained(folder, dtype=jnp.dtype(dtype))
     try:
@@ -144,10 +144,10 @@ def read_image(path: Path) -> Image.Image:
       CommandError: missing, or no image that Pillow reads whole.
     """
     if not path.is_file():
-        raise CommandError(f"--image {path}: no such file")
+        raise CommandError(f"{path}: no such file")
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise CommandError(f"--image {path}: cannot be read as an image ({reason})") from error
+        raise CommandError(f"{path}: cannot be read as an image ({reason})") from error

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from experiments.cli import CommandError
+from models.writing import replacing
 
 _PACKAGES = ("tokencarve_jax", "jax", "jaxlib", "flax", "transformers", "numpy", "pillow")
 _CODE = (
@@ -23,9 +24,8 @@ _CODE = (
     "models",
     "experiments/scenes",
     "experiments/loading.py",
-    "experiments/eval.py",
+    "experiments/evaluation",
     "experiments/methods.py",
-    "experiments/processes.py",
 )
 _ENVIRONMENT = ("XLA_FLAGS", "PJRT_NPROC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # change times
 _ROOT = Path(__file__).parents[1]
@@ -46,16 +46,20 @@ def versions() -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """What this process runs on."""
     device = jax.local_devices()[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": cores,
+        "cores": cores(),
         "backend": jax.default_backend(),
         "device": device.device_kind,
         "devices": jax.local_device_count(),
         "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
     }
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:
@@ -78,9 +82,8 @@ def code_checksum() -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it appears whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -104,6 +107,10 @@ def differing(settings: Mapping[str, Any], others: Mapping[str, Any]) -> list[st
     return sorted(key for key in {*settings, *others} if settings.get(key) != others.get(key))
 
 
+class OtherRunError(CommandError):
+    """A folder holds a run that this one cannot go on with."""
+
+
 class Journal:
     """A file of JSON lines, the first of which tells the settings: what a run did so far.
 
@@ -118,7 +125,7 @@ class Journal:
       entries: all of them, those of earlier runs too.
 
     Raises:
-      CommandError: the file belongs to other settings, or is no journal.
+      OtherRunError: the file belongs to other settings, or is no journal.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], *, restart: bool = False):
@@ -135,12 +142,9 @@ class Journal:
             rows = [json.loads(line) for line in lines]
             found = rows[0]["settings"] if rows else self.settings
         except (ValueError, KeyError, TypeError) as error:
-            raise CommandError(f"{self.path} is damaged; start anew with --restart, or pass another --out") from error
+            raise OtherRunError(f"{self.path} is damaged") from error
         if changed := differing(found, self.settings):
-            raise CommandError(
-                f"{self.path.parent} holds a run with other settings ({', '.join(changed)}); "
-                "pass another --out, or --restart to replace it"
-            )
+            raise OtherRunError(f"{self.path.parent} holds a run with other settings ({', '.join(changed)})")
         self.entries, self._size = rows[1:], sum(len(line) + 1 for line in lines)
 
     def add(self, entry: dict[str, Any]) -> None:
@@ -167,10 +171,10 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     >>> round(low, 3), round(high, 3)
     (0.596, 0.982)
     """
-    share, squared = right / total, _Z**2 / total
-    middle = (share + squared / 2) / (1 + squared)
-    half = _Z * math.sqrt(share * (1 - share) / total + squared / total / 4) / (1 + squared)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    from scipy.stats import binomtest  # imported here: it takes a second that `--help` should not wait for
+
+    interval = binomtest(right, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool], groups: Sequence[int]) -> tuple[float, float]:

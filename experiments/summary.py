@@ -98,10 +98,8 @@ def table(rows: Sequence[Mapping[str, Any]], *, scenes: int, settings: Mapping[s
         f"KV cache: keys and values held per question, room for {settings['room']} new tokens included.",
         f"Prefill: a batch of {batch}, vision tower included, compiled before; median of {rows[0]['prefill_runs']}.",
     ]
-    if settings["processes"] > 1:
-        notes.append(
-            f"Asked by {settings['processes']} processes; prefill is of process 0, while the others were busy."
-        )
+    if settings["workers"] > 1:
+        notes.append(f"Asked by {settings['workers']} workers; prefill is of the first, while the others were busy.")
     return "\n".join([format_table(header, cells), "", *notes])
 
 

@@ -21,6 +21,8 @@ from flax import nnx
 from tqdm import tqdm
 
 from experiments import cli
+from experiments.cli import CommandError
+from experiments.results import OtherRunError
 from experiments.tiny_processor import VOCABULARY, save_processor
 from experiments.training.decoder import Answerer, answer_logits, answer_loss, place_loss
 from experiments.training.pool import NUM_PATCHES, Pool, QuestionTokens, choose_patches, make_pool
@@ -28,6 +30,7 @@ from experiments.training.stages import STAGES, Stage, claim_folder, run_stage, 
 from experiments.training.tower import TowerWithHeads, grid_embedding, normalise_patches, scene_pairs, tower_loss
 from models.families.llava import llava_config
 from models.llava import Llava
+from models.writing import own_folder, replacing
 
 QUESTION_WIDTH = 16  # tokens; the longest question with its answer has 15
 _EXAMPLES = """examples:
@@ -104,13 +107,12 @@ def cache_features(tower: Any, pool: Pool, path: Path) -> np.ndarray:
         return tower.encode(x, feature_layers=(depth - 1,))[:, 1:].astype(jnp.float16)
 
     if not path.exists():
-        part = path.with_suffix(".part")
-        shape = (len(pool), NUM_PATCHES, tower.config.hidden_size)
-        out = np.lib.format.open_memmap(part, "w+", np.float16, shape)
-        for start in tqdm(range(0, len(pool), 64), "features"):
-            out[start : start + 64] = features_of(tower, pool.patches[start : start + 64])
-        out.flush()
-        part.rename(path)
+        with replacing(path) as part:
+            shape = (len(pool), NUM_PATCHES, tower.config.hidden_size)
+            out = np.lib.format.open_memmap(part, "w+", np.float16, shape)
+            for start in tqdm(range(0, len(pool), 64), "features"):
+                out[start : start + 64] = features_of(tower, pool.patches[start : start + 64])
+            out.flush()
     return np.load(path, mmap_mode="r")
 
 
@@ -143,12 +145,23 @@ def decoder_loss(places: float, model: Answerer, batch: Any) -> tuple[jax.Array,
 
 
 def train(*, work: Path, dest: Path, pool_size: int, questions: int, seed: int, factor: float) -> None:
-    """Run every stage and write the model to `dest`."""
+    """Run every stage and write the model to `dest`.
+
+    Raises:
+      OtherRunError: `work` holds a run with other settings.
+      InUseError: another process writes to one of the folders.
+    """
+    with own_folder(work):
+        model = _train(work, pool_size, questions, seed, factor)
+    with own_folder(dest):
+        write_model(model, hf_config(), dest)
+
+
+def _train(work: Path, pool_size: int, questions: int, seed: int, factor: float) -> Llava:
     stages = list(scaled(STAGES, factor))
     claim_folder(work, {"pool": pool_size, "questions": questions, "seed": seed}, stages)
     pool = make_pool(work, pool_size, seed)
-    config = hf_config()
-    model = Llava(llava_config(config), rngs=nnx.Rngs(seed))
+    model = Llava(llava_config(hf_config()), rngs=nnx.Rngs(seed))
     table = model.vision_tower.position_embedding
     table[...] = table[...].at[1:].set(0.5 * grid_embedding(24, table.shape[1]))
     tower = TowerWithHeads(model.vision_tower, rngs=nnx.Rngs(seed + 1))
@@ -165,7 +178,7 @@ def train(*, work: Path, dest: Path, pool_size: int, questions: int, seed: int, 
                 batches = decoder_batches(pool, features, stage, seed, questions)
                 answerer = run_stage(stage, number, answerer, partial(decoder_loss, stage.places), batches, work, log)
     model.projector, model.decoder = answerer.projector, answerer.decoder
-    write_model(model, config, dest)
+    return model
 
 
 def write_model(model: Llava, config: Any, dest: Path) -> None:
@@ -183,18 +196,6 @@ def write_model(model: Llava, config: Any, dest: Path) -> None:
         bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
     ).save_pretrained(dest)
     save_processor(dest)
-
-
-def _train(flags: argparse.Namespace) -> None:
-    train(
-        work=flags.work,
-        dest=flags.dest,
-        pool_size=flags.pool,
-        questions=flags.questions,
-        seed=flags.seed,
-        factor=flags.factor,
-    )
-    print(f"The trained model is in {flags.dest}; its curve is {flags.work / 'log.jsonl'}.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -222,7 +223,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--factor", type=float, default=1.0, help="times the steps of every stage; 2 trains twice as long"
     )
-    return cli.run(_train, parser, argv, interrupted="interrupted; the same command goes on from the last checkpoint")
+
+    def body(flags: argparse.Namespace) -> None:
+        try:
+            train(
+                work=flags.work,
+                dest=flags.dest,
+                pool_size=flags.pool,
+                questions=flags.questions,
+                seed=flags.seed,
+                factor=flags.factor,
+            )
+        except OtherRunError as error:
+            raise CommandError(f"{error}; pass another --work, or delete it") from error
+        print(f"The trained model is in {flags.dest}; its curve is {flags.work / 'log.jsonl'}.")
+
+    return cli.run(body, parser, argv, interrupted="interrupted; the same command goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -4,17 +4,21 @@ SOURCE is a folder with config.json and safetensors, or a model id on the hub. D
 an Orbax PyTree in DEST/weights, config and processor files as they were published, and conversion.json, which says
 where all came from. `Llava.from_pretrained(DEST)` and the --model flag of other commands take it.
 
-DEST appears when it is complete. An interrupted conversion leaves at most DEST.unfinished, which the next one replaces.
+DEST appears when it is complete, and one process at a time may make it. An interrupted conversion leaves at most a
+folder named DEST.unfinished-..., which the next one removes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
+import re
 import shutil
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,7 @@ from models.checkpoint.shards import open_folder
 from models.checkpoint.table import MAPPING, CheckpointError, abstract_model, dotted, key_of, read_weights, variables_of
 from models.cli import CommandError
 from models.config import ConfigError
+from models.writing import only_writer
 
 _EXAMPLES = """examples:
   python -m models.convert llava-hf/llava-1.5-7b-hf llava-7b --dtype=bfloat16
@@ -42,24 +47,34 @@ _SLACK = 1 << 20  # bytes that the small files may take
 
 
 def _check_new(dest: Path) -> None:
-    """Complain of a destination before anything is downloaded for it."""
     if dest.exists():
         raise CommandError(f"{dest} exists already; remove it, or name another DEST")
     if not dest.absolute().parent.is_dir():
         raise CommandError(f"{dest}: there is no folder {dest.absolute().parent} to put it into")
 
 
+@contextlib.contextmanager
+def _claimed(dest: Path) -> Iterator[None]:
+    """The right to make `dest`, which must be new; claimed before anything is downloaded for it."""
+    _check_new(dest)
+    with only_writer(dest, dest.with_name(f".{dest.name}.lock")):
+        _check_new(dest)  # another process may just have made it
+        for path in dest.absolute().parent.iterdir():  # those of processes that were killed, for none holds the lock
+            if re.fullmatch(re.escape(dest.name) + r"\.unfinished-[0-9a-f]{32}", path.name):
+                shutil.rmtree(path, ignore_errors=True)
+        yield
+
+
 def _new_folder(dest: Path, needed: int, fill: Callable[[Path], None]) -> None:
     """Make `dest` by filling a sibling that is renamed when complete."""
-    unfinished = dest.with_name(f"{dest.name}.unfinished")
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
+    unfinished = dest.with_name(f"{dest.name}.unfinished-{uuid.uuid4().hex}")
     free = shutil.disk_usage(dest.absolute().parent).free
     if free < needed + _SLACK:
         raise CommandError(f"{dest} needs {needed / 1e9:.2f} GB, but its disk has only {free / 1e9:.2f} GB left")
     try:
         unfinished.mkdir()
         fill(unfinished)
+        _check_new(dest)  # an empty folder would be renamed over
         unfinished.rename(dest)
     except (CheckpointError, ConfigError, CommandError):
         raise
@@ -100,11 +115,15 @@ def convert(source: str | Path, dest: str | Path, *, dtype: str = "float32", rev
 
     Raises:
       CommandError: `dest` exists or cannot be written.
+      InUseError: another process is making `dest`.
       CheckpointError, ConfigError, FileNotFoundError: as for `Llava.from_pretrained`.
     """
     dest = Path(dest)
-    _check_new(dest)
-    folder = hub.find_checkpoint(source, revision=revision)
+    with _claimed(dest):
+        _convert(hub.find_checkpoint(source, revision=revision), str(source), dest, dtype)
+
+
+def _convert(folder: Path, source: str, dest: Path, dtype: str) -> None:
     if orbax.is_converted(folder):
         raise CommandError(f"{folder} is a converted folder already; add --to-hf for the way back")
     to, files = jnp.dtype(dtype), open_folder(folder)
@@ -123,7 +142,7 @@ def convert(source: str | Path, dest: str | Path, *, dtype: str = "float32", rev
         weights = read_weights(files, family.table(config), variables, dtype=to)
         orbax.save(unfinished, [dotted(path) for path in variables], weights)
         manifest = {
-            "source": str(source),
+            "source": source,
             "revision": folder.name if folder.parent.name == "snapshots" else None,
             "dtype": dtype,
             "mapping": MAPPING,
@@ -143,10 +162,15 @@ def to_hf(source: str | Path, dest: str | Path) -> None:
 
     Raises:
       CommandError: `source` is not a converted folder, or `dest` exists or cannot be written.
+      InUseError: another process is making `dest`.
       CheckpointError, ConfigError: a damaged folder.
     """
     source, dest = Path(source), Path(dest)
-    _check_new(dest)
+    with _claimed(dest):
+        _to_hf(source, dest)
+
+
+def _to_hf(source: Path, dest: Path) -> None:
     if not orbax.is_converted(source):
         raise CommandError(f"{source} is not a folder that this command converted; --to-hf has nothing to read")
     family, config = family_of(source)

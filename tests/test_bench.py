@@ -192,9 +192,9 @@ def test_a_batch_that_does_not_fit_is_a_line_and_not_the_end(micro, tmp_path, ca
         (["--dtype=int8"], "invalid choice: 'int8'"),
         (["--keep=1.5"], "neither a fraction"),
         (["--keep=1.0"], "leaves all 25 visual tokens"),
-        (["--keep=26"], "--keep: "),
-        (["--prompt-tokens=1"], "--prompt-tokens must be at least 2"),
-        (["--new-tokens=1"], "--new-tokens must be at least 2"),
+        (["--keep=26"], "keep=26: keep as a count must be"),
+        (["--prompt-tokens=1"], "a prompt has at least 2 tokens"),
+        (["--new-tokens=1"], "at least 2 new tokens are needed"),
     ],
 )
 def test_bad_flags_give_one_line(micro, argv, words, capsys):

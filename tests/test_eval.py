@@ -13,6 +13,7 @@ from PIL import Image
 
 from experiments import eval as evaluation
 from experiments import loading, results
+from experiments.evaluation.asker import MAX_NEW_TOKENS, Asker
 from experiments.pictures import GAP, MARGIN, scale_of
 from experiments.scenes import FAMILIES, make_scene
 from experiments.summary import rows as summarise
@@ -73,7 +74,7 @@ class TestResults:
                     inputs.input_ids,
                     inputs.pixel_values,
                     attention_mask=inputs.attention_mask,
-                    max_new_tokens=evaluation.MAX_NEW_TOKENS,
+                    max_new_tokens=MAX_NEW_TOKENS,
                     carve=carve,
                 )
                 assert checkpoint.decode(tokens) == [sample["said"][name]]
@@ -166,16 +167,16 @@ class TestResume:
     @pytest.fixture
     def asked(self, monkeypatch):
         """First questions of the batches that are asked; `stop_at` interrupts at such a batch."""
-        asked, original = [], evaluation.answer
+        asked, original = [], Asker.answer
 
-        def answer(run, inputs, indices):
+        def answer(self, inputs, indices):
             if len(asked) == answer.stop_after:
                 raise KeyboardInterrupt
             asked.append(indices[0])
-            return original(run, inputs, indices)
+            return original(self, inputs, indices)
 
         answer.stop_after = None
-        monkeypatch.setattr(evaluation, "answer", answer)
+        monkeypatch.setattr(Asker, "answer", answer)
         return asked, answer
 
     def test_interrupted_run_goes_on(self, flags, whole, tmp_path, asked, capsys):
@@ -236,14 +237,14 @@ class TestResume:
         assert results.Journal(path, {"a": 1}).entries == [{"b": 2}]
 
     def test_smaller_last_batch_compiles_nothing(self, flags, tmp_path, monkeypatch):
-        sizes, original = [], evaluation.answer
+        sizes, original = [], Asker.answer
 
         def answer(*args):
             records = original(*args)
             sizes.append(prefill.prefill._cache_size())
             return records
 
-        monkeypatch.setattr(evaluation, "answer", answer)
+        monkeypatch.setattr(Asker, "answer", answer)
         assert evaluation.main([*flags, f"--out={tmp_path}"]) == 0
         assert len(sizes) == 3
         assert sizes[0] == sizes[-1]

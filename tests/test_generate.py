@@ -110,7 +110,7 @@ class TestBadInput:
         elif content is not None:
             path.write_bytes(content)
         line = failure(generate.main, [f"--image={path}", PROMPT, "--picture=x.png", "--keep=3"], capsys)
-        assert f"--image {path}: " in line
+        assert f"error: {path}: " in line
         assert reason in line
 
     @pytest.mark.parametrize("how", DAMAGES)

@@ -25,7 +25,7 @@ HINTS = 2  # questions per image that are replaced by hints
 
 
 def flatten_patches(image: np.ndarray) -> np.ndarray:
-    """uint8 [336, 336, 3] -> [576, 3 * 14 * 14], the order of `models.clip.patchify`."""
+    """uint8 [336, 336, 3] -> [576, 3 * 14 * 14], the order of `models.towers.clip.patchify`."""
     grid = image.reshape(GRID, PATCH, GRID, PATCH, 3)
     return grid.transpose(0, 2, 4, 1, 3).reshape(NUM_PATCHES, -1)
 

@@ -15,8 +15,7 @@ import optax
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
-from experiments.cli import CommandError
-from experiments.results import differing, write_text
+from experiments.results import OtherRunError, differing, write_text
 from experiments.training.pool import NUM_PATCHES
 
 SAVE_EVERY = 100  # steps
@@ -74,16 +73,14 @@ def claim_folder(folder: Path, settings: dict[str, Any], stages: Sequence[Stage]
       stages: what the run goes through.
 
     Raises:
-      CommandError: the folder holds a run with other settings, whose files would be taken for this one's.
+      OtherRunError: the folder holds a run with other settings, whose files would be taken for this one's.
     """
     settings = json.loads(json.dumps(settings | {stage.name: dataclasses.asdict(stage) for stage in stages}))
     path = folder / "settings.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         if changed := differing(found, settings):
-            raise CommandError(
-                f"{folder} holds a run with other settings ({', '.join(changed)}); pass another --work, or delete it"
-            )
+            raise OtherRunError(f"{folder} holds a run with other settings ({', '.join(changed)})")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(settings, indent=1) + "\n")
 

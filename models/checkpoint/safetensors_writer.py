@@ -1,30 +1,21 @@
-"""safetensors written tensor by tensor, into as many shards as it takes, without holding more than one of them."""
+"""safetensors written tensor by tensor, into as many shards as it takes, without holding more than one tensor."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
 
-from models.checkpoint.shards import FLOATS, INDEX, SINGLE
+from models.checkpoint.shards import FLOATS, INDEX
 
 SHARD_BYTES = 4_500_000_000
+_PATTERN = "model{suffix}.safetensors"
 _NAMES = {dtype: name for name, dtype in FLOATS.items()}
-
-
-def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Keys in order, a new shard wherever the next tensor would go over the limit."""
-    shards: list[list[str]] = [[]]
-    used = 0
-    for key, size in sizes.items():
-        if shards[-1] and used + size > limit:
-            shards.append([])
-            used = 0
-        shards[-1].append(key)
-        used += size
-    return shards
 
 
 def write_safetensors(
@@ -45,25 +36,25 @@ def write_safetensors(
       shard_bytes: a file holds at most so many bytes of tensors, or one tensor.
 
     Raises:
-      ValueError: a tensor that was not announced so.
+      ValueError: a tensor that was not announced so, or one too few or too many.
       OSError: the disk is full, or the folder cannot be written to.
     """
     sizes = {key: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for key, shape in shapes.items()}
-    shards = _shards(sizes, shard_bytes)
-    one = len(shards) == 1
-    names = [SINGLE if one else f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    coming = iter(tensors)
-    for name, keys in zip(names, shards, strict=True):
-        with (folder / name).open("wb") as file:
-            file.write(_header(keys, shapes, sizes, dtype))
-            for key in keys:
-                found, array = next(coming)
-                if (found, array.shape, array.dtype) != (key, shapes[key], dtype):
-                    raise ValueError(f"{found} {array.shape} {array.dtype} came where {key} {shapes[key]} was expected")
-                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    if not one:
-        where = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
+    split = split_state_dict_into_shards_factory(
+        sizes, get_storage_size=lambda size: size, filename_pattern=_PATTERN, max_shard_size=shard_bytes
+    )
+    files: dict[str, BinaryIO] = {}
+    with ExitStack() as stack:
+        for name, keys in split.filename_to_tensors.items():
+            files[name] = stack.enter_context((folder / name).open("wb"))
+            files[name].write(_header(keys, shapes, sizes, dtype))
+        for key, (found, array) in zip(shapes, tensors, strict=True):
+            if (found, array.shape, array.dtype) != (key, shapes[key], dtype):
+                raise ValueError(f"{found} {array.shape} {array.dtype} came where {key} {shapes[key]} was expected")
+            # A tensor over the limit has a file of its own, between two tensors of another.
+            files[split.tensor_to_filename[key]].write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 

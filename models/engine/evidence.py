@@ -6,6 +6,7 @@ Axis letters: B batch, S sequence, N visual tokens, T text tokens, D width, H he
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,10 +40,10 @@ class Passed:
     added: jax.Array
 
 
-def of_tower(cut: Cut, found: dict[tuple[str, int], jax.Array]) -> dict[str, jax.Array]:
+def of_tower(cut: Cut, sequence: Sequence) -> dict[str, Callable[[], Any]]:
     """What was read in the tower, of the layer that the cut's compressor reads."""
-    layer = cut.compressor.tower_layer
-    return {name: found[name, layer] for name in cut.compressor.evidence if (name, layer) in found}
+    found = {name: array for (name, layer), array in sequence.evidence.items() if layer == cut.compressor.tower_layer}
+    return {name: functools.partial(found.get, name) for name in found}
 
 
 def of_text(sequence: Sequence) -> dict[str, Callable[[], Any]]:

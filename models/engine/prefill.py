@@ -99,6 +99,7 @@ def _spread(
     """Put what a cut in the tower left of each image into its place, and drop the other places."""
     assert visual.indices is not None
     assert visual.assignment is not None
+    assert visual.sizes is not None
     assert prompt.images is not None
     batch, images = len(hidden), prompt.images
     each, kept = visual.assignment.shape[1], visual.indices.shape[1]
@@ -162,8 +163,7 @@ class Prefill(Flow):
 
     def _cut(self, cut: Cut, index: int, hidden: jax.Array) -> jax.Array:
         sequence = self.sequence
-        known = {name: (lambda value=value: value) for name, value in evidence.of_tower(cut, sequence.evidence).items()}
-        known |= evidence.of_text(sequence)
+        known = evidence.of_tower(cut, sequence) | evidence.of_text(sequence)
         known["key"] = lambda: jax.random.fold_in(self.key, index)
         known["projector"] = lambda: jax.tree_util.Partial(_project, self.model.projector)
         if self.passed is not None:

@@ -208,8 +208,8 @@ class Llava(VisionLanguageModel):
         left = seen.merged
         if cut is not None and left is None:
             compressor = cut.compressor
-            told = {name: array for (name, layer), array in evidence.items() if layer == compressor.tower_layer}
-            told |= {"key": key, "projector": jax.tree_util.Partial(_project, self.projector)}
+            told: dict[str, Any] = {"key": key, "projector": jax.tree_util.Partial(_project, self.projector)}
+            told |= {name: array for (name, layer), array in evidence.items() if layer == compressor.tower_layer}
             told = {name: value for name, value in told.items() if name in compressor.evidence}
             left = compressor(Tokens.of(features), keep=int(cut.keep), **told)
             features = left.tokens.values

@@ -207,7 +207,8 @@ class ClipVisionTower(nnx.Module):
 
         Args:
           images: [B, C, image_size, image_size], normalised as the checkpoint's processor does.
-          feature_layers: as for `encode`, and so are further options.
+          feature_layers: as for `encode`.
+          **options: further ones, as for `encode`.
 
         Returns:
           Features [B, 1 + N, D * len(feature_layers)] in the weights' dtype, the class token first, and evidence.

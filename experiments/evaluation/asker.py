@@ -1,0 +1,157 @@
+"""The worker of an evaluation: holds the model, asks it, times it and draws what it saw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from PIL import Image
+
+from experiments import loading, methods, pictures, results
+from experiments.cli import CommandError
+from experiments.evaluation.questions import batches, sample, scene_of
+from experiments.evaluation.settings import Settings
+from experiments.summary import BASELINE
+from models.engine.model import ROOM_BUCKET
+from models.engine.prompt import round_up
+
+MAX_NEW_TOKENS = 8
+ROOM = round_up(MAX_NEW_TOKENS, ROOM_BUCKET)  # what `generate` leaves in the cache
+REPEATS = 2  # of each timed prefill
+
+
+class Asker:
+    """Loads the checkpoint once and is asked for one batch after the other.
+
+    Args:
+      settings: of the evaluation.
+
+    Attributes:
+      methods: what to compare, by name, as `carve` arguments.
+
+    Raises:
+      CommandError: the model is none that the scenes are for, or cannot be carved like that.
+      Whatever `experiments.loading.load` raises.
+    """
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._checkpoint = loading.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+        self._llava = self._checkpoint.llava
+        if not self._llava.square:
+            raise CommandError(
+                f"{settings.model} is a LLaVA-NeXT; the scenes are for models that see an image as one tile"
+            )
+        self.methods = methods.to_compare(self._llava, settings.keep, settings.methods)
+        self._warm = False  # what is timed is compiled
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for all workers."""
+        return {
+            "model_sha256": loading.checksum(self._checkpoint.folder),
+            "visual_tokens": self._llava.config.tokens_per_image,
+            "versions": results.versions(),
+            "code_sha256": results.code_checksum(),
+        }
+
+    def machine(self) -> dict[str, Any]:
+        """What this worker runs on."""
+        return results.machine()
+
+    def ask(self, indices: Sequence[int], *, timed: bool) -> dict[str, Any]:
+        """Ask every method.
+
+        Args:
+          indices: of the questions, not more than a batch has.
+          timed: measure the prefill too.
+
+        Returns:
+          `samples`, one record per question, and where `timed` what `_time_prefill` gives.
+        """
+        inputs = self._encode(indices)
+        entry = self._time_prefill(inputs) if timed else {}
+        return entry | {"samples": self.answer(inputs, indices)}
+
+    def _encode(self, indices: Sequence[int]) -> loading.Inputs:
+        """A batch of full size: the last question is repeated where there are fewer, so that nothing compiles anew."""
+        filled = [*indices, *[indices[-1]] * (self._settings.batch_size - len(indices))]
+        pairs = [sample(index, self._settings.seed) for index in filled]
+        return self._checkpoint.encode([[scene.image] for scene, _ in pairs], [question.text for _, question in pairs])
+
+    def answer(self, inputs: loading.Inputs, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """One record per question, with what every method said."""
+        seed = self._settings.seed
+        said = {}
+        for name, carve in self.methods.items():
+            tokens = self._llava.generate(
+                inputs.input_ids,
+                inputs.pixel_values,
+                attention_mask=inputs.attention_mask,
+                max_new_tokens=MAX_NEW_TOKENS,
+                carve=carve,
+                seed=(seed * 1_000_003 + indices[0]) % 2**32,  # each batch its own, whoever asks it
+            )
+            said[name] = self._checkpoint.decode(tokens)
+        records = []
+        for row, index in enumerate(indices):
+            _, question = sample(index, seed)
+            records.append(
+                {
+                    "sample": index,
+                    "scene": scene_of(index),
+                    "family": question.family,
+                    "question": question.text,
+                    "answer": question.answer,
+                    "said": {name: texts[row] for name, texts in said.items()},
+                }
+            )
+        return records
+
+    def _time_prefill(self, inputs: loading.Inputs) -> dict[str, Any]:
+        """Seconds of prefill with the input on the device, the methods taking turns, so that noise hits all alike.
+
+        Args:
+          inputs: a batch.
+
+        Returns:
+          Seconds per method, bytes of the cache per question, and the first calls' seconds where nothing was timed
+          before.
+        """
+        prompt = jax.device_put(self._llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask))
+        first, seconds = {}, {name: list[float]() for name in self.methods}
+        held = {}
+        for repeat in range(REPEATS if self._warm else REPEATS + 1):
+            for name, carve in self.methods.items():
+                start = time.perf_counter()
+                prefilled = jax.block_until_ready(self._llava.prefill(prompt, carve=carve, room=ROOM))
+                took = time.perf_counter() - start
+                held[name] = prefilled.cache.nbytes / self._settings.batch_size
+                if repeat == 0 and not self._warm:
+                    first[name] = took
+                else:
+                    seconds[name].append(took)
+        self._warm = True
+        return {"prefill_s": seconds, "cache_bytes": held} | ({"first_call_s": first} if first else {})
+
+    def draw(self, records: Sequence[dict[str, Any]]) -> list[Image.Image]:
+        """What the first method leaves of each of these questions' images."""
+        shown = next(name for name in self.methods if name != BASELINE)
+        pages = []
+        for part in batches(len(records), self._settings.batch_size):
+            own = [records[i] for i in part]
+            inputs = self._encode([record["sample"] for record in own])
+            prompt = self._llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask)
+            prefilled = self._llava.prefill(prompt, carve=self.methods[shown], room=ROOM)
+            images = self._checkpoint.seen(inputs.pixel_values)
+            for row, record in enumerate(own):
+                views = pictures.views_of([images[row]], self._llava.config, prefilled, row)
+                visual, left = self._llava.config.tokens_per_image, len(views[0].survivors)
+                lines = [
+                    (f"answer with all {visual} visual tokens", record["said"][BASELINE]),
+                    (f"answer with {left}, by {shown}", record["said"][shown]),
+                    ("right answer", record["answer"]),
+                ]
+                pages.append(pictures.draw(views, question=record["question"], lines=lines))
+        return pages

@@ -1,0 +1,127 @@
+"""An evaluation from its settings to its folder: hands out the questions, and writes what comes back."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import sys
+from collections.abc import Sequence
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from experiments import pictures, results, summary, workers
+from experiments.evaluation.asker import MAX_NEW_TOKENS, ROOM, Asker
+from experiments.evaluation.questions import batches
+from experiments.evaluation.settings import Settings
+from experiments.scenes import FAMILIES
+from experiments.workers import Call
+from models.writing import own_folder
+from tokencarve_jax import plan
+
+TIMED_BATCHES = 10  # prefill is measured on so many of the first worker's batches
+
+
+def evaluate(settings: Settings, *, command: Sequence[str]) -> str:
+    """Run a comparison, or go on with one.
+
+    Args:
+      settings: what to compare, and where to write.
+      command: what is put on record as having asked for it.
+
+    Returns:
+      The table, and where everything else is.
+
+    Raises:
+      CommandError: the run cannot be made; says why.
+      OSError: the folder cannot be written to, or another process does so.
+    """
+    make = functools.partial(Asker, settings)
+    with (
+        own_folder(settings.out),
+        workers.start(make, workers=settings.workers, address=settings.ray_address) as pool,
+    ):
+        return _evaluate(settings, pool, command)
+
+
+def _evaluate(settings: Settings, pool: workers.Pool, command: Sequence[str]) -> str:
+    facts, out = dict(pool.identity), settings.out
+    visual = facts.pop("visual_tokens")
+    compared = [summary.BASELINE, *settings.methods]
+    about = {
+        "model_sha256": facts.pop("model_sha256"),
+        "keep": settings.keep,
+        "methods": compared,
+        "dtype": settings.dtype,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "room": ROOM,
+        "workers": pool.count,
+        "machine": _ask_first(pool, "machine"),
+        **facts,
+    }
+    journal = results.Journal(out / "answers.jsonl", about, restart=settings.restart)
+    if journal.entries:
+        print(f"Going on from {journal.path}; --restart measures anew.", file=sys.stderr)
+    records = measure(settings, pool, journal)
+    tokens = dict.fromkeys(compared, plan(visual, settings.keep).kept) | {summary.BASELINE: visual}
+    rows = summary.rows(records, tokens=tokens, entries=journal.entries)
+    text = summary.table(rows, scenes=settings.scenes, settings=about)
+    saved = _save_pictures(pool, records, out)
+    report = {
+        "command": list(command),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": settings.model,
+        "scenes": settings.scenes,
+        "settings": about,
+        "methods": rows,
+        "samples": records,
+    }
+    results.write_json(out / "results.json", report)
+    results.write_text(out / "table.txt", text + "\n")
+    where = f"All answers and settings: {out / 'results.json'}. Pictures: {', '.join(map(str, saved))}."
+    return f"{text}\n\n{where}"
+
+
+def measure(settings: Settings, pool: workers.Pool, journal: results.Journal) -> list[dict[str, Any]]:
+    """Have all batches asked that the journal does not hold yet; gives all records, in order."""
+    known = {record["sample"]: record for entry in journal.entries for record in entry["samples"]}
+    have_times = {entry["batch"] for entry in journal.entries if "prefill_s" in entry}
+    total = settings.scenes * len(FAMILIES)
+    calls = []
+    for number, indices in enumerate(batches(total, settings.batch_size)):
+        if not known.keys() >= set(indices):
+            # The first worker's share, so that the others have something to do too, however few batches there are.
+            share, of_first = divmod(number, pool.count)
+            timed = of_first == 0 and share < TIMED_BATCHES and number not in have_times
+            calls.append(Call(number, methodcaller("ask", indices, timed=timed), first=timed))
+    done = sum(index in known for index in range(total))
+    with tqdm(initial=done, total=total, desc="compiling", unit=" questions", file=sys.stderr, disable=None) as bar:
+        for call, found in pool.run(calls):
+            entry = {"batch": call.key} | found
+            journal.add(entry)
+            fresh = {record["sample"]: record for record in entry["samples"]}
+            bar.update(len(fresh.keys() - known.keys()))
+            bar.set_description("asking")
+            known |= fresh
+    return [known[index] for index in range(total)]
+
+
+def _ask_first(pool: workers.Pool, method: str, *args: Any) -> Any:
+    """One question to the first worker."""
+    ((_, found),) = pool.run([Call(method, methodcaller(method, *args), first=True)])
+    return found
+
+
+def _save_pictures(pool: workers.Pool, records: Sequence[dict[str, Any]], out: Path) -> list[Path]:
+    """One picture per family: its first question, and what the first method leaves."""
+    chosen = {record["family"]: record for record in reversed(records)}
+    families = [family for family in FAMILIES if family in chosen]
+    paths = [out / f"{family}.png" for family in families]
+    pages = _ask_first(pool, "draw", [chosen[family] for family in families])
+    for page, path in zip(pages, paths, strict=True):
+        pictures.save(page, path)
+    return paths

@@ -1,0 +1,182 @@
+"""Evaluations on Ray whose processes are killed at random moments: `python -m tests.kills --kills=20`.
+
+Each try runs `experiments.eval --workers=2` on a small checkpoint, ends a worker, the driver, or both by SIGKILL at a
+random moment, repeats the command where the driver is gone, and compares the answers with those of one undisturbed
+process. It also looks for processes that are left over.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.commands import save_checkpoint
+
+ROOT = Path(__file__).parents[1]
+TARGETS = ("worker", "driver", "both")
+LIMIT_S = 300  # of one run; far more than is needed, so that a test fails and does not hang
+LONG = "--limit=800"  # so that many a moment falls into the asking, and not all into the start
+GONE_S = 120  # for what a killed driver leaves behind to end; Ray's agents look for it a minute long
+
+
+def command(model: Path, out: Path, *more: str) -> list[str]:
+    """An evaluation of a few seconds; later flags count."""
+    flags = [f"--model={model}", f"--out={out}", "--keep=5", "--limit=40", "--batch-size=2", "--seed=1"]
+    return [sys.executable, "-m", "experiments.eval", *flags, *more]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+def start(argv: list[str]) -> subprocess.Popen[str]:
+    """In a process group of its own, as a shell does."""
+    return subprocess.Popen(
+        argv,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Status, standard output and standard error."""
+    try:
+        out, err = process.communicate(timeout=LIMIT_S)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def samples(out: Path) -> list[dict]:
+    return json.loads((out / "results.json").read_text())["samples"]
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Process ids below one, with their titles."""
+    parents, titles = {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            pass
+    found, todo = {}, [pid]
+    while todo:
+        above = todo.pop()
+        below = [child for child, parent in parents.items() if parent == above]
+        found |= {child: titles[child] for child in below}
+        todo += below
+    return found
+
+
+def workers_of(pid: int) -> list[int]:
+    return [child for child, title in descendants(pid).items() if title.startswith("ray::_Host")]
+
+
+def alive(pids: dict[int, str]) -> dict[int, str]:
+    """Those that are still there, and still the same."""
+    left = {}
+    for pid, title in pids.items():
+        try:
+            now = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+        if now and (now == title or now.startswith("ray::")):
+            left[pid] = now
+    return left
+
+
+def left_over(family: dict[int, str], patience: float) -> dict[int, str]:
+    """Those that do not end by themselves."""
+    deadline = time.monotonic() + patience
+    while (left := alive(family)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return left
+
+
+def kill_once(argv: list[str], out: Path, target: str, after: float, generator: random.Random) -> dict:
+    """One try: kill `target` so many seconds after the first worker appeared; gives what became of it."""
+    process = start(argv)
+    deadline = time.monotonic() + LIMIT_S
+    while not workers_of(process.pid) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(after)
+    family, workers = descendants(process.pid), workers_of(process.pid)
+    hit = []
+    if target != "driver" and workers:
+        hit.append(generator.choice(workers))
+    if target != "worker" and process.poll() is None:
+        hit.append(process.pid)
+    for pid in hit:
+        os.kill(pid, signal.SIGKILL)
+    status, _, err = finish(process)
+    journal = out / "answers.jsonl"
+    before = len(journal.read_text().splitlines()) - 1 if journal.exists() else 0
+    runs = 1
+    while status != 0 and runs < 3:
+        status, _, err = finish(start(argv))
+        runs += 1
+    return {
+        "target": target,
+        "after": round(after, 2),
+        "hit": len(hit),
+        "status": status,
+        "runs": runs,
+        "batches then": before,
+        "err": err if status else "",
+        "family": family,
+    }
+
+
+def kill_many(kills: int, seed: int, folder: Path) -> list[dict]:
+    """Try after try, the targets by turns; says how each ended."""
+    generator = random.Random(seed)
+    model = save_checkpoint(folder / "model")
+    status, _, err = finish(start(command(model, folder / "whole", LONG)))
+    assert status == 0, err
+    wanted = samples(folder / "whole")
+    began = time.monotonic()
+    status, _, err = finish(start(command(model, folder / "timed", LONG, "--workers=2")))
+    assert status == 0, err
+    assert samples(folder / "timed") == wanted
+    span = max(2.0, time.monotonic() - began - 5)  # Ray takes about five seconds to have the first worker
+    tries = []
+    for number in range(kills):
+        out = folder / f"try-{number}"
+        found = kill_once(
+            command(model, out, LONG, "--workers=2"), out, TARGETS[number % 3], generator.uniform(0, span), generator
+        )
+        found["same"] = found["status"] == 0 and samples(out) == wanted
+        tries.append(found)
+        print({key: value for key, value in found.items() if key != "family"}, flush=True)
+    for found in tries:
+        found["left"] = left_over(found["family"], GONE_S)
+    return tries
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    flags = parser.parse_args()
+    print(f"seed {flags.seed}")
+    with tempfile.TemporaryDirectory() as folder:
+        tries = kill_many(flags.kills, flags.seed, Path(folder))
+    same, left = (sum(bool(found[key]) for found in tries) for key in ("same", "left"))
+    hit = sum(found["hit"] > 0 for found in tries)
+    print(f"{same} of {flags.kills} runs gave the answers of one process; {hit} were hit; {left} left processes behind")
+    return int(same != flags.kills or left > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Workers: each call is done once whoever is lost, the answers are those of one, and what is wrong is one line."""
+
+import builtins
+import json
+import os
+import random
+import signal
+import threading
+import time
+from operator import methodcaller
+
+import pytest
+import ray
+
+from experiments import eval as evaluation
+from experiments import ray_workers, workers
+from experiments.cli import CommandError
+from experiments.workers import Call
+from tests import kills
+from tests.commands import failure, save_checkpoint
+from tests.stub_workers import Differing, Failing, Making
+
+
+@pytest.fixture(scope="module")
+def session():
+    """Ray, started once."""
+    ray_workers._connect(None, 8)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pool(session, tmp_path_factory):
+    with workers.start(Making(tmp_path_factory.mktemp("marks")), workers=2) as pool:
+        yield pool
+
+
+def doubles(count, method="double", **options):
+    return [Call(number, methodcaller(method, number), **options) for number in range(count)]
+
+
+class TestPools:
+    def test_alone_in_order(self, tmp_path):
+        with workers.start(Making(tmp_path)) as pool:
+            assert (pool.count, pool.identity) == (1, {"code": 1})
+            done = [(call.key, found) for call, found in pool.run(doubles(5))]
+        assert done == [(number, (2 * number, os.getpid())) for number in range(5)]
+
+    def test_every_call_once(self, pool):
+        done = [(call.key, found[0]) for call, found in pool.run(doubles(50))]
+        assert sorted(done) == [(number, 2 * number) for number in range(50)]
+        assert list(pool.run([])) == []
+
+    def test_the_first_worker_does_what_is_for_it(self, pool):
+        calls = [*doubles(6, first=True), *(Call(key, methodcaller("double", key)) for key in range(6, 30))]
+        by = {call.key: found[1] for call, found in pool.run(calls)}
+        assert by.keys() == set(range(30))
+        assert len({by[key] for key in range(6)}) == 1
+        assert os.getpid() not in by.values()
+
+    @pytest.mark.parametrize("first", [True, False])
+    def test_lost_workers_lose_nothing(self, pool, first):
+        keys = range(100 + 10 * first, 106 + 10 * first)
+        done = list(pool.run([Call(key, methodcaller("die_once", key), first=first) for key in keys]))
+        assert sorted((call.key, found[0]) for call, found in done) == [(key, 2 * key) for key in keys]
+
+    def test_a_call_that_ends_every_worker_is_given_up(self, pool):
+        with pytest.raises(CommandError, match=r"4 workers were lost at 'poison': .*"):
+            list(pool.run([Call("poison", methodcaller("die"))]))
+
+    @pytest.mark.parametrize(
+        ("method", "said"), [("refuse", "no such thing"), ("break_down", "ZeroDivisionError: by nought")]
+    )
+    def test_an_exception_is_one_line(self, session, tmp_path, method, said):
+        with (
+            workers.start(Making(tmp_path), workers=2) as pool,
+            pytest.raises(CommandError, match=f"^{said}$"),
+        ):
+            list(pool.run([Call(0, methodcaller(method))]))
+
+    def test_a_worker_that_cannot_be_made(self, session, tmp_path):
+        with pytest.raises(CommandError, match="no such model"), workers.start(Failing(tmp_path), workers=2):
+            pass
+
+    def test_workers_that_differ(self, session, tmp_path):
+        def run():
+            with workers.start(Differing(tmp_path), workers=2) as pool:
+                for _ in range(600):  # until the second is there
+                    list(pool.run(doubles(2)))
+                    time.sleep(0.05)
+
+        with pytest.raises(CommandError, match="the machines of the cluster differ in code"):
+            run()
+
+    def test_more_workers_than_the_cluster_has_room_for(self, session, tmp_path):
+        with (
+            pytest.raises(CommandError, match="99 workers need a CPU each"),
+            workers.start(Making(tmp_path), workers=99),
+        ):
+            pass
+
+    def test_without_ray(self, tmp_path, capsys, monkeypatch):
+        original = builtins.__import__
+
+        def missing(name, *args, **options):
+            if name == "experiments.ray_workers":
+                raise ModuleNotFoundError("No module named 'ray'", name="ray")
+            return original(name, *args, **options)
+
+        monkeypatch.setattr(builtins, "__import__", missing)
+        line = failure(evaluation.main, ["--workers=2", f"--out={tmp_path / 'out'}"], capsys)
+        assert "several workers need Ray, which is not installed: pip install -e '.[ray]'" in line
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("flag", ["--workers=0", "--workers=x", "--coordinator=auto"])
+    def test_flags(self, tmp_path, capsys, flag):
+        failure(evaluation.main, [flag, f"--out={tmp_path / 'out'}"], capsys)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
+
+
+@pytest.fixture(scope="module")
+def alone(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    assert kills.finish(kills.start(kills.command(model, out)))[0] == 0
+    return out
+
+
+class TestEvaluation:
+    """As processes: what is tested is how they end."""
+
+    def test_two_workers_give_the_answers_of_one(self, model, alone, tmp_path):
+        status, table, err = kills.finish(kills.start(kills.command(model, tmp_path, "--workers=2")))
+        assert (status, err) == (0, "")  # Ray is quiet
+        assert kills.samples(tmp_path) == kills.samples(alone)
+        assert len({sample["said"]["random"] for sample in kills.samples(alone)}) > 3  # otherwise this proves little
+        assert table.startswith((tmp_path / "table.txt").read_text())
+        assert "Asked by 2 workers; prefill is of the first" in table
+        report = json.loads((tmp_path / "results.json").read_text())
+        assert report["settings"]["workers"] == 2
+        assert {row["prefill_runs"] for row in report["methods"]} == {20}
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {path.name for path in alone.iterdir()}  # no lock, no part
+
+    @pytest.mark.parametrize("target", kills.TARGETS)
+    def test_killed(self, model, alone, tmp_path, target):
+        found = kills.kill_once(kills.command(model, tmp_path, "--workers=2"), tmp_path, target, 2.0, random.Random(0))
+        assert found["hit"] == (2 if target == "both" else 1)
+        assert found["status"] == 0, found["err"]
+        assert found["runs"] == (1 if target == "worker" else 2)
+        assert kills.samples(tmp_path) == kills.samples(alone)
+        agents = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # they look for Ray a minute long before they end
+        assert not kills.left_over({pid: t for pid, t in found["family"].items() if t not in agents}, patience=60)
+
+    def test_interrupted(self, model, tmp_path):
+        process = kills.start(kills.command(model, tmp_path, "--workers=2"))
+        threading.Timer(8, os.killpg, (process.pid, signal.SIGINT)).start()  # to all, as a terminal does
+        status, out, err = kills.finish(process)
+        assert (status, out) == (130, "")
+        assert err == "\npython -m experiments.eval: interrupted; the same command goes on from here\n"

@@ -1,0 +1,92 @@
+"""One process at a time writes to a place, and what appears is whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from models.writing import InUseError, only_writer, own_folder, replacing
+from tests import kills, rivals
+from tests.commands import save_checkpoint
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from models.writing import own_folder
+with own_folder(Path(sys.argv[1])):
+    print("in", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
+
+
+def test_the_second_is_told_who_is_there_and_death_ends_the_right(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, cwd=kills.ROOT) as process:
+        try:
+            assert process.stdout.readline() == b"in\n"
+            said = rf"{tmp_path} is being written by process {process.pid} on \S+ since \d{{4}}-.*; wait"
+            with pytest.raises(InUseError, match=said), own_folder(tmp_path):
+                pass
+        finally:
+            process.send_signal(signal.SIGKILL)
+    (tmp_path / f".results.{'0' * 32}.part.json").touch()  # as of a process that was killed
+    with own_folder(tmp_path):
+        assert json.loads((tmp_path / ".writer.json").read_text())["process"] == os.getpid()
+        assert not list(tmp_path.glob("*.part*"))
+        (tmp_path / "kept").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_folder_with_nothing_in_it_goes_again(tmp_path):
+    with own_folder(tmp_path / "a" / "b"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert not (tmp_path / "a" / "b").exists()
+
+
+def test_the_right_can_be_had_again(tmp_path):
+    for _ in range(3):
+        with only_writer(tmp_path / "x", tmp_path / "x.lock"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def interrupted():
+        with replacing(path) as part:
+            part.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    with replacing(path) as part, replacing(path) as other:
+        assert part != other
+        part.write_text("new")
+        other.write_text("newer")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("argv_of", "is_whole"),
+    [(kills.command, rivals.whole_run), (rivals.conversion, rivals.whole_conversion)],
+    ids=["eval", "convert"],
+)
+def test_rivals(model, tmp_path, argv_of, is_whole):
+    assert kills.finish(kills.start(argv_of(model, tmp_path / "wanted")))[0] == 0
+    (tmp_path / "place").mkdir()
+    (first, _, said), (second, out, why) = rivals.race(argv_of(model, tmp_path / "place" / "target"), 0.1)
+    assert first == 0, said
+    assert is_whole(tmp_path / "place" / "target", tmp_path / "wanted")
+    assert (second, out, why.count("\n")) == (1, "", 1)
+    assert rivals.HELD.search(why)
