@@ -25,6 +25,9 @@ class Limits:
 
 LIMITS: Mapping[str, Limits] = {
     "random": Limits(alone=False),  # the sets of a batch draw different lots
+    "tome": Limits(least=lambda n: (n + 1) // 2),  # a step merges pairs
+    "prumerge": Limits(plain=False),  # a kept row takes from its neighbours, whose own row is the pooled one
+    "prumerge-plus": Limits(plain=False),
 }
 
 

@@ -81,7 +81,7 @@ class VisionLanguageModel(nnx.Module):
 
     @classmethod
     def family_of(cls, folder: Path) -> tuple[type[VisionLanguageModel], Any]:
-        """This family or the one below it that a checkpoint folder is of, and its constants.
+        """The family that a checkpoint folder is of, this one or one below it, and its constants.
 
         Raises:
           ConfigError: an unreadable config, another family, or something that the family does not support.

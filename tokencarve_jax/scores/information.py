@@ -1,51 +1,8 @@
 """The information contribution of each token: L1 norms of the rows of U S, by routes of different cost and accuracy.
 
-The table is what `python -m experiments.information_routes` printed with default settings: 576 tokens, of which 128 are
-kept, attention weight 0.5, on a CPU. Rows are hidden states of the shipped model (width 128) on 8 held-out scenes with
-its own attention, and 3 random matrices of each kind and width D with random attention. A cell is the largest error
-of any C_i, relative to the mean of C in float64; then, in percent, how many of the kept tokens are those that float64
-keeps, on average and (at least). "thin SVD" and "plain Gram" are what one would write in a line; our routes take
-off the dominating directions first (`dominating_directions`), and "svd" goes through a QR decomposition.
-
-  matrix                                     svd              gram              norm          thin SVD        plain Gram
-  ----------------------------  ----------------  ----------------  ----------------  ----------------  ----------------
-  hidden states before layer 1  2e-6 100.0 (100)  3e-3  99.6 ( 98)  2e+0  63.3 ( 55)  2e-6 100.0 (100)  3e-3  99.6 ( 98)
-  hidden states before layer 2  5e-6 100.0 (100)  2e-3  99.7 ( 98)  1e+0  63.4 ( 57)  5e-6 100.0 (100)  4e-3  99.4 ( 98)
-  hidden states before layer 3  3e-6 100.0 (100)  5e-3  99.6 ( 98)  2e+0  62.5 ( 54)  3e-6 100.0 (100)  4e-3  99.6 ( 98)
-  hidden states before layer 4  4e-6 100.0 (100)  3e-3  99.7 ( 98)  2e+0  60.2 ( 53)  3e-6 100.0 (100)  4e-3  99.5 ( 98)
-  D=1024, decay 1/j^0.3         2e-5 100.0 (100)  3e-4 100.0 (100)  1e+0  92.7 ( 89)  2e-5 100.0 (100)  3e-4 100.0 (100)
-  D=1024, decay 1/j^0.5         1e-5 100.0 (100)  3e-3  99.7 ( 99)  1e+0  93.0 ( 91)  1e-5 100.0 (100)  3e-3  99.7 ( 99)
-  D=1024, decay 1/j^1.0         7e-4 100.0 (100)  9e-2  98.7 ( 98)  2e+0  84.6 ( 84)  7e-4 100.0 (100)  9e-2  99.2 ( 98)
-  D=1024, decay 1/j^2.0         3e-4 100.0 (100)  1e-2 100.0 (100)  3e+0  91.1 ( 89)  4e-3 100.0 (100)  2e-2 100.0 (100)
-  D=1024, half near-duplicates  2e-4 100.0 (100)  6e-4 100.0 (100)  1e+0  93.0 ( 88)  2e-4 100.0 (100)  7e-4 100.0 (100)
-  D=1024, one token x 1000      1e-4 100.0 (100)  2e-3 100.0 (100)  1e+0  93.0 ( 92)  6e-3  99.2 ( 98)  7e-1  96.9 ( 95)
-  D=1024, three tokens x 1000   1e-4 100.0 (100)  2e-3 100.0 (100)  3e+1  94.5 ( 94)  4e-3  99.7 ( 99)  5e-1  97.4 ( 96)
-  D=1024, two massive channels  7e-7 100.0 (100)  1e-4  99.5 ( 99)  6e-2  53.6 ( 52)  6e-3  98.2 ( 97)  3e-2  94.5 ( 94)
-  D=1024, a fifth zero rows     2e-5 100.0 (100)  3e-3  99.7 ( 99)  2e+0  93.2 ( 91)  8e-6 100.0 (100)  2e-3  99.5 ( 98)
-  D=1024, large common mean     2e-5 100.0 (100)  5e-4 100.0 (100)  9e-1  71.9 ( 70)  5e-4 100.0 (100)  2e-1  89.8 ( 89)
-  D=192, decay 1/j^0.3          2e-5 100.0 (100)  2e-4 100.0 (100)  2e+0  97.9 ( 98)  2e-5 100.0 (100)  6e-4 100.0 (100)
-  D=192, decay 1/j^0.5          8e-6 100.0 (100)  4e-4 100.0 (100)  2e+0  91.7 ( 91)  9e-6 100.0 (100)  9e-4 100.0 (100)
-  D=192, decay 1/j^1.0          2e-5 100.0 (100)  1e-2  99.5 ( 99)  3e+0  84.9 ( 84)  2e-5 100.0 (100)  2e-2  99.5 ( 98)
-  D=192, decay 1/j^2.0          4e-5 100.0 (100)  4e-3 100.0 (100)  2e+0  88.0 ( 87)  2e-4  99.7 ( 99)  2e-2  99.7 ( 99)
-  D=192, half near-duplicates   9e-6 100.0 (100)  4e-4 100.0 (100)  2e+0  92.4 ( 91)  9e-6 100.0 (100)  1e-3  99.5 ( 98)
-  D=192, one token x 1000       1e-4 100.0 (100)  1e-4 100.0 (100)  2e+0  93.0 ( 92)  3e-3 100.0 (100)  5e-1  98.2 ( 97)
-  D=192, three tokens x 1000    1e-4 100.0 (100)  1e-4  99.5 ( 98)  4e+1  94.0 ( 94)  9e-4  99.5 ( 98)  4e-1  96.4 ( 95)
-  D=192, two massive channels   1e-6 100.0 (100)  6e-6 100.0 (100)  5e-2  51.8 ( 49)  5e-4  99.2 ( 98)  2e-2  93.8 ( 91)
-  D=192, a fifth zero rows      8e-6 100.0 (100)  3e-4 100.0 (100)  2e+0  92.2 ( 90)  8e-6 100.0 (100)  1e-3 100.0 (100)
-  D=192, large common mean      1e-5  99.7 ( 99)  3e-5  99.7 ( 99)  9e-1  59.6 ( 59)  2e-4  99.7 ( 99)  3e-2  93.0 ( 91)
-
-"gram" is the default: on hidden states it keeps 99.6 % of float64's tokens on average and 98 % in every single case, on
-the hard matrices 98.7 % and 98 %, and is the fastest of the routes that do; the plain Gram matrix falls to 90 % where a
-common mean dominates. Take "svd" where the order has to be that of float64: it lost one token in one case. "norm" is no
-approximation but a control (|h_i| <= C_i <= sqrt(rank) |h_i|).
-
-Medians (fastest) of 25 times in the same run, 576 x 4096 on two cores, in ms; LAPACK's solvers do less where singular
-values decay, as those of hidden states do:
-
-  matrix         thin SVD   "svd"     plain Gram  "gram"   "norm"
-  -------------  ---------  --------  ----------  -------  ------
-  decay 1/j^0.5  190 (153)  96 (81)   34 (29)     36 (28)  1 (1)
-  Gaussian       187 (163)  102 (82)  36 (31)     36 (31)  1 (1)
+"gram" is the default: on hidden states it keeps 99.6 % of float64's tokens on average, and is the fastest of the routes
+that do. Take "svd" where the order has to be that of float64. "norm" is no approximation but a control (|h_i| <= C_i <=
+sqrt(rank) |h_i|). experiments/PERFORMANCE.md has the errors and times of all routes.
 
 On a CPU these calls go to LAPACK, which they leave with one thread (`_blas` says why, and whose calls that touches).
 """
@@ -71,7 +28,7 @@ def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.
     Args:
         tokens: [..., N, D], any float dtype; computed in float32 (float64 stays float64), highest matmul precision.
         method: "svd" (exact), "gram" (fast), "jacobi" ("gram" with Jacobi's eigen-solver on GPU and TPU) or "norm" (the
-            L2 norm of each token instead, a control). The table at the head of this module compares them.
+            L2 norm of each token instead, a control). experiments/PERFORMANCE.md compares them.
 
     Returns:
         [..., N] float32. A token with a NaN or an infinity gets 0 and has no influence on the others.
