@@ -125,8 +125,7 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
         print(f"{name:<15}{fact}")
     if picture:
         views = pictures.views_of(list(checkpoint.seen(inputs.pixel_values)), llava.config, prefilled)
-        lines = [(f"answer with {left} of {visual} visual tokens", text)]
-        page = pictures.draw(views, question=prompt_text, lines=lines)
+        page = pictures.draw(views)
         picture.parent.mkdir(parents=True, exist_ok=True)
         with replacing(picture) as part:
             pictures.save(page, part)

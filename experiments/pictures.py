@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from models.engine.prefill import Prefilled
 from models.llava import LlavaConfig
 
 PANEL = 672  # pixels along each side of a panel, about: patches are scaled by whole numbers
-MARGIN, GAP = 40, 28
-PAPER, INK, FAINT, LINE = (255, 255, 255), (28, 30, 34), (112, 116, 124), (222, 224, 228)
+GAP = 28
+PAPER = (255, 255, 255)
 FOG = (226, 228, 232)  # dropped patches fade to this
 _FADE, _TINT = 0.82, 0.5  # how far
 
@@ -125,88 +125,23 @@ def carved_panel(view: View, colours: dict[int, tuple[int, int, int]]) -> np.nda
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
-def draw(views: Sequence[View], *, question: str, lines: Sequence[tuple[str, str]]) -> Image.Image:
-    """A page: the question, each image beside its carve, a legend, and what was answered.
+def draw(views: Sequence[View]) -> Image.Image:
+    """Each image beside its carve map, one pair below the other.
 
     Args:
       views: the images of one prompt, in order, all of one carve.
-      question: the headline.
-      lines: (label, text) pairs under the pictures.
 
     Returns:
-      The page.
+      The picture.
     """
-    everything = np.concatenate([view.assignment for view in views])
-    colours = group_colours(everything)
-    panels = [(enlarge(view.image), carved_panel(view, colours)) for view in views]
-    height, side = panels[0][0].shape[:2]
-    width = 2 * MARGIN + 2 * side + GAP
-    title, body, small = (ImageFont.load_default(size) for size in (30, 22, 18))
-    headline = _wrap(question, title, width - 2 * MARGIN)
-    label_width = 28 + max((math.ceil(body.getlength(label)) for label, _ in lines), default=0)
-    answers = [(label, _wrap(text, body, width - 2 * MARGIN - label_width)) for label, text in lines]
-    top = MARGIN + 40 * len(headline) + 16
-    under = top + len(panels) * (height + GAP) - GAP
-    page_height = under + 62 + 34 * sum(len(text) for _, text in answers) + 12 + MARGIN - 10
-    page = Image.new("RGB", (width, page_height), PAPER)
-    pen = ImageDraw.Draw(page)
-    for i, text in enumerate(headline):
-        pen.text((MARGIN, MARGIN + 40 * i), text, fill=INK, font=title, anchor="lt")
-    for i, pair in enumerate(panels):
-        for j, panel in enumerate(pair):
-            page.paste(Image.fromarray(panel), (MARGIN + j * (side + GAP), top + i * (height + GAP)))
-    _legend(pen, (MARGIN + side + GAP, under + 16), side, everything, colours, small)
-    pen.text((MARGIN, under + 16), "what the model is shown", fill=FAINT, font=small, anchor="lt")
-    y = under + 62
-    pen.line((MARGIN, y - 14, width - MARGIN, y - 14), fill=LINE)
-    for label, texts in answers:
-        pen.text((MARGIN, y), label, fill=FAINT, font=body)
-        for text in texts:
-            pen.text((MARGIN + label_width, y), text, fill=INK, font=body)
-            y += 34
-    return page
-
-
-def _legend(
-    pen: ImageDraw.ImageDraw,
-    at: tuple[int, int],
-    width: int,
-    assignment: np.ndarray,
-    colours: dict[int, tuple[int, int, int]],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> None:
-    """Three swatches with counts of patches, spread over `width`."""
-    (x, y), end = at, at[0] + width
-    merged = int(np.isin(assignment, list(colours)).sum())
-    dropped = int((assignment < 0).sum())
-    kept = assignment.size - merged - dropped
-    tints = list(colours.values())[:4] or [PAPER]
-    entries = (
-        (f"{kept} kept", [PAPER]),
-        (f"{merged} merged into {len(colours)}, framed", tints),
-        (f"{dropped} dropped", [FOG]),
-    )
-    for text, swatch in entries:
-        for i, colour in enumerate(swatch):
-            tint = colour if colour in (PAPER, FOG) else tuple(round(255 + _TINT * 1.3 * (c - 255)) for c in colour)
-            pen.rectangle((x + 9 * i, y, x + 9 * i + 15, y + 15), fill=tint, outline=FAINT if tint == PAPER else None)
-        x += 9 * len(swatch) + 16
-        pen.text((x, y), text, fill=FAINT, font=font, anchor="lt")
-        x += math.ceil(font.getlength(text)) + 24
-        if x > end:
-            break
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Break a text into lines that fit."""
-    lines = [""]
-    for word in text.split() or [""]:
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
+    colours = group_colours(np.concatenate([view.assignment for view in views]))
+    pairs = [(enlarge(view.image), carved_panel(view, colours)) for view in views]
+    height, side = pairs[0][0].shape[:2]
+    picture = Image.new("RGB", (2 * side + GAP, len(pairs) * (height + GAP) - GAP), PAPER)
+    for row, pair in enumerate(pairs):
+        for column, panel in enumerate(pair):
+            picture.paste(Image.fromarray(panel), (column * (side + GAP), row * (height + GAP)))
+    return picture
 
 
 def save(page: Image.Image, path: Path) -> None:

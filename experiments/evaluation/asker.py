@@ -145,13 +145,7 @@ class Asker:
             prompt = self._llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask)
             prefilled = self._llava.prefill(prompt, carve=self.methods[shown], room=ROOM)
             images = self._checkpoint.seen(inputs.pixel_values)
-            for row, record in enumerate(own):
+            for row in range(len(own)):
                 views = pictures.views_of([images[row]], self._llava.config, prefilled, row)
-                visual, left = self._llava.config.tokens_per_image, len(views[0].survivors)
-                lines = [
-                    (f"answer with all {visual} visual tokens", record["said"][BASELINE]),
-                    (f"answer with {left}, by {shown}", record["said"][shown]),
-                    ("right answer", record["answer"]),
-                ]
-                pages.append(pictures.draw(views, question=record["question"], lines=lines))
+                pages.append(pictures.draw(views))
         return pages
