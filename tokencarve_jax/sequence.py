@@ -234,7 +234,7 @@ def carve_sequence(
     )
     standing = jnp.take_along_axis(positions, carved.indices, axis=-1).reshape(batch, -1)
     rows = carved.tokens.reshape(batch, standing.shape[1], -1)
-    hidden, kept = jax.vmap(_splice)(hidden, rows, positions.reshape(batch, -1), standing)
+    hidden, kept = jax.vmap(splice)(hidden, rows, positions.reshape(batch, -1), standing)
     cut = CarvedSequence(hidden=hidden, kept=kept, indices=carved.indices, assignment=carved.assignment)
     return cut if lead else jax.tree.map(functools.partial(jnp.squeeze, axis=0), cut)
 
@@ -246,7 +246,7 @@ def _at(values: jax.Array, positions: jax.Array) -> jax.Array:
     return rows.reshape(*positions.shape, values.shape[-1])
 
 
-def _splice(hidden: jax.Array, rows: jax.Array, visual: jax.Array, standing: jax.Array) -> tuple[jax.Array, jax.Array]:
+def splice(hidden: jax.Array, rows: jax.Array, visual: jax.Array, standing: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One sequence [S, D]: drop the `visual` positions but the `standing` ones, which take the values `rows`."""
     length = hidden.shape[0]
     gone = jnp.zeros(length, dtype=bool).at[visual].set(True).at[standing].set(False)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from models.engine.plan import Cut
+from tokencarve_jax.sequence import splice
 from tokencarve_jax.tokens import rows
 
 
@@ -67,8 +68,10 @@ class Sequence:
     @property
     def text_slots(self) -> jax.Array:
         """[B, T] int32, ascending: all slots where no visual token stands."""
-        length, count = self.positions.shape[1], self.visual_slots.shape[1]
-        return _remaining(length, self.visual_slots, self.visual_slots[:, :0])[:, : length - count]
+        batch, length = jnp.arange(len(self.positions))[:, None], self.positions.shape[1]
+        visual = jnp.zeros(self.positions.shape[:2], bool).at[batch, self.visual_slots].set(True)
+        text = jnp.argsort(visual, axis=1, stable=True)[:, : length - self.visual_slots.shape[1]]
+        return text.astype(jnp.int32)
 
     @property
     def question(self) -> jax.Array:
@@ -102,9 +105,7 @@ class Sequence:
           [B, S', D], the shorter sequence, and [B, S'] int32, which slots are left, ascending.
         """
         standing = rows(self.visual_slots, record.indices)
-        kept = _remaining(hidden.shape[1], self.visual_slots, standing)
-        batch = jnp.arange(len(hidden))[:, None]
-        hidden = rows(hidden.at[batch, standing].set(values.astype(hidden.dtype), unique_indices=True), kept)
+        hidden, kept = jax.vmap(splice)(hidden, values.astype(hidden.dtype), self.visual_slots, standing)
         valid = rows(self.visual_valid, record.indices)
         lengths = (self.lengths - self.visual_valid.sum(1) + valid.sum(1)).astype(jnp.int32)
         positions, next_position = rows(self.positions, kept), self.next_position
@@ -123,10 +124,3 @@ class Sequence:
             text=self.text,
         )
         return hidden, shorter, kept
-
-
-def _remaining(length: int, visual: jax.Array, standing: jax.Array) -> jax.Array:
-    """Slots that are not visual [B, N] or still standing [B, K]; ascending, [B, S - N + K] int32."""
-    batch = jnp.arange(len(visual))[:, None]
-    gone = jnp.zeros((len(visual), length), bool).at[batch, visual].set(True).at[batch, standing].set(False)
-    return jnp.argsort(gone, axis=1, stable=True)[:, : length - visual.shape[1] + standing.shape[1]].astype(jnp.int32)
