@@ -73,9 +73,12 @@ class Tokens:
         positions = jnp.arange(shape[-1]) if positions is None else jnp.asarray(positions)
         if not jnp.issubdtype(positions.dtype, jnp.integer):
             raise TypeError(f"positions must be integers, got {positions.dtype}")
-        if positions.ndim <= len(shape):
-            positions = jnp.broadcast_to(positions, shape)[..., None]
-        for name, got in (("valid", valid.shape), ("sizes", sizes.shape), ("positions", positions.shape[:-1])):
+        placed = positions.shape[:-1]
+        if positions.ndim <= len(shape):  # one axis, shared by the sets of a batch or not
+            placed = positions.shape
+            if placed and placed == shape[-positions.ndim :]:
+                positions, placed = jnp.broadcast_to(positions, shape)[..., None], shape
+        for name, got in (("valid", valid.shape), ("sizes", sizes.shape), ("positions", placed)):
             if got != shape:
                 raise ValueError(f"{name} must have shape {shape}, one entry per token, got {got}")
         return cls(values, valid, sizes, positions.astype(jnp.int32))

@@ -35,7 +35,7 @@ def sets(b, n, d, kept):
         count = max(kept // 2, 1) if i == 2 else rng.integers(min(kept + 1, n), n + 1)
         made["valid"][i, rng.permutation(n)[count:]] = False
     for i in range(0, b, 3):
-        made["values"][i, rng.integers(n), 0] = np.nan
+        made["values"][i, rng.integers(n), 0] = [np.nan, np.inf, -np.inf][i // 3 % 3]
         made["attention"][i, rng.integers(n)] = np.inf
         made["text_attention"][i, :, rng.integers(n)] = np.nan
         made["keys"][i, rng.integers(n), 3] = -np.inf
