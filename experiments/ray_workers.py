@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -90,6 +91,8 @@ class RayPool:
 
     def __enter__(self) -> RayPool:
         with self._stack:
+            # Ray prints what became of lost workers, whatever it is told; it does not belong to a command's output.
+            self._stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             if not ray.is_initialized():
                 self._stack.callback(ray.shutdown)
                 _connect(self._address, self.count)
@@ -178,7 +181,6 @@ def _connect(address: str | None, workers: int) -> None:
         "num_cpus": max(workers, cores()),
         "include_dashboard": False,
         "object_store_memory": _STORE_BYTES,
-        "_node_ip_address": "127.0.0.1",
     }
     try:
         with warnings.catch_warnings():

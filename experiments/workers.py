@@ -9,6 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
+import secrets
+import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -88,6 +91,10 @@ def start(make: Callable[[], Worker], *, workers: int = 1, address: str | None =
     if workers == 1 and address is None:
         yield Alone(make())
         return
+    if address is None and "ray" not in sys.modules:
+        # Ray listens on every network of the machine, and would run whatever it is told there. Read at its import.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     try:
         from experiments.ray_workers import RayPool
     except ModuleNotFoundError as error:
