@@ -180,6 +180,11 @@ class Llava(VisionLanguageModel):
             vocab_size=self.config.text.vocab_size,
         )
 
+    def image_features(self, pixel_values: jax.Array) -> jax.Array:
+        """Visual tokens of images [images, C, image_size, image_size]: [images, N, D] in the weights' dtype."""
+        tokens = Llava.visual(self, pixel_values, Reading()).tokens
+        return tokens.reshape(len(pixel_values), -1, tokens.shape[-1])
+
     def visual(self, pixel_values: jax.Array, reading: Reading, key: jax.Array | None = None) -> Visual:
         """Visual tokens of images.
 
