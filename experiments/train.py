@@ -188,7 +188,7 @@ def write_model(model: Llava, config: Any, dest: Path) -> None:
     from models.checkpoint.export import export_safetensors
 
     dest.mkdir(parents=True, exist_ok=True)
-    export_safetensors(model, dest)
+    export_safetensors(model, type(model).table(model.config), dest)
     config.architectures = ["LlavaForConditionalGeneration"]
     config.save_pretrained(dest)
     text = config.text_config

@@ -23,12 +23,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from safetensors import safe_open
 
-from models.auto import read_config
+from models.auto import family_of
 from models.checkpoint.orbax import WEIGHTS
 from models.checkpoint.safetensors_writer import write_safetensors
 from models.checkpoint.table import abstract_model, dotted, key_of, variables_of
-from models.families.llava import llava_table
-from models.llava import Llava
 from tests.families import PUBLISHED, hf_config
 
 LIMIT_GIB = 3
@@ -42,11 +40,11 @@ CHECKED = {
 def write_checkpoint(folder: Path, name: str) -> int:
     """Random weights in the published names, shapes and shards, streamed; gives their bytes."""
     hf_config(name).save_pretrained(folder)
-    config = read_config(folder)
-    variables = variables_of(abstract_model(lambda rngs: Llava(config, dtype=jnp.bfloat16, rngs=rngs)))
+    family, config = family_of(folder)
+    variables = variables_of(abstract_model(lambda rngs: family(config, dtype=jnp.bfloat16, rngs=rngs)))
     shapes = {}
     for path, variable in variables.items():
-        key, how = key_of(dotted(path), llava_table(config))
+        key, how = key_of(dotted(path), family.table(config))
         shapes[key] = how.save(np.broadcast_to(np.int8(0), variable.shape)).shape
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(1 << 24, np.float32).astype(ml_dtypes.bfloat16)

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import torch
 import transformers
 from flax import nnx
 from safetensors.torch import save_file
 
-from models.auto import read_config
+from models.auto import family_of
+from models.checkpoint.export import export_weights
 from models.checkpoint.table import abstract_model, load_weights
-from models.families.llava import LlavaConfig, llava_table
-from models.llava import Llava
+from models.llava import Llava, LlavaConfig
 
 torch.set_num_threads(1)  # more would only wait for each other in models this small
 
@@ -176,12 +177,17 @@ def save_small(folder: Path, *, layout: str = "published", shards: int = 1, **ch
     return folder
 
 
-def abstract(config: LlavaConfig, dtype: Any = jnp.float32) -> Llava:
+def abstract(config: LlavaConfig, dtype: Any = jnp.float32, *, family: type[Llava] = Llava) -> Llava:
     """Shapes without weights."""
-    return abstract_model(lambda rngs: Llava(config, dtype=dtype, rngs=rngs))
+    return abstract_model(lambda rngs: family(config, dtype=dtype, rngs=rngs))
 
 
 def load(folder: Path, dtype: Any = jnp.float32, **options: Any) -> nnx.Module:
     """What `Llava.from_pretrained` does to a local folder, with `load_weights`'s options."""
-    config = read_config(folder)
-    return load_weights(abstract(config, dtype), folder, llava_table(config), dtype=dtype, **options)
+    family, config = family_of(folder)
+    return load_weights(abstract(config, dtype, family=family), folder, family.table(config), dtype=dtype, **options)
+
+
+def exported(model: nnx.Module) -> dict[str, np.ndarray]:
+    """Weights by their published keys."""
+    return export_weights(model, type(model).table(model.config))

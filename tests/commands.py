@@ -54,7 +54,7 @@ def save_checkpoint(folder: Path, *, strategy: str = "default") -> Path:
     llava.decoder.lm_head.weight[...] = llava.decoder.lm_head.weight[...].at[3].set(0)
     folder.mkdir()
     hf.save_pretrained(folder)
-    export_safetensors(llava, folder)
+    export_safetensors(llava, Llava.table(llava.config), folder)
     processor = build_processor()
     processor.image_processor.size = {"shortest_edge": SIDE}
     processor.image_processor.crop_size = {"height": SIDE, "width": SIDE}

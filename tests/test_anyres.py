@@ -1,6 +1,5 @@
 """Which features an image of any size brings, and in which order: transformers' own functions say."""
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -11,8 +10,6 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, image_size_to_num_patches
 
 from models.families import anyres
-from models.families.llava import LlavaConfig
-from tests.tiny import CONFIG
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # of every published checkpoint
 LENGTHS = (1, 2, 13, 335, 336, 337, 427, 480, 671, 672, 1008, 1009, 2999)
@@ -57,24 +54,24 @@ def test_features_are_packed_alike(pinpoints, tile, patch):
     pairs = [tuple(pair) for pair in pinpoints]
     for size in sizes:
         tiles = anyres.num_tiles(size, pairs, tile)
-        got = anyres.visual_rows(size, pairs, tile=tile, patches=tile // patch, first=0, newline=-1)
+        got = anyres.features_of_image(size, pairs, tile=tile, patches=tile // patch, first=0, newline=-1)
         np.testing.assert_array_equal(got, packed_by_transformers(size, pinpoints, tile, patch, tiles), str(size))
 
 
 def test_published_numbers():
     """2,880 patches at most, and a newline per row of the grid."""
     pairs = [tuple(pair) for pair in PINPOINTS]
-    rows = anyres.visual_rows((672, 672), pairs, tile=TILE, patches=SIDE, first=0, newline=-1)
+    rows = anyres.features_of_image((672, 672), pairs, tile=TILE, patches=SIDE, first=0, newline=-1)
     assert len(rows) == 2880 + 2 * SIDE
     assert sorted(rows) == [*[-1] * 48, *range(2880)]
 
 
-NEXT: LlavaConfig = dataclasses.replace(CONFIG, image_grid_pinpoints=((30, 60), (60, 60)))
+NEXT = {"pinpoints": ((30, 60), (60, 60)), "tile": 30, "patch_size": 6}
 
 
 def test_tiles_are_joined_without_padding():
     pixels = np.arange(2 * 5 * 3 * 30 * 30, dtype=np.float32).reshape(2, 5, 3, 30, 30)
-    stack, rows = anyres.lay_out(pixels, [(10, 20), (50, 50)], NEXT)
+    stack, rows = anyres.lay_out(pixels, [(10, 20), (50, 50)], **NEXT)
     assert stack.shape == (10, 3, 30, 30)  # whatever the sizes
     np.testing.assert_array_equal(stack[:3], pixels[0, :3])
     np.testing.assert_array_equal(stack[3:8], pixels[1])
@@ -98,4 +95,4 @@ def test_tiles_are_joined_without_padding():
 )
 def test_inputs_that_do_not_belong_together(shape, sizes):
     with pytest.raises(ValueError, match=r"image_sizes|pixel_values"):
-        anyres.lay_out(np.zeros(shape), sizes, NEXT)
+        anyres.lay_out(np.zeros(shape), sizes, **NEXT)

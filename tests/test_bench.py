@@ -13,6 +13,7 @@ from experiments import bench
 from experiments.benchmark import capacity, floors, presets
 from models.engine import plan, prefill
 from models.engine.decode import decode_step
+from models.engine.target import CPU
 from tests import tiny
 from tests.commands import failure
 
@@ -58,8 +59,8 @@ def test_flops_agree_with_the_compiler(llava, keep):
     # Cutting at random computes nothing: what is counted is the model.
     carve = None if keep is None else ((2, "random", keep),)
     cuts = plan.resolve(plan.parse(carve, num_layers=WIDE.text.num_layers), WIDE.tokens_per_image)
-    lowered = prefill.prefill.lower(llava, prompt, np.uint32(0), schedule=cuts, room=32)
-    counted = floors.prefill_flops(WIDE, ids.shape[1], cuts)
+    lowered = prefill.prefill.lower(llava, prompt, np.uint32(0), plan=cuts, room=32, target=CPU)
+    counted = floors.prefill_flops(WIDE, ids.shape[1], cuts.cuts)
     assert 0.94 < counted / lowered.compile().cost_analysis()["flops"] <= 1
 
 
@@ -92,7 +93,7 @@ def test_presets_have_the_sizes_of_the_published_models():
     assert round((sizes["llava-1.5-7b"] + embedding["llava-1.5-7b"]) / 1e9, 2) == 6.74
     assert round((sizes["llava-1.5-13b"] + embedding["llava-1.5-13b"]) / 1e9, 2) == 13.02
     seven = presets.PRESETS["llava-1.5-7b"]
-    cuts = plan.resolve(plan.parse(0.222, num_layers=32), seven.tokens_per_image)
+    cuts = plan.resolve(plan.parse(0.222, num_layers=32), seven.tokens_per_image).cuts
     limit = floors.prefill_flops(seven, 652) / floors.prefill_flops(seven, 652, cuts)
     assert 2.5 < limit < 2.7
 
@@ -176,7 +177,7 @@ def test_a_batch_that_does_not_fit_is_a_line_and_not_the_end(micro, tmp_path, ca
     def scarce(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
 
-    monkeypatch.setattr(prefilling, "prefill", scarce)
+    monkeypatch.setattr(prefill, "prefill", scarce)
     assert bench.main(["--new-tokens=2", f"--out={tmp_path}"]) == 0
     assert "batch 1: JAX runs out of memory\n" in capsys.readouterr().out
     assert json.loads((tmp_path / "results.json").read_text())["cells"][0]["error"] == "JAX runs out of memory"

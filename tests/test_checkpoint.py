@@ -14,15 +14,27 @@ import transformers
 from flax import nnx
 from safetensors.numpy import load_file
 
-from models.auto import read_config
-from models.checkpoint.export import export_safetensors, to_hf
+from models.auto import family_of
+from models.checkpoint import export
+from models.checkpoint.export import export_safetensors
 from models.checkpoint.shards import Header, open_folder
 from models.checkpoint.table import AS_IS, Ignored, Row, dotted, load_weights, match, variables_of
-from models.families import tables
-from models.families.llava import llava_config, llava_table
+from models.families.llava import llava_config
 from models.llava import Llava
 from tests import checkpoints
-from tests.checkpoints import LAYOUTS, Q_PROJ, SMALL, abstract, build, load, make_llava, save_small, small, tensors
+from tests.checkpoints import (
+    LAYOUTS,
+    Q_PROJ,
+    SMALL,
+    abstract,
+    build,
+    exported,
+    load,
+    make_llava,
+    save_small,
+    small,
+    tensors,
+)
 
 
 def arrays(model):
@@ -54,18 +66,18 @@ def save(tmp_path):
 @pytest.mark.parametrize("shards", [1, 3])
 def test_every_spelling_and_sharding_loads_the_same(torch_model, save, layout, shards):
     folder = save(layout=layout, shards=shards)
-    assert_same_bits(to_hf(load(folder)), {key: value.numpy() for key, value in tensors(torch_model).items()})
+    assert_same_bits(exported(load(folder)), {key: value.numpy() for key, value in tensors(torch_model).items()})
 
 
 def test_what_transformers_saves_loads(torch_model, tmp_path):
     torch_model.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) >= 3
-    assert_same_bits(to_hf(load(tmp_path)), {key: value.numpy() for key, value in tensors(torch_model).items()})
+    assert_same_bits(exported(load(tmp_path)), {key: value.numpy() for key, value in tensors(torch_model).items()})
 
 
 def test_buffers_of_old_files_are_ignored(tmp_path):
     model = make_llava(tmp_path, old_buffers=True, **SMALL)
-    assert_same_bits(to_hf(load(tmp_path)), {key: value.numpy() for key, value in tensors(model).items()})
+    assert_same_bits(exported(load(tmp_path)), {key: value.numpy() for key, value in tensors(model).items()})
 
 
 @pytest.mark.parametrize(
@@ -83,7 +95,7 @@ def test_buffers_of_old_files_are_ignored(tmp_path):
 )
 def test_nothing_else_is_ignored(torch_model, key):
     """Neighbours of the keys that rows take, one of them with an Arabic digit zero, belong to no row."""
-    table = llava_table(llava_config(torch_model.config))
+    table = Llava.table(llava_config(torch_model.config))
     assert match({key: None}, table, {}) == ([], [f"surplus weight {key}: nothing in the model takes it"])
 
 
@@ -99,7 +111,7 @@ def test_tables_that_do_not_fit_are_found():
 
 def test_every_key_matches_one_row_and_every_row_has_a_key(torch_model):
     biased = build(**SMALL | {"text": {"num_hidden_layers": 1, "attention_bias": True, "mlp_bias": True}})
-    table = llava_table(llava_config(biased.config))
+    table = Llava.table(llava_config(biased.config))
     rotary = {"language_model.model.rotary_emb.inv_freq"}
     keys = {key for layout in LAYOUTS for key in tensors(biased, layout)} | checkpoints.buffers(biased).keys() | rotary
     used = set()
@@ -116,14 +128,14 @@ def test_a_tied_head_in_the_file_is_ignored_and_not_written_back(torch_model, sa
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     model = load(folder)
     assert model.decoder.lm_head is None
-    assert set(tensors(torch_model)) - set(to_hf(model)) == {"language_model.lm_head.weight"}
+    assert set(tensors(torch_model)) - set(exported(model)) == {"language_model.lm_head.weight"}
 
 
 @pytest.mark.parametrize("source", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_floats_are_cast_as_torch_does(torch_model, save, source, dtype):
     stored = {key: value.to(source) for key, value in tensors(torch_model).items()}
-    got = to_hf(load(save(**stored), dtype))
+    got = exported(load(save(**stored), dtype))
     for key, value in stored.items():
         want = value.to(getattr(torch, dtype.dtype.name))
         assert got[key].dtype == dtype
@@ -150,7 +162,7 @@ def test_loading_holds_in_tree_mode(save):
     with nnx.set_graph_mode(False):
         model = load(folder)
         assert_same_bits(arrays(model), want)
-        assert_same_bits(to_hf(model), to_hf(load(folder)))
+        assert_same_bits(exported(model), exported(load(folder)))
 
 
 def test_the_abstract_model_is_what_flax_makes_of_it(torch_model):
@@ -161,9 +173,9 @@ def test_the_abstract_model_is_what_flax_makes_of_it(torch_model):
 
 def test_the_abstract_model_is_left_as_it_is(save):
     folder = save()
-    config = read_config(folder)
+    family, config = family_of(folder)
     empty = abstract(config)
-    load_weights(empty, folder, llava_table(config), dtype=jnp.float32)
+    load_weights(empty, folder, family.table(config), dtype=jnp.float32)
     assert all(isinstance(v.get_value(), jax.ShapeDtypeStruct) for v in variables_of(empty).values())
 
 
@@ -173,7 +185,8 @@ def test_the_abstract_model_is_left_as_it_is(save):
 def test_transformers_loads_what_is_exported(torch_model, save, tmp_path_factory):
     out = tmp_path_factory.mktemp("export")
     torch_model.config.save_pretrained(out)
-    file = export_safetensors(load(save(layout="memory")), out)
+    model = load(save(layout="memory"))
+    file = export_safetensors(model, Llava.table(model.config), out)
     assert_same_bits(load_file(file), {key: value.numpy() for key, value in tensors(torch_model).items()})
     again, info = transformers.LlavaForConditionalGeneration.from_pretrained(out, output_loading_info=True)
     assert not any(info.values())
@@ -189,9 +202,9 @@ def test_an_export_that_fails_leaves_the_old_file(save, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tables, "save_file", disk_full)
+    monkeypatch.setattr(export, "save_file", disk_full)
     with pytest.raises(OSError, match="No space left"):
-        export_safetensors(model, folder)
+        export_safetensors(model, Llava.table(model.config), folder)
     assert (folder / "model.safetensors").read_bytes() == before
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 

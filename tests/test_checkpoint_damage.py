@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 import torch
 
+from models.checkpoint import table
 from models.checkpoint.table import CheckpointError
 from models.config import ConfigError
 from tests.checkpoints import Q_PROJ, load, save_small, small
@@ -106,7 +107,7 @@ def test_numbers_that_the_dtype_cannot_hold(save):
 
 def test_headers_are_checked_before_any_tensor_is_read(save, monkeypatch):
     folder = save(**{Q_PROJ: None, "language_model.model.norm.weight": torch.full((42,), float("nan"))})
-    monkeypatch.setattr(checkpoint, "read_tensor", lambda *_: pytest.fail("a tensor was read"))
+    monkeypatch.setattr(table, "read_tensor", lambda *_: pytest.fail("a tensor was read"))
     assert problems(folder) == (f"missing weight {Q_PROJ}",)
 
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.auto import read_config
+from models.auto import family_of
 from models.checkpoint.table import CheckpointError, load_weights
 from models.config import ConfigError
 from models.decoders.config import TextConfig
-from models.families.llava import LlavaConfig, llava_table
+from models.llava import Llava, LlavaConfig, LlavaNext, LlavaNextConfig
 from models.towers.config import VisionConfig
 from tests.checkpoints import IMAGE, PATCHES, VISION, abstract, make_llava
 
@@ -44,6 +44,7 @@ TEXT_FIELDS = {
     "rms_norm_eps": (1e-3, OTHER),
     "rope_theta": (778.0, OTHER),
     "rope_factor": (1.01, OTHER),
+    "rope_sections": ((2, 3), OTHER),
     "attention_bias": (True, MISFIT),
     "mlp_bias": (True, MISFIT),
     "tie_word_embeddings": (True, OTHER),
@@ -57,8 +58,8 @@ LLAVA_FIELDS = {
     "projector_bias": (False, MISFIT),
     "eos_token_ids": (None, ENDS),
     "pad_token_id": (7, ENDS),
-    "image_grid_pinpoints": (((30, 60),), MISFIT),
 }
+NEXT_FIELDS = {"image_grid_pinpoints": ((60, 30),)}
 CASES = [
     *((("vision", name), *case) for name, case in VISION_FIELDS.items()),
     *((("text", name), *case) for name, case in TEXT_FIELDS.items()),
@@ -80,8 +81,12 @@ def changed(config, path, value):
     return dataclasses.replace(config, **{path[0]: inner})
 
 
+def read_config(folder):
+    return family_of(folder)[1]
+
+
 def load(folder, config):
-    return load_weights(abstract(config), folder, llava_table(config), dtype=jnp.float32)
+    return load_weights(abstract(config), folder, Llava.table(config), dtype=jnp.float32)
 
 
 def inputs():
@@ -105,6 +110,8 @@ def test_no_field_is_left_out():
     for config, fields in ((VisionConfig, VISION_FIELDS), (TextConfig, TEXT_FIELDS), (LlavaConfig, LLAVA_FIELDS)):
         names = {field.name for field in dataclasses.fields(config)} - {"vision", "text"}
         assert names == set(fields), config
+    names = {field.name for field in dataclasses.fields(LlavaNextConfig)}
+    assert names == {field.name for field in dataclasses.fields(LlavaConfig)} | set(NEXT_FIELDS)
 
 
 @pytest.mark.parametrize(("path", "value"), [case[:2] for case in CASES if case[2] == MISFIT])
@@ -125,8 +132,39 @@ def test_fields_that_change_the_logits(folder, baseline, path, value):
     if path in {("image_token_id",), ("keep_class_token",)}:
         with pytest.raises(ValueError, match="image placeholders per row"):
             logits(model)
+    elif path == ("text", "rope_sections"):
+        with pytest.raises(ValueError, match="2 sections of .* do not fit positions with 1 axes"):
+            logits(model)
     else:
         assert np.abs(logits(model) - baseline).max() > 1e-4  # what parity with transformers would notice
+
+
+def test_sections_say_which_axis_a_wavelength_goes_by(folder):
+    config = read_config(folder)
+    whole = np.asarray(load(folder, config).decoder.rotation(jnp.arange(6).reshape(1, 6, 1)))
+    assert whole.shape == (2, 1, 6, 5)
+    two = load(folder, changed(config, ("text", "rope_sections"), (2, 3))).decoder
+    got = np.asarray(two.rotation(jnp.stack([jnp.arange(6), jnp.arange(6)[::-1]], axis=-1)[None]))
+    np.testing.assert_array_equal(got[..., :2], whole[..., :2])
+    np.testing.assert_array_equal(got[..., 2:], whole[:, :, ::-1, 2:])
+
+
+def test_fields_of_next(folder):
+    """Other grids bring another number of visual tokens, and the checkpoint without a newline does not fit."""
+    config = read_config(folder)
+    common = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    ids, pixels = np.array([[1, *[IMAGE] * (PATCHES + 5 * (10 + 1)), 2]]), np.zeros((1, 3, 3, 30, 30), np.float32)
+
+    def prompt(pinpoints):
+        config = LlavaNextConfig(**common, image_grid_pinpoints=pinpoints)
+        return abstract(config, family=LlavaNext).prompt(ids, pixels, image_sizes=[(20, 40)])
+
+    assert prompt(((30, 60),)).visual_valid.sum() == 80
+    with pytest.raises(ValueError, match="image placeholders per row"):
+        prompt(NEXT_FIELDS["image_grid_pinpoints"])
+    config = LlavaNextConfig(**common, image_grid_pinpoints=((30, 60),))
+    with pytest.raises(CheckpointError, match="missing weight image_newline"):
+        load_weights(abstract(config, family=LlavaNext), folder, LlavaNext.table(config), dtype=jnp.float32)
 
 
 def test_fields_that_end_rows(folder):

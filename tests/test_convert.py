@@ -15,10 +15,9 @@ import transformers
 
 from models import convert
 from models.checkpoint import orbax
-from models.checkpoint.export import to_hf
 from models.checkpoint.table import CheckpointError
 from models.llava import Llava
-from tests.checkpoints import Q_PROJ, save_small, small, tensors
+from tests.checkpoints import Q_PROJ, exported, save_small, small, tensors
 from tests.test_checkpoint import assert_same_bits
 
 TIMEOUT = 300  # seconds of a process; on a busy machine it takes that long, and none may hang
@@ -35,7 +34,7 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def orbax(source, tmp_path_factory):
+def converted(source, tmp_path_factory):
     dest = tmp_path_factory.mktemp("converted") / "dest"
     assert convert.main([str(source), str(dest)]) == 0
     return dest
@@ -60,11 +59,11 @@ def fails(argv, capsys, dest=None):
     return line
 
 
-def test_what_else_is_copied_and_what_the_manifest_says(source, orbax):
-    names = {path.name for path in orbax.iterdir()}
+def test_what_else_is_copied_and_what_the_manifest_says(source, converted):
+    names = {path.name for path in converted.iterdir()}
     assert names == {"config.json", "weights", "conversion.json", *STRANGE}
-    assert all((orbax / name).read_text() == text for name, text in STRANGE.items())
-    manifest = json.loads((orbax / "conversion.json").read_text())
+    assert all((converted / name).read_text() == text for name, text in STRANGE.items())
+    manifest = json.loads((converted / "conversion.json").read_text())
     files = manifest.pop("files")
     assert manifest == {"source": str(source), "revision": None, "dtype": "float32", "mapping": 1}
     for name in ["config.json", *STRANGE, *(path.name for path in source.glob("*.safetensors"))]:
@@ -88,10 +87,10 @@ def test_the_revision_of_a_snapshot_is_recorded(source, tmp_path, monkeypatch):
     assert (manifest["source"], manifest["revision"], manifest["dtype"]) == ("some/model", "0123abc", "bfloat16")
 
 
-def test_back_to_safetensors_that_transformers_loads(orbax, tmp_path, monkeypatch):
+def test_back_to_safetensors_that_transformers_loads(converted, tmp_path, monkeypatch):
     monkeypatch.setattr(convert.write_safetensors, "__kwdefaults__", {"shard_bytes": 50_000})
     back = tmp_path / "back"
-    assert convert.main([str(orbax), str(back), "--to-hf"]) == 0
+    assert convert.main([str(converted), str(back), "--to-hf"]) == 0
     assert len(list(back.glob("*.safetensors"))) >= 3
     again, info = transformers.LlavaForConditionalGeneration.from_pretrained(back, output_loading_info=True)
     assert not any(info.values())
@@ -101,7 +100,7 @@ def test_back_to_safetensors_that_transformers_loads(orbax, tmp_path, monkeypatc
         assert torch.equal(again.state_dict()[key], value), key
     assert (back / "tokenizer.model").read_text() == "words"
     assert not (back / "conversion.json").exists()
-    assert_same_bits(to_hf(Llava.from_pretrained(back)), published())
+    assert_same_bits(exported(Llava.from_pretrained(back)), published())
 
 
 def test_half_precision_there_and_back(source, tmp_path):
@@ -205,13 +204,13 @@ def test_a_disk_that_has_no_room(source, tmp_path, capsys, monkeypatch):
     assert re.search(r"dest needs 0\.\d\d GB, but its disk has only 0\.00 GB left", line)
 
 
-def test_a_disk_that_fills_up(source, orbax, tmp_path):
+def test_a_disk_that_fills_up(source, converted, tmp_path):
     """No file may grow above 8 KB: what the operating system says of a full disk, it says of this in the same way."""
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from models import convert; "
     )
     limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000)); sys.exit(convert.main(sys.argv[1:]))"
-    for argv in ([source, tmp_path / "dest"], [orbax, tmp_path / "dest", "--to-hf"]):
+    for argv in ([source, tmp_path / "dest"], [converted, tmp_path / "dest", "--to-hf"]):
         done = subprocess.run([sys.executable, "-c", limited, *argv], capture_output=True, text=True, timeout=TIMEOUT)
         assert done.returncode == 1, done.stderr
         assert "dest cannot be written: " in done.stderr.splitlines()[-1]
@@ -257,7 +256,7 @@ def test_killed_half_way_it_runs_again(source, tmp_path):
         Llava.from_pretrained(unfinished)
     assert convert.main([str(source), str(dest)]) == 0
     assert list(tmp_path.iterdir()) == [dest]
-    assert_same_bits(to_hf(Llava.from_pretrained(dest)), published())
+    assert_same_bits(exported(Llava.from_pretrained(dest)), published())
 
 
 def test_an_interrupt_leaves_nothing(source, tmp_path):
@@ -278,8 +277,8 @@ def test_destinations_that_are_refused(source, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [tmp_path / "full"]
 
 
-def test_directions_that_are_refused(source, orbax, tmp_path, capsys):
+def test_directions_that_are_refused(source, converted, tmp_path, capsys):
     assert "is not a folder that this command converted" in fails([source, tmp_path / "x", "--to-hf"], capsys)
-    assert "is a converted folder already" in fails([orbax, tmp_path / "x"], capsys)
-    assert "goes with neither" in fails([orbax, tmp_path / "x", "--to-hf", "--dtype=float16"], capsys)
+    assert "is a converted folder already" in fails([converted, tmp_path / "x"], capsys)
+    assert "goes with neither" in fails([converted, tmp_path / "x", "--to-hf", "--dtype=float16"], capsys)
     assert "is not a folder; expected one" in fails([tmp_path / "none" / "a", tmp_path / "x"], capsys)

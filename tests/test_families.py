@@ -15,8 +15,8 @@ from models.checkpoint.table import match, variables_of
 from models.config import ConfigError
 from models.engine import prefill
 from models.engine.plan import parse, resolve
-from models.families.llava import llava_config, llava_table
-from models.llava import Llava
+from models.engine.target import CPU
+from models.llava import Llava, LlavaNext
 from tests import checkpoints, families
 
 TOLERANCE = 1e-4
@@ -61,14 +61,15 @@ def test_full_size_is_wired(name):
     hf = families.hf_config(name)
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(hf)
-    config = llava_config(hf)
-    llava = checkpoints.abstract(config, jnp.bfloat16)
+    grids = hf.model_type == "llava_next"
+    family = LlavaNext if grids else Llava
+    config = family.read_config(hf, {})
+    llava = checkpoints.abstract(config, jnp.bfloat16, family=family)
     headers = {
         checkpoints.spell(key, "published"): Header(Path(), tuple(value.shape), "F16")
         for key, value in model.state_dict().items()
     }
-    planned, found = match(headers, llava_table(config), variables_of(llava))
-    grids = hf.model_type == "llava_next"
+    planned, found = match(headers, family.table(config), variables_of(llava))
     assert not found
     assert len(planned) == len(headers) == 9 * config.text.num_layers + 3 + 4 + 24 * 16 + 7 + grids
     assert ("image_newline" in headers) == grids
@@ -78,15 +79,17 @@ def test_full_size_is_wired(name):
     visual = 2880 + 48 if grids else 576
     ids = np.array([[1, *[config.image_token_id] * visual, *range(3, 40)]])
     prompt = llava.prompt(ids, **images)
-    assert prompt.visual_positions.shape == (1, -(-visual // 64) * 64 if grids else visual)
-    cuts = resolve(parse(0.222, num_layers=config.text.num_layers), prompt.visual_positions.shape[1])
+    assert prompt.visual_slots.shape == (1, -(-visual // 64) * 64 if grids else visual)
+    cuts = resolve(parse(0.222, num_layers=config.text.num_layers), prompt.visual_slots.shape[1])
     out = jax.eval_shape(
-        lambda llava, prompt: prefill.prefill(llava, prompt, jnp.uint32(0), schedule=cuts, room=32), llava, prompt
+        lambda llava, prompt: prefill.prefill(llava, prompt, jnp.uint32(0), plan=cuts, room=32, target=CPU),
+        llava,
+        prompt,
     )
     kept = 654 if grids else 128  # 0.222 of 2,944 slots and of 576
-    assert out.survivors[0].shape == (1, kept)
+    assert out.cuts[0].indices.shape == (1, kept)
     assert out.logits.shape == (1, 32064)
-    slots = prompt.input_ids.shape[1] - prompt.visual_positions.shape[1] + kept + 32
+    slots = prompt.input_ids.shape[1] - prompt.visual_slots.shape[1] + kept + 32
     assert out.cache.layers[-1][0].size == slots * config.text.num_kv_heads * config.text.head_dim
 
 
@@ -103,4 +106,4 @@ def test_grids_that_are_refused(field, value, said):
     hf = families.narrow("llava-v1.6-vicuna-7b")
     setattr(hf, field, value)
     with pytest.raises(ConfigError, match=said):
-        llava_config(hf)
+        LlavaNext.read_config(hf, {})

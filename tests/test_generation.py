@@ -6,13 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.engine import plan
 from models.engine.cache import Cache
 from models.engine.decode import decode_step
 from models.engine.sampling import Sampling, choose, narrow
 from models.layers.attention import attend
 from tests.tiny import PATCHES, make_inputs, make_llava
-from tokencarve_jax import CarvedSequence, carve_sequence, last_query_attention
+from tokencarve_jax import Compressor, Selection, carve_sequence, last_query_attention
 
 NEW = 9
 
@@ -42,20 +41,20 @@ def forward_over_carved(llava, ids, pixels, cuts, new):
             carved = carve_sequence(old, attention, jnp.asarray(np.searchsorted(alive, visual))[None], keep=cuts[index])
             visual = visual[np.asarray(carved.indices[0])]
             alive, old = alive[np.asarray(carved.kept[0])], carved.hidden
-        at = decoder.rotation(jnp.asarray(alive)[None])
+        at = decoder.rotation(jnp.asarray(alive)[None, :, None])
         query, (key, value) = layer.query(old, at), layer.key_value(old, at)
         attention = last_query_attention(query[:, -1], key)
         mask = np.tril(np.ones((len(alive), len(alive)), bool))[None]
         trail.append((key, value, alive))
-        old = layer.finish(old, attend(query, key, value, mask=jnp.asarray(mask)))
-    at = decoder.rotation(len(ids) + jnp.arange(len(new))[None])
+        old = layer.finish(old, layer.self_attn.o_proj(attend(query, key, value, mask=jnp.asarray(mask))))
+    at = decoder.rotation(len(ids) + jnp.arange(len(new))[None, :, None])
     for layer, (key, value, rows) in zip(decoder.layers, trail, strict=True):
         query, (new_key, new_value) = layer.query(fresh, at), layer.key_value(fresh, at)
         seen = np.concatenate(
             [np.tile(np.isin(rows, alive), (len(new), 1)), np.tril(np.ones((len(new), len(new)), bool))], axis=1
         )
         key, value = jnp.concatenate([key, new_key], 1), jnp.concatenate([value, new_value], 1)
-        fresh = layer.finish(fresh, attend(query, key, value, mask=jnp.asarray(seen)[None]))
+        fresh = layer.finish(fresh, layer.self_attn.o_proj(attend(query, key, value, mask=jnp.asarray(seen)[None])))
     return np.asarray(decoder.logits(jnp.concatenate([old[0, -1:], fresh[0]])))
 
 
@@ -144,14 +143,14 @@ def test_cache_is_short_in_every_layer_and_keeps_original_positions(llava):
     size = ids.shape[1] - PATCHES + 6
     chex.assert_shape(jax.tree.leaves(state.cache.layers), (2, size + 3, 10))
     assert state.cache.nbytes == 5 * 2 * (size + 3) * 2 * 10 * 4
-    assert int(state.cache.next_position[0]) == ids.shape[1]
-    positions = np.asarray(state.cache.positions[0])[:size]
+    assert int(state.cache.segments[0].next_position[0]) == ids.shape[1]
+    positions = np.asarray(state.cache.segments[0].positions[0, :size, 0])
     text = np.flatnonzero(ids[0] != llava.config.image_token_id)
     assert set(text) < set(positions.tolist())
     assert (np.diff(positions) > 0).all()
-    kept = np.flatnonzero(ids[0] == llava.config.image_token_id)[np.asarray(state.survivors[0][0])]
+    kept = np.flatnonzero(ids[0] == llava.config.image_token_id)[np.asarray(state.cuts[0].indices[0])]
     assert sorted([*text, *kept]) == positions.tolist()
-    assert (np.unique(np.asarray(state.assignments[0][0])) >= -1).all()
+    assert (np.unique(np.asarray(state.cuts[0].assignment[0])) >= -1).all()
 
 
 def test_sliding_window_limits_what_is_seen():
@@ -249,9 +248,9 @@ def test_samples_follow_the_distribution():
         ("abc", "expected None, a keep"),
         (((0, "tokencarve", 3),), "from 1 to 4"),
         (((5, "tokencarve", 3),), "from 1 to 4"),
-        (((2, "magic", 3),), "unknown method 'magic'; registered are"),
-        (((2, "tokencarve"),), r"expected \(layer, method, keep\)"),
-        (((3, "tokencarve", 9), (2, "tokencarve", 3)), "ascending"),
+        (((2, "magic", 3),), "unknown compressor 'magic'; registered are"),
+        (((2, "tokencarve"),), r"expected \(place, compressor, keep\)"),
+        (((3, "tokencarve", 9), (2, "tokencarve", 3)), "each once, in the order"),
         (((2, "tokencarve", 3), (3, "tokencarve", 9)), "only 3 are left"),
         (26, "26"),
     ],
@@ -294,20 +293,12 @@ def test_sampling_settings_are_checked(settings):
         Sampling(**settings)
 
 
-def test_a_registered_method_takes_part_in_schedules(llava):
-    if "first" not in plan.methods():
-
-        @plan.register("first")
-        def first(hidden, attention, visual_positions, *, keep, valid, key) -> CarvedSequence:
-            del key
-            order = -jnp.arange(hidden.shape[1], dtype=jnp.float32) + 0 * attention
-            return carve_sequence(
-                hidden, order, visual_positions, keep=keep, valid=valid, attention_weight=1.0, oversample=1.0
-            )
+def test_a_compressor_of_ones_own_takes_part_in_schedules(llava):
+    def first(tokens, *, keep, query_attention):
+        del query_attention
+        return Selection(jnp.broadcast_to(jnp.arange(keep, dtype=jnp.int32), (*tokens.shape[:-1], keep)))
 
     ids, pixels, _ = make_inputs(texts=(9,), images=(1,))
-    state = llava.prefill(llava.prompt(ids, pixels), carve=((2, "first", 4),))
-    assert np.asarray(state.survivors[0]).tolist() == [[0, 1, 2, 3]]
+    state = llava.prefill(llava.prompt(ids, pixels), carve=((2, Compressor("first", first), 4),))
+    assert np.asarray(state.cuts[0].indices).tolist() == [[0, 1, 2, 3]]
     assert isinstance(state.cache, Cache)
-    with pytest.raises(ValueError, match="registered already"):
-        plan.register("first")(lambda: None)

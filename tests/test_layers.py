@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.layers.attention import QUERY_BLOCK, _fuses, attend
+from models.engine.target import CPU, CUDA, target_of
+from models.layers.attention import QUERY_BLOCK, attend, fits_cudnn
 from models.layers.linear import Linear
 
 LENGTH = 2 * QUERY_BLOCK + 37
@@ -54,27 +55,34 @@ def test_attention_in_blocks_is_attention(mask, causal, means):
 @pytest.mark.parametrize("causal", [False, True])
 def test_it_is_what_the_fused_kernel_is_asked_for(causal):
     query, key, value = heads(jnp.bfloat16)
-    assert not _fuses(query, key, value)  # no such kernel without a GPU
     ours = attend(query, key, value, causal=causal).astype(jnp.float32)
     theirs = jax.nn.dot_product_attention(query, key, value, is_causal=causal).reshape(ours.shape)
     np.testing.assert_allclose(ours, theirs.astype(jnp.float32), atol=2e-2)
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "fuses"),
-    [
-        ("9.0", jnp.bfloat16, True),
-        ("10.3", jnp.float16, True),
-        ("9.0", jnp.float32, False),
-        ("7.5", jnp.float16, False),
-        ("gfx942", jnp.bfloat16, False),
-    ],
+    ("capability", "target"), [("9.0", CUDA), ("10.3", CUDA), ("7.5", CPU), ("gfx942", CPU), (None, CPU)]
 )
-def test_where_the_kernel_is_used(capability, dtype, fuses, monkeypatch):
-    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
-    assert not _fuses(*heads(dtype))  # whatever the device is, JAX finds no cuDNN here
+def test_where_the_kernel_is_used(capability, target, monkeypatch):
+    device = types.SimpleNamespace(**({} if capability is None else {"compute_capability": capability}))
+    assert target_of(device) == CPU  # whatever the device is, JAX finds no cuDNN here
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda query, *_, **__: query)
-    assert _fuses(*heads(dtype)) is fuses
+    assert target_of(device) == target
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "fits"),
+    [(jnp.bfloat16, 64, True), (jnp.float16, 128, True), (jnp.float32, 64, False), (jnp.bfloat16, 10, False)],
+)
+def test_what_the_kernel_takes(dtype, width, fits, monkeypatch):
+    assert fits_cudnn(dtype, width) is fits
+    asked = []
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda query, *_, **options: asked.append(options) or query)
+    query, key, value = (jnp.zeros((1, 3, count, width), dtype) for count in (4, 2, 2))
+    attend(query, key, value, causal=True, kernel="cudnn")
+    attend(query, key, value, mask=jnp.ones((1, 3, 3), bool), kernel="cudnn")
+    attend(query, key, value)
+    assert asked == [{"is_causal": True, "implementation": "cudnn"}] * fits
 
 
 @pytest.mark.parametrize("use_bias", [False, True])

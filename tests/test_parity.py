@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from models.layers.attention import causal_mask
+from models.engine.loop import Flow, run_layers
 from models.llava import Llava
 from tests.checkpoints import IMAGE, PATCHES, TEXT, VISION, make_llava
 
@@ -84,7 +84,7 @@ def test_tower(pair):
         want = theirs.model.vision_tower(torch.tensor(images), output_hidden_states=True).hidden_states
     depth = VISION["num_hidden_layers"]
     assert len(want) == depth + 1
-    got = ours.vision_tower(images, feature_layers=tuple(range(depth + 1)))
+    got = ours.vision_tower(images, feature_layers=tuple(range(depth + 1))).features
     np.testing.assert_allclose(got, torch.cat(want, dim=-1), rtol=0, atol=TOLERANCE)
     assert all((a - b).abs().max() > 0.1 for a, b in itertools.pairwise(want))
 
@@ -116,8 +116,8 @@ def test_decoder(pair):
             inputs_embeds=torch.tensor(hidden), position_ids=torch.tensor(positions).long()
         )
         want = theirs.lm_head(out.last_hidden_state)
-    mask = causal_mask(np.array([300, 300]), 300, positions=positions, window=None)
-    got = ours.decoder.logits(ours.decoder(hidden, positions, mask))
+    flow = Flow(ours.decoder, jnp.asarray(positions)[..., None], jnp.array([300, 300]))
+    got = ours.decoder.logits(run_layers(ours.decoder.layers, jnp.asarray(hidden), flow))
     np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
 
 

@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 
 from models.engine import plan, prefill
-from models.engine.prompt import BUCKET
+from models.engine.plan import Cut
+from models.engine.prompt import VISUAL_BUCKET
 from models.families import anyres
+from models.llava import LlavaNextConfig
 from tests import tiny
 from tests.tiny import CONFIG, IMAGE_TOKEN, PATCHES
+from tokencarve_jax import COMPRESSORS
 
-EACH = "tokencarve-per-image"
+CARVE = COMPRESSORS["tokencarve"]
 PINPOINTS = ((30, 60), (60, 60))
 # Few layers: what varies here are shapes, and every shape is a program to compile.
-NEXT = dataclasses.replace(CONFIG, image_grid_pinpoints=PINPOINTS, text=dataclasses.replace(CONFIG.text, num_layers=3))
+FIELDS = vars(CONFIG) | {"text": dataclasses.replace(CONFIG.text, num_layers=3)}
+NEXT = LlavaNextConfig(**FIELDS, image_grid_pinpoints=PINPOINTS)
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +33,25 @@ def next_llava():
 
 def counts(prefilled, cut, per_image):
     """How many survivors each row has of each image."""
-    return [np.bincount(np.asarray(row) // per_image).tolist() for row in prefilled.survivors[cut]]
+    return [np.bincount(np.asarray(row) // per_image).tolist() for row in prefilled.cuts[cut].indices]
 
 
 def test_each_image_keeps_its_share(llava):
     ids, pixels, mask = tiny.make_inputs(texts=(9, 4), images=(2, 2))
     prompt = llava.prompt(ids, pixels, mask)
     assert prompt.images == 2
-    out = llava.prefill(prompt, carve=((2, EACH, 0.2),))
+    out = llava.prefill(prompt, carve=(Cut(2, CARVE, 0.2, scope="image"),))
     assert counts(out, 0, PATCHES) == [[5, 5]] * 2
     for row in range(2):  # and what is cached stands where these images stand
-        cached = np.asarray(out.cache.positions[row])[np.asarray(out.cache.valid[row])]
-        spans = prompt.visual_positions[row].reshape(2, PATCHES)
+        cached = np.asarray(out.cache.segments[0].positions[row, :, 0])[np.asarray(out.cache.segments[0].valid[row])]
+        spans = prompt.visual_slots[row].reshape(2, PATCHES)
         assert [np.isin(cached, span).sum() for span in spans] == [5, 5]
-    assert counts(llava.prefill(prompt, carve=((1, EACH, 9), (3, EACH, 4))), 0, PATCHES) == [[9, 9]] * 2
+    assert (
+        counts(
+            llava.prefill(prompt, carve=(Cut(1, CARVE, 9, scope="image"), Cut(3, CARVE, 4, scope="image"))), 0, PATCHES
+        )
+        == [[9, 9]] * 2
+    )
     joint = counts(llava.prefill(prompt, carve=((2, "tokencarve", 0.2),)), 0, PATCHES)
     assert [sum(row) for row in joint] == [10, 10]
 
@@ -50,15 +59,15 @@ def test_each_image_keeps_its_share(llava):
 def test_one_image_is_carved_as_ever(llava):
     ids, pixels, mask = tiny.make_inputs()
     want = llava.generate(ids, pixels, attention_mask=mask, max_new_tokens=6, carve=7)
-    got = llava.generate(ids, pixels, attention_mask=mask, max_new_tokens=6, carve=((2, EACH, 7),))
+    got = llava.generate(ids, pixels, attention_mask=mask, max_new_tokens=6, carve=(Cut(2, CARVE, 7, scope="image"),))
     np.testing.assert_array_equal(got, want)
 
 
 def test_assignments_name_the_survivors(llava):
     """Each survivor lives on in its own row, and tokens live on in survivors of their own image."""
     ids, pixels, mask = tiny.make_inputs(images=(2, 2))
-    out = llava.prefill(llava.prompt(ids, pixels, mask), carve=((2, EACH, 6),))
-    for survivors, assignment in zip(out.survivors[0], out.assignments[0], strict=True):
+    out = llava.prefill(llava.prompt(ids, pixels, mask), carve=(Cut(2, CARVE, 6, scope="image"),))
+    for survivors, assignment in zip(out.cuts[0].indices, out.cuts[0].assignment, strict=True):
         assert assignment[survivors].tolist() == list(range(12))
         assert {int(row) // 6 for row in assignment[:PATCHES] if row >= 0} == {0}
         assert {int(row) // 6 for row in assignment[PATCHES:] if row >= 0} == {1}
@@ -67,7 +76,7 @@ def test_assignments_name_the_survivors(llava):
 def test_rows_with_fewer_images(llava):
     """A row's tokens are the same whether a richer row stands beside it or not."""
     ids, pixels, mask = tiny.make_inputs(texts=(9, 9), images=(1, 2))
-    carve = ((2, EACH, 0.2),)
+    carve = (Cut(2, CARVE, 0.2, scope="image"),)
     got = llava.generate(ids, pixels, attention_mask=mask, max_new_tokens=6, carve=carve)
     for row, images in enumerate((slice(0, 1), slice(1, 3))):
         alone = {"attention_mask": mask[row : row + 1], "max_new_tokens": 6, "carve": carve}
@@ -78,15 +87,17 @@ def test_a_joint_cut_mixes_the_images(llava):
     ids, pixels, mask = tiny.make_inputs(images=(2, 2))
     prompt = llava.prompt(ids, pixels, mask)
     with pytest.raises(ValueError, match="put no cut with a joint budget before this one"):
-        llava.prefill(prompt, carve=((1, "tokencarve", 20), (3, EACH, 4)))
-    assert llava.prefill(prompt, carve=((1, EACH, 9), (3, "tokencarve", 7))).survivors[1].shape == (2, 7)
+        llava.prefill(prompt, carve=((1, "tokencarve", 20), Cut(3, CARVE, 4, scope="image")))
+    assert llava.prefill(prompt, carve=(Cut(1, CARVE, 9, scope="image"), (3, "tokencarve", 7))).cuts[
+        1
+    ].indices.shape == (2, 7)
 
 
 def test_counts_are_checked_over_all_images():
-    cut = plan.parse(((2, EACH, 26),), num_layers=5)
+    cut = plan.parse((Cut(2, CARVE, 26, scope="image"),), num_layers=5)
     with pytest.raises(ValueError, match=r"must be in 1\.\.25"):
         plan.resolve(cut, 50, images=2)
-    more = plan.parse(((1, EACH, 5), (2, EACH, 6)), num_layers=5)
+    more = plan.parse((Cut(1, CARVE, 5, scope="image"), Cut(2, CARVE, 6, scope="image")), num_layers=5)
     with pytest.raises(ValueError, match="keeps 12 visual tokens, but only 10 are left"):
         plan.resolve(more, 50, images=2)
 
@@ -99,7 +110,11 @@ def next_inputs(sizes_of_rows, seed=0):
     rng = np.random.default_rng(seed)
     sizes = [size for row in sizes_of_rows for size in row]
     pixels = rng.normal(size=(len(sizes), 5, 3, 30, 30)).astype(np.float32)
-    brings = [len(rows) for rows in anyres.lay_out(pixels, sizes, NEXT)[1]] if sizes else []
+    brings = (
+        [len(rows) for rows in anyres.lay_out(pixels, sizes, pinpoints=PINPOINTS, tile=30, patch_size=6)[1]]
+        if sizes
+        else []
+    )
     rows, at = [], 0
     for row in sizes_of_rows:
         ids = []
@@ -120,12 +135,12 @@ def test_images_of_different_size_share_or_have_budgets(next_llava):
     joint, each = next_llava.prompt(**inputs), next_llava.prompt(**inputs, per_image=True)
     assert joint.images is None
     assert each.images == 2
-    assert joint.visual_positions.shape == (1, 256)  # 215 in steps of 64
-    assert each.visual_positions.shape == (1, 2 * 192)
+    assert joint.visual_slots.shape == (1, 256)  # 215 in steps of 64
+    assert each.visual_slots.shape == (1, 2 * 192)
     with pytest.raises(ValueError, match="pack the prompt with per_image=True"):
-        next_llava.prefill(joint, carve=((2, EACH, 0.1),))
-    assert counts(next_llava.prefill(each, carve=((2, EACH, 0.1),)), 0, 192) == [[19, 19]]
-    tokens = next_llava.generate(**inputs, max_new_tokens=5, carve=((2, EACH, 0.1),))
+        next_llava.prefill(joint, carve=(Cut(2, CARVE, 0.1, scope="image"),))
+    assert counts(next_llava.prefill(each, carve=(Cut(2, CARVE, 0.1, scope="image"),)), 0, 192) == [[19, 19]]
+    tokens = next_llava.generate(**inputs, max_new_tokens=5, carve=(Cut(2, CARVE, 0.1, scope="image"),))
     assert tokens.shape == (1, 5)
 
 
@@ -134,8 +149,8 @@ def test_padding_is_never_kept_while_real_tokens_last(next_llava):
     prompt = next_llava.prompt(**inputs)
     out = next_llava.prefill(prompt, carve=0.1)
     kept = round(0.1 * 192)
-    assert out.survivors[0].shape == (2, kept)
-    for survivors, number in zip(out.survivors[0], brings, strict=True):
+    assert out.cuts[0].indices.shape == (2, kept)
+    for survivors, number in zip(out.cuts[0].indices, brings, strict=True):
         assert (np.asarray(survivors) < number).all()
 
 
@@ -167,8 +182,8 @@ def test_images_of_many_sizes_share_compiled_programs(next_llava):
     for size in sizes:
         prompt = next_llava.prompt(**next_inputs([[size]])[0])
         next_llava.prefill(prompt, carve=0.25)
-        shapes.add((prompt.input_ids.shape, prompt.visual_positions.shape))
-        assert prompt.visual_positions.shape[1] % BUCKET == 0
+        shapes.add((prompt.input_ids.shape, prompt.visual_slots.shape))
+        assert prompt.visual_slots.shape[1] % VISUAL_BUCKET == 0
     assert len({int(n) for size in sizes for n in next_inputs([[size]])[1]}) > len(shapes)
     assert prefill.prefill._cache_size() - before == len(shapes) < len(sizes)
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from experiments import pictures
 from experiments.pictures import FOG, GAP, View, carved_panel, enlarge, group_colours
+from models.engine.sequence import CutRecord
 from tests.tiny import CONFIG
 
 SIDE, GRID = 56, 4
@@ -82,9 +83,8 @@ def test_views_of_several_images(class_token):
     config = dataclasses.replace(CONFIG, keep_class_token=class_token)
     size, images = config.tokens_per_image, [np.zeros((30, 30, 3), np.uint8)] * 2
     fate, survivors = np.arange(2 * size) % 7 - 1, np.array([3, 30])
-    prefilled = SimpleNamespace(
-        assignments=(np.stack([fate * 0, fate]),), survivors=(np.stack([survivors * 0, survivors]),)
-    )
+    cut = CutRecord(indices=np.stack([survivors * 0, survivors]), assignment=np.stack([fate * 0, fate]))
+    prefilled = SimpleNamespace(cuts=(cut,))
     views = pictures.views_of(images, config, prefilled, row=1)
     for i, view in enumerate(views):
         assert view.first == i * size + class_token
@@ -94,7 +94,7 @@ def test_views_of_several_images(class_token):
 
 def test_nothing_cut_shows_the_images_as_they_are():
     images = [np.random.default_rng(i).integers(0, 256, (30, 30, 3), dtype=np.uint8) for i in range(2)]
-    for view in pictures.views_of(images, CONFIG, SimpleNamespace(assignments=(), survivors=())):
+    for view in pictures.views_of(images, CONFIG, SimpleNamespace(cuts=())):
         np.testing.assert_array_equal(carved_panel(view, group_colours(view.assignment)), enlarge(view.image))
 
 

@@ -28,7 +28,7 @@ def test_packed_questions_equal_separate_prompts():
     rng = np.random.default_rng(0)
     pixels = rng.normal(size=(2, 3, 30, 30)).astype(np.float32)
     prefix, ids = np.array([9, 11]), rng.integers(8, 101, (2, 3, 7)).astype(np.int32)
-    features = llava.vision_tower(jnp.asarray(pixels), feature_layers=llava.config.feature_layers)[:, 1:]
+    features = llava.vision_tower(jnp.asarray(pixels), feature_layers=llava.config.feature_layers).features[:, 1:]
     where = np.broadcast_to(np.arange(PATCHES), (2, PATCHES))
     packed = answer_logits(llava.projector, llava.decoder, features, where, prefix, ids, num_visual=PATCHES)
     for image in range(2):

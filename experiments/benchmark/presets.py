@@ -35,6 +35,7 @@ def _llava_1_5(*, width: int, intermediate: int, layers: int, heads: int, vision
         rms_norm_eps=1e-5,
         rope_theta=10000.0,
         rope_factor=1.0,
+        rope_sections=(width // heads // 2,),
         attention_bias=False,
         mlp_bias=False,
         tie_word_embeddings=False,
