@@ -25,8 +25,8 @@ class Limits:
 
 LIMITS: Mapping[str, Limits] = {
     "random": Limits(alone=False),  # the sets of a batch draw different lots
-    "tome": Limits(least=lambda n: (n + 1) // 2),  # a step merges pairs
-    "prumerge": Limits(plain=False),  # a kept row takes from its neighbours, whose own row is the pooled one
+    "tome": Limits(least=lambda n: (n + 1) // 2),  # every other token joins one of the rest
+    "prumerge": Limits(plain=False),  # rows are sums over neighbours that may be in several
     "prumerge-plus": Limits(plain=False),
 }
 

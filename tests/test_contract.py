@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from tests.contract import EVIDENCE, LEADING, LIMITS, D, K, N, keep, limits, make_batch, make_evidence
+from tests.contract import EVIDENCE, LEADING, D, K, N, keep, limits, make_batch, make_evidence
 from tokencarve_jax import COMPRESSORS, Tokens
 
 every_row = pytest.mark.parametrize("name", COMPRESSORS)
@@ -291,7 +291,3 @@ def test_mistakes_are_told_in_one_message(name):
             row(tokens, keep=kept, **told)
     with pytest.raises(TypeError, match="cannot be traced"):
         jax.jit(lambda kept: row(tokens, keep=kept, **told).indices)(3)
-
-
-def test_limits_are_about_rows_that_exist():
-    assert set(LIMITS) <= set(COMPRESSORS)
