@@ -133,7 +133,7 @@ def test_fields_that_change_the_logits(folder, baseline, path, value):
         with pytest.raises(ValueError, match="image placeholders per row"):
             logits(model)
     elif path == ("text", "rope_sections"):
-        with pytest.raises(ValueError, match="2 sections of .* do not fit positions with 1 axes"):
+        with pytest.raises(ValueError, match=r"2 sections of .* do not fit positions with 1 axes"):
             logits(model)
     else:
         assert np.abs(logits(model) - baseline).max() > 1e-4  # what parity with transformers would notice

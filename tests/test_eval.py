@@ -97,8 +97,8 @@ class TestResults:
                 [s["said"][name] == s["said"]["vanilla"] for s in report["samples"]], dtype=float
             )
             assert row["visual_tokens"] == (VISUAL if name == "vanilla" else KEEP)
-            # 3 layers, keys and values of 1 head x 12 x 4 bytes; 64 slots of the bucket and 32 for new tokens.
-            slots = 64 + 32 - (VISUAL - row["visual_tokens"])
+            # 3 layers, keys and values of 1 head x 12 x 4 bytes; 32 slots of the bucket and 32 for new tokens.
+            slots = 32 + 32 - (VISUAL - row["visual_tokens"])
             assert row["cache_bytes"] == 3 * 2 * 12 * 4 * slots
 
     def test_setting_is_recorded(self, whole, flags):
