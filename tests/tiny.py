@@ -39,6 +39,7 @@ CONFIG = LlavaConfig(
         rms_norm_eps=3e-4,
         rope_theta=777.0,
         rope_factor=1.0,
+        rope_sections=(5,),
         attention_bias=True,
         mlp_bias=False,
         tie_word_embeddings=False,
