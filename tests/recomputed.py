@@ -125,9 +125,9 @@ class Row:
 
     def leave(self, cut, indices, values, sizes):
         """Only these visual tokens are left, with new values and sizes."""
-        self.records.append(indices)
         slots = self.slots[indices]
         valid = slots >= 0
+        self.records.append((indices, valid))
         self.hidden[slots[valid]] = values[valid]
         if cut.weighs:
             self.weighing = self.weighing.copy()  # earlier layers keep theirs

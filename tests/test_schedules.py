@@ -84,8 +84,8 @@ def check(model, schedule, images):
     got, prefilled = ours(model, prompt, schedule, ids)
     for number, record in enumerate(prefilled.cuts):
         for row, one in enumerate(rows):
-            valid = np.asarray(record.indices[row])
-            np.testing.assert_array_equal(valid, one.records[number])
+            indices, valid = one.records[number]  # which padding stands for missing ones is nobody's business
+            np.testing.assert_array_equal(np.asarray(record.indices[row])[valid], indices[valid])
     np.testing.assert_allclose(got, want, atol=1e-4 * max(1, np.abs(want).max() / 10))
     return prefilled, rows
 
