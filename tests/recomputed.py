@@ -101,7 +101,7 @@ class Row:
         self.positions, self.next_position = np.arange(length), length
         self.slots = np.where(prompt.visual_valid[row], prompt.visual_slots[row], -1)
         self.weighing, self.sizes = np.ones(length), np.ones(len(self.slots))
-        self.known, self.records, self.sets = {}, [], []
+        self.known, self.records, self.sets, self.weighed = {}, [], [], False
         self.question = self.hidden[self.slots.max() + 1 :]
         self._see(model, prompt, row)
 
@@ -129,7 +129,8 @@ class Row:
         valid = slots >= 0
         self.records.append((indices, valid))
         self.hidden[slots[valid]] = values[valid]
-        if cut.weighs:
+        self.weighed |= cut.weighs  # from then on every size counts, whoever merged
+        if self.weighed:
             self.weighing = self.weighing.copy()  # earlier layers keep theirs
             self.weighing[slots[valid]] = sizes[valid]
         gone = np.setdiff1d(self.slots[self.slots >= 0], slots[valid])
