@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=["tokencarve", "random"],
         metavar="NAME",
-        help=f"what to compare with all tokens, of: {', '.join(methods.choices())} (default: tokencarve random)",
+        help=f"what to compare with all tokens, of: {', '.join(methods.choices())}; or "
+        "your own, as package.module:object or path/to/file.py:object (default: tokencarve random)",
     )
     cli.add_model_flags(parser)
     parser.add_argument(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments.cli import CommandError
@@ -18,6 +21,40 @@ def choices() -> list[str]:
     return sorted(name for name, compressor in COMPRESSORS.items() if not set(compressor.required) & set(NEEDS_MORE))
 
 
+def find(name: str) -> Compressor:
+    """A registered compressor, or one of the user's own: `package.module:object` or `path/to/file.py:object`.
+
+    The object is a Compressor, or a function as `Compressor` takes it, which is then one at a decoder layer.
+
+    Raises:
+      CommandError: there is no such method.
+    """
+    source, colon, attribute = name.rpartition(":")
+    if not colon:
+        if name not in choices():
+            raise CommandError(f"--methods: no method is named {name!r}; there are {', '.join(choices())}")
+        return COMPRESSORS[name]
+    try:
+        found = getattr(_module(source), attribute)
+        return found if isinstance(found, Compressor) else Compressor(attribute, found)
+    except Exception as error:  # the user's code may raise anything
+        raise CommandError(f"--methods {name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _module(source: str) -> Any:
+    if not source.endswith(".py"):
+        return importlib.import_module(source)
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {source}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def cut(compressor: Compressor, keep: float | int) -> Carve:
     """One cut, where the compressor is meant to work."""
     place = TOKENCARVE_LAYER if compressor.at == "decoder" else compressor.at
@@ -30,9 +67,10 @@ def to_compare(llava: Any, keep: float | int, names: Sequence[str]) -> dict[str,
     Raises:
       CommandError: the model cannot be carved like that, or there is no such method.
     """
-    if unknown := [name for name in names if name not in choices()]:
-        raise CommandError(f"--methods: no method is named {unknown[0]!r}; there are {', '.join(choices())}")
-    cuts = {name: cut(COMPRESSORS[name], keep) for name in names}
+    compressors = [find(name) for name in names]
+    cuts = {compressor.name: cut(compressor, keep) for compressor in compressors}
+    if len(cuts) < len(names) or BASELINE in cuts:
+        raise CommandError(f"--methods {' '.join(names)}: two methods have one name, or one is named {BASELINE!r}")
     for schedule in cuts.values():
         try:
             resolve(parse(schedule, num_layers=llava.config.text.num_layers), llava.config.tokens_per_image)

@@ -95,12 +95,7 @@ class VisionLanguageModel(nnx.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        dtype: Any = jnp.float32,
-        mesh: Mesh | None = None,
-        revision: str | None = None,
+        cls, source: str | Path, *, dtype: Any = jnp.float32, mesh: Mesh | None = None, revision: str | None = None
     ) -> Self:
         """Load a checkpoint in Hugging Face format, or one that `python -m models.convert` made.
 

@@ -1,0 +1,113 @@
+"""Cuts at every place, and how their caches decode: what a forward without a cache, layer by layer, gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.engine import plan
+from models.engine.decode import decode_step
+from models.engine.plan import Cut
+from tests.recomputed import recompute
+from tests.tiny import PATCHES, make_inputs, make_llava
+from tokencarve_jax import COMPRESSORS, Compressor, Selection
+
+NEW = 4
+
+
+def joins(tokens, *, keep):
+    """Every token joins the row of its place times K / N: groups with sizes."""
+    count = tokens.shape[-1]
+    row = jnp.broadcast_to(jnp.arange(count) * keep // count, tokens.shape).astype(jnp.int32)
+    first = jnp.broadcast_to(-(-jnp.arange(keep) * count // keep), (*tokens.shape[:-1], keep)).astype(jnp.int32)
+    return Selection(first, row)
+
+
+JOINS = Compressor("joins", joins, calibrated=True)
+
+
+def cut(place, name, keep, **options):
+    return Cut(place, COMPRESSORS[name] if isinstance(name, str) else name, keep, **options)
+
+
+ONE, TWO = (1, 1), (2, 1)  # images of each row
+# Every choice of a cut is met here, alone or beside another; each costs seconds of compilation.
+SCHEDULES = {
+    "kept-full": (ONE, (cut(2, "tokencarve", 6, earlier="full"),)),
+    "renumbered": (ONE, (cut(2, "fastv", 6, positions="renumbered"),)),
+    "two-mixed": (
+        TWO,
+        (cut(1, "fastv", 13, earlier="full"), cut(3, "tokencarve", 5, positions="renumbered")),
+    ),
+    "three": (
+        ONE,
+        (
+            cut(1, "norm", 15, positions="renumbered", earlier="full"),
+            cut(2, "tokencarve", 9),
+            cut(4, "fastv", 4, positions="renumbered", earlier="full"),
+        ),
+    ),
+    "image-full": (
+        TWO,
+        (cut(2, "tokencarve", 6, scope="image", earlier="full"), cut(3, "norm", 3, scope="image")),
+    ),
+    "calibrated-full": (TWO, (cut(1, JOINS, 12, earlier="full"), cut(3, JOINS, 5, positions="renumbered"))),
+    "calibrated-then-not": (ONE, (cut(1, JOINS, 12), cut(3, "norm", 5, earlier="full"))),
+    "input-kept": (ONE, (cut("input", "divprune", 8, positions="kept"),)),
+    "input-layer": (TWO, (cut("input", "visionzip", 12), cut(2, "tokencarve", 5))),
+    "tower": (ONE, (cut("tower", "visionzip", 9),)),
+    "tome-layer": (TWO, (cut("tower", "tome", 10), cut(2, "tokencarve", 4, earlier="full"))),
+}
+
+
+def inputs(images):
+    return make_inputs(texts=(12, 5), images=images)
+
+
+def ours(model, prompt, schedule, ids):
+    """Logits of prefill and of one step for each new token, and the cuts' records."""
+    prefilled = model.prefill(prompt, carve=schedule, room=NEW + 1)
+    logits, cache = [prefilled.logits], prefilled.cache
+    step = jax.jit(decode_step)
+    for column in ids.T:
+        after, cache = step(model, cache, jnp.asarray(column))
+        logits.append(after)
+    return np.stack(logits, 1), prefilled
+
+
+def check(model, schedule, images):
+    schedule = plan.parse(schedule, num_layers=model.config.text.num_layers)
+    prompt = model.prompt(*inputs(images), per_image=plan.has_budgets_per_image(schedule))
+    resolved = plan.resolve(schedule, prompt.visual_slots.shape[1], images=prompt.images)
+    ids = np.random.default_rng(5).integers(8, 101, (2, NEW))
+    want, rows = recompute(model, prompt, resolved, ids)
+    got, prefilled = ours(model, prompt, schedule, ids)
+    for number, record in enumerate(prefilled.cuts):
+        for row, one in enumerate(rows):
+            indices, valid = one.records[number]  # which padding stands for missing ones is nobody's business
+            np.testing.assert_array_equal(np.asarray(record.indices[row])[valid], indices[valid])
+    np.testing.assert_allclose(got, want, atol=1e-4 * max(1, np.abs(want).max() / 10))
+    return prefilled, rows
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_llava()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_decoding_goes_on_as_if_nothing_were_cached(model, name):
+    images, schedule = SCHEDULES[name]
+    check(model, schedule, images)
+
+
+def test_with_a_sliding_window():
+    check(make_llava(sliding_window=17), SCHEDULES["two-mixed"][1], ONE)
+
+
+def test_early_caches_are_full_only_where_the_cut_says_so(model):
+    prompt = model.prompt(*inputs((1, 1)))
+    size = prompt.input_ids.shape[1]
+    for earlier, want in (("full", [size, size, *[size - PATCHES + 6] * 3]), ("gathered", [size - PATCHES + 6] * 5)):
+        prefilled = model.prefill(prompt, carve=(cut(2, "fastv", 6, earlier=earlier),))
+        assert [key.shape[-2] for key, _ in prefilled.cache.layers] == want
