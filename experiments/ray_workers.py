@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 import warnings
 from collections import Counter, deque
@@ -22,6 +23,7 @@ from models.checkpoint.table import CheckpointError
 from models.config import ConfigError
 
 ATTEMPTS = 4  # at one call, or at starting a worker, before its loss is no accident
+_REACH_S = 10
 _STORE_BYTES = 80 << 20  # what goes between processes is small
 _EXPECTED = (CommandError, ConfigError, CheckpointError, OSError)  # what a user can put right
 
@@ -183,6 +185,8 @@ def _connect(address: str | None, workers: int) -> None:
         "object_store_memory": _STORE_BYTES,
     }
     try:
+        if address:
+            _reach(address)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # JAX's, of forks: those here run other programs at once
             ray.init(
@@ -191,6 +195,13 @@ def _connect(address: str | None, workers: int) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address} cannot be joined" if address else "Ray cannot be started here"
         raise CommandError(f"{where}: {one_line(error)}") from error
+
+
+def _reach(address: str) -> None:
+    """Find out at once whether anybody is there: Ray tries for minutes, and says so line by line."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
 
 
 def _options(workers: int) -> dict[str, Any]:

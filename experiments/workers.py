@@ -123,5 +123,5 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--ray-address",
         metavar="HOST:PORT|auto",
         help="a running Ray cluster instead of this machine alone; code and model must be at the same path on all its "
-        "machines, as `ray job submit --working-dir=. -- python -m ...` sees to",
+        "machines, as `ray job submit --working-dir=. -- python -m ...` sees to (RAY_AUTH_MODE=token if it wants one)",
     )

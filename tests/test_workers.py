@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from operator import methodcaller
@@ -110,6 +111,14 @@ class TestPools:
         monkeypatch.setattr(builtins, "__import__", missing)
         line = failure(evaluation.main, ["--workers=2", f"--out={tmp_path / 'out'}"], capsys)
         assert "several workers need Ray, which is not installed: pip install -e '.[ray]'" in line
+        assert not (tmp_path / "out").exists()
+
+    def test_no_cluster(self, tmp_path):
+        """In a process of its own: this one has joined one."""
+        argv = [sys.executable, "-m", "experiments.eval", "--ray-address=127.0.0.1:1", f"--out={tmp_path / 'out'}"]
+        status, out, err = kills.finish(kills.start(argv))
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert "the Ray cluster at 127.0.0.1:1 cannot be joined: [Errno 111] Connection refused" in err
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("flag", ["--workers=0", "--workers=x", "--coordinator=auto"])
