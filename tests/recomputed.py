@@ -1,7 +1,8 @@
 """A decoder with cuts, recomputed without a cache, a row at a time, without padding, in NumPy and float64.
 
 Every layer has a key set of its own: which prompt tokens new ones may look at there, at which positions, of which
-sizes. Axis letters: n tokens of a row's prompt, M new tokens, T keys, D width, H heads, G key-value heads, d head width.
+sizes. Axis letters: n tokens of a row's prompt, M new tokens, T keys, D width, H heads, G key-value heads, d head
+width.
 """
 
 import dataclasses
@@ -219,9 +220,10 @@ class Row:
         return hidden
 
     def logits(self, hidden):
-        return rms(self.decoder.norm, hidden, self.config.rms_norm_eps) @ np.asarray(
-            self.decoder.lm_head.weight[...], np.float64
-        ).T
+        return (
+            rms(self.decoder.norm, hidden, self.config.rms_norm_eps)
+            @ np.asarray(self.decoder.lm_head.weight[...], np.float64).T
+        )
 
 
 def recompute(model, prompt, plan, ids):

@@ -14,7 +14,6 @@ FACADES = {("models", "models.auto")}
 # Which device a program is for is decided outside of it: by the model for its caller, and by commands.
 MAY_ASK = {("models/engine/model.py", "_device"), ("models/checkpoint/orbax.py", "restore")}
 ASKS = {"devices", "local_devices", "default_backend", "local_device_count", "device_count"}
-GOING = {"experiments.processes"}  # reads the client of jax.distributed until Ray takes its place
 FLOOR_ONE = {"jax", "numpy", "tokencarve_jax"}
 
 
@@ -84,7 +83,7 @@ def foreign(edges):
 
 
 def private(texts):
-    return [name for name, text in texts.items() if name not in GOING and ("jax._src" in text or "TYPE_CHECKING" in text)]
+    return [name for name, text in texts.items() if "jax._src" in text or "TYPE_CHECKING" in text]
 
 
 def asking(path, text):
