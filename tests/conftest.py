@@ -20,3 +20,10 @@ def _quick_compiles(request: pytest.FixtureRequest) -> None:
     jax.config.update("jax_disable_most_optimizations", not any(name in str(request.path) for name in AS_USERS_DO))
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _let_go_of_programs() -> None:
+    """A process that holds too many compiled programs runs out of memory maps, and XLA ends it."""
+    yield
+    jax.clear_caches()

@@ -34,6 +34,7 @@ WIDE = dataclasses.replace(
         num_heads=8,
         num_kv_heads=4,
         head_dim=32,
+        rope_sections=(16,),
         vocab_size=999,
     ),
 )

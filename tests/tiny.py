@@ -9,7 +9,7 @@ from flax import nnx
 from models.checkpoint.table import abstract_model
 from models.decoders.config import TextConfig
 from models.families.llava import LlavaConfig
-from models.llava import Llava
+from models.llava import Llava, LlavaNext, LlavaNextConfig
 from models.towers.config import VisionConfig
 
 IMAGE_TOKEN = 7
@@ -60,8 +60,9 @@ def make_llava(
 ) -> Llava:
     """Random weights, large enough that every part of the model moves the logits; the same in every dtype."""
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, **text_overrides))
+    family = LlavaNext if isinstance(config, LlavaNextConfig) else Llava
     # Shapes alone: the initialisers would be compiled one by one.
-    graph, state = nnx.split(abstract_model(lambda rngs: Llava(config, dtype=dtype, rngs=rngs)))
+    graph, state = nnx.split(abstract_model(lambda rngs: family(config, dtype=dtype, rngs=rngs)))
     rng = np.random.default_rng(seed)
     weights = {
         path: variable.replace(jnp.asarray(rng.normal(path[-1] == "scale", 0.2, variable.shape), dtype))

@@ -103,7 +103,7 @@ def parse(carve: Carve, *, num_layers: int) -> Schedule:
     """
     if carve is None:
         return ()
-    if hasattr(carve, "__index__") or hasattr(carve, "__float__"):
+    if not isinstance(carve, bool) and (hasattr(carve, "__index__") or hasattr(carve, "__float__")):
         carve = ((TOKENCARVE_LAYER, "tokencarve", carve),)
     if not isinstance(carve, (tuple, list)):
         raise TypeError(
