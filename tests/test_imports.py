@@ -12,7 +12,7 @@ FLOORS = ("tokencarve_jax", "models", "experiments")  # lowest first
 # `models.from_pretrained` is the package's facade: it looks `models.auto` up when it is called.
 FACADES = {("models", "models.auto")}
 # Which device a program is for is decided outside of it: by the model for its caller, and by commands.
-MAY_ASK = {("models/engine/model.py", "_device"), ("models/checkpoint/orbax.py", "restore")}
+MAY_ASK = {("models/engine/model.py", "_target"), ("models/checkpoint/orbax.py", "restore")}
 ASKS = {"devices", "local_devices", "default_backend", "local_device_count", "device_count"}
 FLOOR_ONE = {"jax", "numpy", "tokencarve_jax"}
 

@@ -24,7 +24,7 @@ from models.engine.loop import Flow, run_layers
 from models.engine.prompt import BUCKET, Prompt, pack_order, round_up
 from models.engine.sampling import GREEDY, Sampling
 from models.engine.sharding import auto_mesh, place_batch, weight_sharding
-from models.engine.target import Target, target_of
+from models.engine.target import CPU, Target, target_of
 from models.engine.visual import Reading, Visual
 
 ROOM_BUCKET = 32  # the cache's room for new tokens is rounded up to a multiple of this
@@ -46,7 +46,7 @@ class VisionLanguageModel(nnx.Module):
       config: all architecture constants.
       decoder: the language model.
       mesh: where weights and batches are split; None is the default device.
-      target: what programs are compiled for; None is the default device of the process.
+      target: what programs are compiled for; None is the device that holds the weights.
     """
 
     model_type: ClassVar[str]
@@ -210,7 +210,6 @@ class VisionLanguageModel(nnx.Module):
         Raises:
           ValueError, TypeError: inputs that do not belong together, an impossible schedule.
         """
-        # One chunk: nothing comes back to the host before all is said.
         chunks = self.stream(
             input_ids,
             pixel_values,
@@ -219,7 +218,7 @@ class VisionLanguageModel(nnx.Module):
             carve=carve,
             sampling=sampling,
             seed=seed,
-            chunk=max_new_tokens,
+            chunk=max_new_tokens,  # nothing comes back to the host before all is said
             **inputs,
         )
         return jnp.concatenate(list(chunks), axis=1)
@@ -240,7 +239,7 @@ class VisionLanguageModel(nnx.Module):
         """The tokens of `generate`, as they come: the first alone, then `chunk` at a time.
 
         Args:
-          input_ids: as for `generate`, and so are the other arguments.
+          input_ids: as for `generate`, and so are the others but for `chunk`.
           pixel_values: see `generate`.
           attention_mask: see `generate`.
           max_new_tokens: see `generate`.
@@ -255,11 +254,10 @@ class VisionLanguageModel(nnx.Module):
         """
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 1")
-        config = self.config
-        choice = decode.Choice(sampling, config.eos_token_ids, config.pad_token_id)
-        cuts = plan.parse(carve, num_layers=config.text.num_layers)
-        per_image = plan.has_budgets_per_image(cuts)
-        prompt = self.prompt(input_ids, pixel_values, attention_mask, per_image=per_image, **inputs)
+        choice = decode.Choice(sampling, self.config.eos_token_ids, self.config.pad_token_id)
+        cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
+        inputs["per_image"] = plan.has_budgets_per_image(cuts)
+        prompt = self.prompt(input_ids, pixel_values, attention_mask, **inputs)
         prefilled = self.prefill(prompt, carve=cuts, seed=seed, room=round_up(max_new_tokens, ROOM_BUCKET))
         token, ended, key = decode.first_token(prefilled.logits, np.uint32(seed), choice=choice)
         state = decode.Generating(prefilled.cache, token, ended, key)
@@ -283,12 +281,15 @@ class VisionLanguageModel(nnx.Module):
         """
         cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
         resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
-        target = self.target or target_of(self._device())
+        target = self.target or self._target()
         return prefill.prefill(self, prompt, np.uint32(seed), plan=resolved, room=room, target=target)
 
-    def _device(self) -> Any:
-        """Where the programs of this model run."""
-        return jax.local_devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
+    def _target(self) -> Target:
+        """What the device is that holds the weights; blocks of attention, which run anywhere, where that is unknown."""
+        weight = self.decoder.embed_tokens.embedding[...]
+        if isinstance(weight, jax.core.Tracer) or not isinstance(weight, jax.Array):
+            return CPU
+        return target_of(min(weight.devices(), key=lambda device: device.id))
 
 
 def _kinds(cls: type[VisionLanguageModel]) -> Iterator[type[VisionLanguageModel]]:

@@ -34,8 +34,8 @@ class Cut:
       positions: of the survivors in later layers: "kept", or "renumbered" so that no gap is left. None: kept in the
         decoder, as TokenCarve and FastV do; renumbered before it, as methods there see a shorter prompt.
       earlier: the caches of earlier layers are "gathered" to the survivors, or stay "full".
-      calibrated: later layers add the logarithm of a token's size to its key's attention logit. None: as the
-        compressor says.
+      calibrated: later decoder layers add the logarithm of a token's size to its key's attention logit, from then on
+        whoever merges. None: as the compressor says; a cut in the tower is calibrated in the tower's own blocks alone.
     """
 
     place: int | str
@@ -54,7 +54,9 @@ class Cut:
     @property
     def weighs(self) -> bool:
         """Whether sizes count in the attention of later layers."""
-        return self.compressor.calibrated if self.calibrated is None else self.calibrated
+        if self.calibrated is None:
+            return self.compressor.calibrated and self.place != TOWER
+        return self.calibrated
 
     def __str__(self) -> str:
         """As messages name it."""
