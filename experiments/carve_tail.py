@@ -40,7 +40,7 @@ _EXAMPLES = """examples:
   python -m experiments.carve_tail --busy=2    beside two processes that take a core each
 """
 # Ends by itself where its parent was killed.
-_LOOP = "import os; parent = os.getppid()\nwhile os.getppid() == parent: sum(range(10_000))"
+_LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): sum(range(10_000))"
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def busy_loops(count: int) -> Iterator[None]:
     """That many processes beside the body, each of which would like a core for itself."""
     with contextlib.ExitStack() as ends:
         for _ in range(count):
-            loop = subprocess.Popen([sys.executable, "-c", _LOOP], stdin=subprocess.DEVNULL)
+            loop = subprocess.Popen([sys.executable, "-c", _LOOP, str(os.getpid())], stdin=subprocess.DEVNULL)
             ends.callback(loop.wait)
             ends.callback(loop.kill)
         yield

@@ -16,9 +16,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from experiments.calls import Call, Worker
 from experiments.cli import CommandError, one_line
 from experiments.results import cores, differing
-from experiments.workers import Call, Worker
 from models.checkpoint.table import CheckpointError
 from models.config import ConfigError
 

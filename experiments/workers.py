@@ -8,37 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import secrets
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+from experiments.calls import Call, Worker
 from experiments.cli import CommandError, positive
-
-
-class Worker(Protocol):
-    """What a worker must have, beside the methods that calls use."""
-
-    def identity(self) -> Mapping[str, Any]:
-        """What must be the same for all workers of a run, as JSON types: versions, code, weights."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """Something for a worker to do.
-
-    Attributes:
-      key: tells it from the others.
-      work: called with the worker; it and what it gives can be pickled. `operator.methodcaller` is one.
-      first: only the first worker does this: what is timed should be timed in one place.
-    """
-
-    key: Hashable
-    work: Callable[[Any], Any]
-    first: bool = False
 
 
 class Pool(Protocol):

@@ -15,8 +15,8 @@ import ray
 
 from experiments import eval as evaluation
 from experiments import ray_workers, workers
+from experiments.calls import Call
 from experiments.cli import CommandError
-from experiments.workers import Call
 from tests import kills
 from tests.commands import failure, save_checkpoint
 from tests.stub_workers import Differing, Failing, Making

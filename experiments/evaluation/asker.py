@@ -51,6 +51,7 @@ class Asker:
         """What must be the same for all workers."""
         return {
             "model_sha256": loading.checksum(self._checkpoint.folder),
+            "methods": list(self.methods),
             "visual_tokens": self._llava.config.tokens_per_image,
             "versions": results.versions(),
             "code_sha256": results.code_checksum(),

@@ -13,11 +13,11 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments import pictures, results, summary, workers
+from experiments.calls import Call
 from experiments.evaluation.asker import MAX_NEW_TOKENS, ROOM, Asker
 from experiments.evaluation.questions import batches
 from experiments.evaluation.settings import Settings
 from experiments.scenes import FAMILIES
-from experiments.workers import Call
 from models.writing import own_folder
 from tokencarve_jax import plan
 
@@ -49,7 +49,7 @@ def evaluate(settings: Settings, *, command: Sequence[str]) -> str:
 def _evaluate(settings: Settings, pool: workers.Pool, command: Sequence[str]) -> str:
     facts, out = dict(pool.identity), settings.out
     visual = facts.pop("visual_tokens")
-    compared = [summary.BASELINE, *settings.methods]
+    compared = facts.pop("methods")
     about = {
         "model_sha256": facts.pop("model_sha256"),
         "keep": settings.keep,
