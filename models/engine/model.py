@@ -5,6 +5,7 @@ Axis letters: B batch, S sequence, N visual tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -30,11 +31,11 @@ from models.engine.visual import Reading, Visual
 ROOM_BUCKET = 32  # the cache's room for new tokens is rounded up to a multiple of this
 
 
-@jax.jit
-def score(model: VisionLanguageModel, prompt: Prompt) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("target",))
+def score(model: VisionLanguageModel, prompt: Prompt, *, target: Target = CPU) -> jax.Array:
     """Logits [B, S, V] of every token of a packed batch, nothing cached or cut."""
-    hidden, sequence, _ = prefill.embed(model, prompt)
-    flow = Flow(model.decoder, sequence.positions, sequence.lengths)
+    hidden, sequence, _ = prefill.embed(model, prompt, kernel=target.kernel)
+    flow = Flow(model.decoder, sequence.positions, sequence.lengths, kernel=target.kernel)
     return model.decoder.logits(run_layers(model.decoder.layers, hidden, flow))
 
 
@@ -173,7 +174,7 @@ class VisionLanguageModel(nnx.Module):
           ValueError: see `make_prompt`.
         """
         mask = np.ones(np.shape(input_ids), bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
-        logits = score(self, self.prompt(input_ids, pixel_values, attention_mask, **inputs))
+        logits = score(self, self.prompt(input_ids, pixel_values, attention_mask, **inputs), target=self._target())
         unpack = np.argsort(pack_order(mask), axis=1)  # the inverse permutation
         return jnp.where(mask[..., None], jnp.take_along_axis(logits, unpack[..., None], axis=1), 0)
 
@@ -281,14 +282,13 @@ class VisionLanguageModel(nnx.Module):
         """
         cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
         resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
-        target = self.target or self._target()
-        return prefill.prefill(self, prompt, np.uint32(seed), plan=resolved, room=room, target=target)
+        return prefill.prefill(self, prompt, np.uint32(seed), plan=resolved, room=room, target=self._target())
 
     def _target(self) -> Target:
-        """What the device is that holds the weights; blocks of attention, which run anywhere, where that is unknown."""
+        """That of the device with the weights; blocks of attention, which run anywhere, where there are none yet."""
         weight = self.decoder.embed_tokens.embedding[...]
-        if isinstance(weight, jax.core.Tracer) or not isinstance(weight, jax.Array):
-            return CPU
+        if self.target or isinstance(weight, jax.core.Tracer) or not isinstance(weight, jax.Array):
+            return self.target or CPU
         return target_of(min(weight.devices(), key=lambda device: device.id))
 
 
