@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
+import dataclasses
 import datetime
 import functools
 import multiprocessing
@@ -81,39 +82,59 @@ def take(calls: int, tokens: int, width: int, keep: float | int, busy: int) -> t
     return seconds, library.get_threads() if library else None
 
 
-def measure(flags: argparse.Namespace) -> None:
-    """Run what the flags ask for."""
-    if flags.out.exists() and not flags.out.is_dir():
-        raise CommandError(f"--out {flags.out}: there is a file of that name")
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is timed; the fields are the command's flags, and its `--help` explains them."""
+
+    keep: float | int
+    busy: int
+    calls: int
+    tokens: int
+    width: int
+    out: Path
+
+
+def measure(settings: Settings, *, command: Sequence[str]) -> None:
+    """Time both settings of LAPACK, print the table and write results.json.
+
+    Args:
+      settings: what to time.
+      command: what is put on record as having asked for it.
+
+    Raises:
+      CommandError: `keep` or the folder does not fit; says which.
+    """
+    if settings.out.exists() and not settings.out.is_dir():
+        raise CommandError(f"{settings.out}: there is a file of that name")
     try:
-        tc.plan(flags.tokens, flags.keep)
+        tc.plan(settings.tokens, settings.keep)
     except ValueError as error:
-        raise CommandError(f"--keep={flags.keep}: {error}") from error
-    settings = [CARVING, INSTALLED] if open_blas() else [CARVING]
+        raise CommandError(f"keep={settings.keep}: {error}") from error
+    lapacks = [CARVING, INSTALLED] if open_blas() else [CARVING]
     seconds, threads = {}, {}
-    for setting in settings:
+    for setting in lapacks:
         fresh = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, fresh, initializer=prepare, initargs=(setting,)) as process:
-            work = process.submit(take, flags.calls, flags.tokens, flags.width, flags.keep, flags.busy)
+            work = process.submit(take, settings.calls, settings.tokens, settings.width, settings.keep, settings.busy)
             seconds[setting], threads[setting] = work.result()
     about = results.machine()
     print(
-        f"carve at {flags.tokens} x {flags.width}, keep={flags.keep}, on {about['cores']} cores, "
-        f"beside {flags.busy} busy loops\n"
+        f"carve at {settings.tokens} x {settings.width}, keep={settings.keep}, on {about['cores']} cores, "
+        f"beside {settings.busy} busy loops\n"
     )
     print(table(seconds, threads))
     value: dict[str, Any] = {
-        "command": ["python", "-m", "experiments.carve_tail", *flags.argv],
+        "command": list(command),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "settings": {key: value for key, value in vars(flags).items() if key not in ("argv", "out")},
+        "settings": results.plain(settings),
         "machine": about,
         "versions": results.versions(),
         "threads": threads,
         "seconds": seconds,
     }
-    flags.out.mkdir(parents=True, exist_ok=True)
-    results.write_json(flags.out / "results.json", value)
-    print(f"\nEvery time: {flags.out / 'results.json'}")
+    settings.out.mkdir(parents=True, exist_ok=True)
+    results.write_json(settings.out / "results.json", value)
+    print(f"\nEvery time: {settings.out / 'results.json'}")
 
 
 def table(seconds: dict[str, list[float]], threads: dict[str, int | None]) -> str:
@@ -147,8 +168,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="for results.json (default: %(default)s)",
     )
-    parser.set_defaults(argv=list(argv))
-    return cli.run(measure, parser, argv)
+
+    def body(flags: argparse.Namespace) -> None:
+        measure(Settings(**vars(flags)), command=["python", "-m", "experiments.carve_tail", *argv])
+
+    return cli.run(body, parser, argv)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import datetime
 import functools
 import itertools
@@ -156,49 +157,80 @@ def time_table(taken: dict[str, dict[str, list[float]]]) -> str:
     return results.format_table(["matrix", "route", "median ms", "fastest ms", "thin SVD / it", "of the fastest"], rows)
 
 
-def measure(flags: argparse.Namespace) -> None:
-    """Run what the flags ask for."""
-    if flags.out.exists() and not flags.out.is_dir():
-        raise CommandError(f"--out {flags.out}: there is a file of that name")
-    rng = np.random.default_rng(flags.seed)
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is compared and timed; the fields are the command's flags, and its `--help` explains them."""
+
+    model: str
+    revision: str | None
+    dtype: str
+    keep: float | int
+    scenes: int
+    hidden: Path | None
+    tokens: int
+    widths: Sequence[int]
+    seeds: int
+    seed: int
+    time_width: int
+    batch: int
+    repeats: int
+    out: Path
+
+
+def measure(settings: Settings, *, command: Sequence[str]) -> None:
+    """Compare the routes, time them, print both tables and write results.json.
+
+    Args:
+      settings: what to compare and time.
+      command: what is put on record as having asked for it.
+
+    Raises:
+      CommandError: `keep` or a file does not fit; says which.
+    """
+    if settings.out.exists() and not settings.out.is_dir():
+        raise CommandError(f"{settings.out}: there is a file of that name")
+    rng = np.random.default_rng(settings.seed)
     found: dict[str, list[dict[str, dict[str, float]]]] = collections.defaultdict(list)
     sources = itertools.chain(
-        from_model(flags.model, flags.dtype, flags.scenes, revision=flags.revision),
-        from_file(flags.hidden, rng),
-        from_chance(flags.tokens, flags.widths, flags.seeds, rng),
+        from_model(settings.model, settings.dtype, settings.scenes, revision=settings.revision),
+        from_file(settings.hidden, rng),
+        from_chance(settings.tokens, settings.widths, settings.seeds, rng),
     )
     for name, tokens, attention in tqdm(sources, desc="comparing", unit=" matrices", file=sys.stderr, disable=None):
         try:
-            kept = tc.plan(len(tokens), flags.keep).kept
+            kept = tc.plan(len(tokens), settings.keep).kept
         except ValueError as error:
-            raise CommandError(f"--keep={flags.keep}: {error}") from error
+            raise CommandError(f"keep={settings.keep}: {error}") from error
         if kept == len(tokens):
-            raise CommandError(f"--keep={flags.keep} leaves all {kept} tokens of {name!r}: nothing to choose")
-        found[name].append(compare(tokens, attention, flags.keep))
+            raise CommandError(f"keep={settings.keep} leaves all {kept} tokens of {name!r}: nothing to choose")
+        found[name].append(compare(tokens, attention, settings.keep))
     agreement = {name: summarise(cases) for name, cases in found.items()}
-    shape = (flags.tokens, flags.time_width) if flags.batch == 1 else (flags.batch, flags.tokens, flags.time_width)
-    taken = times(time_matrices(shape, rng), flags.repeats)
+    shape = (
+        (settings.tokens, settings.time_width)
+        if settings.batch == 1
+        else (settings.batch, settings.tokens, settings.time_width)
+    )
+    taken = times(time_matrices(shape, rng), settings.repeats)
     about = results.machine()
     if agreement:
         print("Largest error of C / mean C; then, in %, the same tokens as float64 on average (and at least)\n")
         print(agreement_table(agreement))
     size = " x ".join(map(str, shape))
-    print(f"\nTimes at {size} on {about['device']}, {about['cores']} cores, {flags.repeats} rounds\n")
+    print(f"\nTimes at {size} on {about['device']}, {about['cores']} cores, {settings.repeats} rounds\n")
     print(time_table(taken))
-    settings = {key: value for key, value in vars(flags).items() if key not in ("argv", "out")}
     value: dict[str, Any] = {
-        "command": ["python", "-m", "experiments.information_routes", *flags.argv],
+        "command": list(command),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "settings": settings | {"hidden": flags.hidden and str(flags.hidden)},
+        "settings": results.plain(settings),
         "machine": about,
         "versions": results.versions(),
         "matrices": {name: len(cases) for name, cases in found.items()},
         "agreement": agreement,
         "seconds": taken,
     }
-    flags.out.mkdir(parents=True, exist_ok=True)
-    results.write_json(flags.out / "results.json", value)
-    print(f"\nEvery figure and time: {flags.out / 'results.json'}")
+    settings.out.mkdir(parents=True, exist_ok=True)
+    results.write_json(settings.out / "results.json", value)
+    print(f"\nEvery figure and time: {settings.out / 'results.json'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -238,8 +270,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="for results.json (default: %(default)s)",
     )
-    parser.set_defaults(argv=list(argv))
-    return cli.run(measure, parser, argv)
+
+    def body(flags: argparse.Namespace) -> None:
+        measure(Settings(**vars(flags)), command=["python", "-m", "experiments.information_routes", *argv])
+
+    return cli.run(body, parser, argv)
 
 
 if __name__ == "__main__":

@@ -32,13 +32,13 @@ def find(name: str) -> Compressor:
     source, colon, attribute = name.rpartition(":")
     if not colon:
         if name not in choices():
-            raise CommandError(f"--methods: no method is named {name!r}; there are {', '.join(choices())}")
+            raise CommandError(f"no method is named {name!r}; there are {', '.join(choices())}")
         return COMPRESSORS[name]
     try:
         found = getattr(_module(source), attribute)
         return found if isinstance(found, Compressor) else Compressor(attribute, found)
     except Exception as error:  # the user's code may raise anything
-        raise CommandError(f"--methods {name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise CommandError(f"method {name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def _module(source: str) -> Any:
@@ -70,10 +70,10 @@ def to_compare(llava: Any, keep: float | int, names: Sequence[str]) -> dict[str,
     compressors = [find(name) for name in names]
     cuts = {compressor.name: cut(compressor, keep) for compressor in compressors}
     if len(cuts) < len(names) or BASELINE in cuts:
-        raise CommandError(f"--methods {' '.join(names)}: two methods have one name, or one is named {BASELINE!r}")
+        raise CommandError(f"of the methods {', '.join(names)} two have one name, or one is called {BASELINE!r}")
     for schedule in cuts.values():
         try:
             resolve(parse(schedule, num_layers=llava.config.text.num_layers), llava.config.tokens_per_image)
         except (TypeError, ValueError) as error:
-            raise CommandError(f"--keep={keep}: {error}") from error
+            raise CommandError(f"keep={keep}: {error}") from error
     return {BASELINE: None} | cuts

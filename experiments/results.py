@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -96,6 +97,12 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
             text = json.dumps(part, indent=1, ensure_ascii=False).replace("\n", "\n ")
         parts.append(f" {json.dumps(key)}: {text}")
     write_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """The fields of a settings dataclass as JSON types, but for where results go ("out")."""
+    fields = dataclasses.asdict(settings)
+    return {key: str(value) if isinstance(value, Path) else value for key, value in fields.items() if key != "out"}
 
 
 def differing(settings: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:

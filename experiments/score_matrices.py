@@ -68,17 +68,17 @@ def from_file(path: Path | None, rng: np.random.Generator) -> Rows:
         with np.load(path) as arrays:
             found = {name: arrays[name] for name in arrays.files}
     except FileNotFoundError as error:
-        raise CommandError(f"--hidden {path}: no such file") from error
+        raise CommandError(f"{path}: no such file") from error
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise CommandError(f"--hidden {path}: cannot be read as an .npz of arrays ({error})") from error
+        raise CommandError(f"{path}: cannot be read as an .npz of arrays ({error})") from error
     for name, array in found.items():
         if array.ndim < 2 or array.size == 0 or array.dtype not in (np.float16, np.float32, np.float64):
             raise CommandError(
-                f"--hidden {path}: {name!r} is {array.dtype} {list(array.shape)}; expected [..., N, D] in float16, "
+                f"{path}: {name!r} is {array.dtype} {list(array.shape)}; expected [..., N, D] in float16, "
                 "float32 or float64"
             )
         if not np.isfinite(array).all():
-            raise CommandError(f"--hidden {path}: {name!r} holds NaN or infinity, for which there is no reference")
+            raise CommandError(f"{path}: {name!r} holds NaN or infinity, for which there is no reference")
         for tokens in array.reshape(-1, *array.shape[-2:]):
             yield name, tokens, rng.dirichlet(np.ones(len(tokens)))
 

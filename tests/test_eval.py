@@ -259,7 +259,7 @@ class TestBadInput:
 
     def test_keep_more_than_there_are(self, flags, tmp_path, capsys):
         line = failure(evaluation.main, [*flags, "--keep=17", f"--out={tmp_path / 'out'}"], capsys)
-        assert "--keep=17: keep as a count must be in 1..16" in line
+        assert "keep=17: keep as a count must be in 1..16" in line
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("how", DAMAGES)
