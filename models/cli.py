@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -59,6 +60,9 @@ def run(
       The exit status.
     """
     flags = parser.parse_args(argv)
+    os.environ.setdefault(
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
+    )  # that there is no PyTorch, which nothing here needs
     if keep_compiled:
         compiled.keep_on_disk()
     else:
