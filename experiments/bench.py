@@ -19,7 +19,6 @@ import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -269,13 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--largest-batch", action="store_true", help="also find how many rows fit in memory; always on a GPU"
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results/bench"),
-        metavar="FOLDER",
-        help="for results.json (default: %(default)s)",
-    )
+    cli.add_out_flag(parser, "results/bench")
     arguments = sys.argv[1:] if argv is None else argv
 
     def body(flags: argparse.Namespace) -> None:

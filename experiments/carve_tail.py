@@ -161,13 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--calls", default=100, help=f"at most, in {LIMIT_S} s (default: %(default)s)", **whole)
     parser.add_argument("--tokens", default=576, help="N (default: %(default)s)", **whole)
     parser.add_argument("--width", default=4096, help="D (default: %(default)s)", **whole)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results/carve_tail"),
-        metavar="FOLDER",
-        help="for results.json (default: %(default)s)",
-    )
+    cli.add_out_flag(parser, "results/carve_tail")
 
     def body(flags: argparse.Namespace) -> None:
         measure(Settings(**vars(flags)), command=["python", "-m", "experiments.carve_tail", *argv])

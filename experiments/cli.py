@@ -8,7 +8,18 @@ from pathlib import Path
 
 from models.cli import DTYPES, CommandError, Parser, one_line, run
 
-__all__ = ["CommandError", "Parser", "add_keep_flag", "add_model_flags", "keep", "one_line", "positive", "run", "seed"]
+__all__ = [
+    "CommandError",
+    "Parser",
+    "add_keep_flag",
+    "add_model_flags",
+    "add_out_flag",
+    "keep",
+    "one_line",
+    "positive",
+    "run",
+    "seed",
+]
 
 SHIPPED = Path(os.path.relpath(Path(__file__).parent / "tiny"))
 _WHOLE = "a whole number of at least"
@@ -65,6 +76,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub (default: main)")
     parser.add_argument(
         "--dtype", choices=DTYPES, default=DTYPES[0], help="of weights and hidden states (default: %(default)s)"
+    )
+
+
+def add_out_flag(parser: argparse.ArgumentParser, folder: str) -> None:
+    """Add `--out`, for a command that leaves its results.json in a folder."""
+    parser.add_argument(
+        "--out", type=Path, default=Path(folder), metavar="FOLDER", help="for results.json (default: %(default)s)"
     )
 
 

@@ -14,7 +14,6 @@ from models.engine.model import VisionLanguageModel
 from models.engine.prefill import embed
 from models.engine.prompt import Prompt
 from models.engine.sequence import Sequence
-from models.layers.attention import seen_by_one
 from tokencarve_jax import last_query_attention
 from tokencarve_jax.tokens import rows
 
@@ -31,9 +30,7 @@ class _Watch(Flow):
     def attend(self, index: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         """Causal attention; the last token's row of it is noted down."""
         last = self.sequence.last
-        position = rows(self.sequence.positions, last)[:, 0, 0]
-        window = self.decoder.config.sliding_window
-        seen = seen_by_one(self.sequence.is_real, position, self.sequence.positions, window)
+        seen = self.sequence.seen_from(last[:, 0], self.decoder.config.sliding_window)
         self.attention = last_query_attention(rows(query, last)[:, 0], key, mask=seen)
         return super().attend(index, query, key, value)
 

@@ -263,13 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--time-width", default=4096, help="D of the timing (default: %(default)s)", **whole)
     parser.add_argument("--batch", default=1, help="matrices at a time in the timing (default: %(default)s)", **whole)
     parser.add_argument("--repeats", default=25, help="rounds of the timing (default: %(default)s)", **whole)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("results/information_routes"),
-        metavar="FOLDER",
-        help="for results.json (default: %(default)s)",
-    )
+    cli.add_out_flag(parser, "results/information_routes")
 
     def body(flags: argparse.Namespace) -> None:
         measure(Settings(**vars(flags)), command=["python", "-m", "experiments.information_routes", *argv])

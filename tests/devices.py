@@ -1,5 +1,10 @@
 """Several devices on one machine without any: what a process must know before JAX starts."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 
 def host_devices(count: int) -> dict[str, str]:
     """Environment variables for `count` CPU devices that can wait without starving each other.
@@ -15,3 +20,18 @@ def host_devices(count: int) -> dict[str, str]:
         "PJRT_NPROC": str(2 * count),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # these programs take longer to compile than to run
     }
+
+
+def on_devices(count: int, code: str) -> str:
+    """What Python code prints in a process of its own with so many CPU devices; it has to end well."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=pathlib.Path(__file__).parents[1],
+        env=os.environ | host_devices(count),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

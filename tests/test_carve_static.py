@@ -1,6 +1,5 @@
 """Static shapes everywhere: tracing once, exporting, real sizes, scan, shard over devices."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 from jax import export
 
 import tokencarve_jax as tc
-from tests.devices import host_devices
+from tests.devices import on_devices
 from tests.test_carve import inputs
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -153,14 +152,4 @@ EIGHT_DEVICES = """
 
 
 def test_sharding_the_batch_over_eight_devices_changes_nothing():
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES)],
-        capture_output=True,
-        text=True,
-        env=os.environ | host_devices(8),
-        check=False,
-        timeout=600,
-        cwd=pathlib.Path(__file__).parents[1],
-    )
-    assert done.returncode == 0, done.stderr
-    assert "sharded over 8" in done.stdout
+    assert "sharded over 8" in on_devices(8, textwrap.dedent(EIGHT_DEVICES))

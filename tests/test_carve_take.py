@@ -1,9 +1,5 @@
 """`CarvedSequence.take` and `.shorten`: what is aligned with the sequence follows the cut."""
 
-import os
-import pathlib
-import subprocess
-import sys
 import textwrap
 
 import jax
@@ -13,7 +9,7 @@ import pytest
 from jax import export
 
 import tokencarve_jax as tc
-from tests.devices import host_devices
+from tests.devices import on_devices
 
 S, B, L, K, D = 23, 3, 4, 2, 5
 RNG = np.random.default_rng(0)
@@ -283,14 +279,4 @@ EIGHT_DEVICES = """
 
 
 def test_sharding_the_batch_over_eight_devices_moves_nothing_and_changes_nothing():
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(EIGHT_DEVICES)],
-        capture_output=True,
-        text=True,
-        env=os.environ | host_devices(8),
-        check=False,
-        timeout=600,
-        cwd=pathlib.Path(__file__).parents[1],
-    )
-    assert done.returncode == 0, done.stderr
-    assert "sharded over 8" in done.stdout
+    assert "sharded over 8" in on_devices(8, textwrap.dedent(EIGHT_DEVICES))

@@ -11,8 +11,9 @@ from jax.typing import ArrayLike
 from tokencarve_jax.attention import remove_trend
 from tokencarve_jax.budget import Budget, describe, plan, static_number
 from tokencarve_jax.scores.information import ROUTES, check_method, to_unit_scale
-from tokencarve_jax.scores.ranking import USABLE, best_first, fuse_ranks
+from tokencarve_jax.scores.ranking import USABLE, best_first, fuse_ranks, tiers
 from tokencarve_jax.scores.similarity import cosine
+from tokencarve_jax.tokens import rows_of
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens", "indices", "assignment"], meta_fields=[])
@@ -148,10 +149,8 @@ def _carve(
     information: str,
     debias: bool,
 ) -> Carved:
-    usable = valid & jnp.isfinite(attention) & jnp.isfinite(tokens).all(-1)
-    if features is not None:
-        usable &= jnp.isfinite(features).all(-1)
-    tier = jnp.where(usable, USABLE, valid.astype(jnp.int32))
+    tier = tiers(valid, attention, tokens, *(() if features is None else (features,)))
+    usable = tier == USABLE
     # Only orders are taken from the scores, so no gradient goes through them.
     contribution = _information(lax.stop_gradient(tokens if features is None else features), usable, information)
     attention = lax.stop_gradient(attention)
@@ -171,7 +170,7 @@ def _prune_and_merge(
     order = best_first(points)
     anchors = jnp.sort(order[: budget.anchors])
     others = jnp.sort(order[budget.anchors : budget.survivors])
-    kept, row_of = jnp.sort(order[: budget.kept]), functools.partial(_row_of, num_tokens=tokens.shape[0])
+    kept, row_of = jnp.sort(order[: budget.kept]), functools.partial(rows_of, num_tokens=tokens.shape[0])
     if not budget.merged:
         return jnp.take(tokens, kept, axis=0), kept, row_of(kept)
 
@@ -189,12 +188,6 @@ def _prune_and_merge(
     row = jnp.where(joins, jnp.take(assignment, hosts), -1)
     rows = _add_to_means(jnp.take(tokens, kept, axis=0), jnp.take(values, members, axis=0), row)
     return rows, kept, assignment.at[members].set(row)
-
-
-def _row_of(kept: jax.Array, *, num_tokens: int) -> jax.Array:
-    """For each original index its row among `kept` [K], or -1; [N] int32."""
-    rows = jnp.arange(kept.size, dtype=jnp.int32)
-    return jnp.full(num_tokens, -1, dtype=jnp.int32).at[kept].set(rows)
 
 
 def _add_to_means(rows: jax.Array, members: jax.Array, row: jax.Array) -> jax.Array:

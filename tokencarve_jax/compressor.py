@@ -108,14 +108,8 @@ class Compressor:
             hash(value)
 
     @property
-    def _parameters(self) -> dict[str, inspect.Parameter]:
-        """Keyword-only ones but for `keep`."""
-        found = inspect.signature(self.select).parameters
-        return {
-            name: parameter
-            for name, parameter in found.items()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "keep"
-        }
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        return _keyword_only(self.select)
 
     @property
     def _names(self) -> list[str]:
@@ -187,6 +181,14 @@ class Compressor:
                     )
             told[name] = array
         return told
+
+
+@functools.cache
+def _keyword_only(select: Callable[..., Selection]) -> Mapping[str, inspect.Parameter]:
+    """Keyword-only parameters but for `keep`; read once, and not at each call of a compressor."""
+    found = inspect.signature(select).parameters
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return {name: parameter for name, parameter in found.items() if parameter.kind is kind and name != "keep"}
 
 
 # Compiled also where the caller is not, so that a call outside `jit` is one program and not a hundred.

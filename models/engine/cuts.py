@@ -5,7 +5,6 @@ Axis letters: B batch, S sequence, I images of a row, N visual tokens, K kept, D
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 
 from models.engine.plan import Cut
 from models.engine.sequence import CutRecord, Sequence
-from tokencarve_jax import EVIDENCE, Compressed, Tokens
+from tokencarve_jax import EVIDENCE, Tokens
 from tokencarve_jax.tokens import rows
 
 _WHOLE = ("key", "projector")  # the same for all images
@@ -55,10 +54,11 @@ def apply(
         tokens = jax.tree.map(lambda x: x.reshape(batch, images, -1, *x.shape[2:]), tokens)
         told = {name: _for_each(name, value, images) for name, value in told.items()}
     left = cut.compressor(tokens, keep=int(cut.keep), **told)
-    record = CutRecord(left.indices, left.assignment)
+    values, sizes, record = left.tokens.values, left.tokens.sizes, CutRecord(left.indices, left.assignment)
     if cut.scope == "image":
-        left, record = _joined(left)
-    hidden, shorter, kept = sequence.shorten(hidden, left.tokens.values, record, left.tokens.sizes, cut)
+        record = CutRecord.of_images(left.indices, left.assignment)
+        values, sizes = values.reshape(batch, -1, values.shape[-1]), sizes.reshape(batch, -1)
+    hidden, shorter, kept = sequence.shorten(hidden, values, record, sizes, cut)
     return hidden, shorter, kept, record
 
 
@@ -72,14 +72,3 @@ def _for_each(name: str, value: Any, images: int) -> Any:
     axis = 1 + letters.index("N")
     split = value.reshape(*value.shape[:axis], images, -1, *value.shape[axis + 1 :])
     return jnp.moveaxis(split, axis, 1)
-
-
-def _joined(left: Compressed) -> tuple[Compressed, CutRecord]:
-    """What is left of each image, [B, I, K], as one row [B, I * K], and indices among all tokens of the row."""
-    batch, images, kept = left.indices.shape
-    each = left.assignment.shape[-1]
-    before = jnp.arange(images, dtype=jnp.int32)[:, None]
-    indices = (left.indices + before * each).reshape(batch, -1)
-    assignment = jnp.where(left.assignment < 0, -1, left.assignment + before * kept).reshape(batch, -1)
-    joined = jax.tree.map(lambda x: x.reshape(batch, images * kept, *x.shape[3:]), left.tokens)
-    return dataclasses.replace(left, tokens=joined), CutRecord(indices, assignment)

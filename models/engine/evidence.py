@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from models.decoders.llama import Decoder, DecoderLayer
 from models.engine.plan import Cut
 from models.engine.sequence import Sequence
-from models.layers.attention import seen_by_one
 from tokencarve_jax import last_query_attention
 from tokencarve_jax.tokens import rows
 
@@ -72,13 +71,10 @@ def of_layers(
         """Of the queries at `slots` [B, R], from all of them, to the visual tokens: [B, R, N]."""
 
         def row(query: jax.Array, slot: jax.Array) -> jax.Array:
-            seen = sequence.is_real & (jnp.arange(hidden.shape[1]) <= slot[:, None])
-            position = rows(sequence.positions, slot[:, None])[:, 0, 0]
-            return last_query_attention(query, key, mask=seen_by_one(seen, position, sequence.positions, window))
+            return last_query_attention(query, key, mask=sequence.seen_from(slot, window))
 
-        return rows(jnp.swapaxes(jax.vmap(row, in_axes=1, out_axes=1)(rows(query, slots), slots), 1, 2), at).swapaxes(
-            1, 2
-        )
+        every = jax.vmap(row, in_axes=1, out_axes=1)(rows(query, slots), slots)  # [B, R, S]
+        return jnp.take_along_axis(every, at[:, None], axis=2)
 
     def next_attention() -> jax.Array:
         rotation = decoder.rotation(sequence.positions)

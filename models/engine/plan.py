@@ -15,7 +15,8 @@ from tokencarve_jax import plan as count
 
 TOKENCARVE_LAYER = 2  # the paper's choice for LLaVA-1.5, as in its released code
 TOWER, INPUT = "tower", "input"
-_OF_TOWER = ("class_attention", "middle_attention", "tower_keys", "tower_features", "projector", "key")
+_READ_IN_TOWER = ("class_attention", "middle_attention", "tower_keys", "tower_features")
+_OF_TOWER = (*_READ_IN_TOWER, "projector", "key")
 _OF_INPUT = (*_OF_TOWER, "text", "text_valid", "relevance")
 _OF_BLOCK = ("tower_keys",)
 _CHOICES = {"scope": ("joint", "image"), "positions": ("kept", "renumbered"), "earlier": ("gathered", "full")}
@@ -86,7 +87,7 @@ class Plan:
     def reads(self) -> tuple[tuple[str, int], ...]:
         """Names and layers of the evidence from the tower that the cuts ask for."""
         found = {(name, cut.compressor.tower_layer) for cut in self.cuts for name in cut.compressor.evidence}
-        return tuple(sorted((name, layer) for name, layer in found if name in _OF_TOWER[:-2]))
+        return tuple(sorted((name, layer) for name, layer in found if name in _READ_IN_TOWER))
 
 
 def parse(carve: Carve, *, num_layers: int) -> Schedule:

@@ -27,8 +27,8 @@ from models.engine.prompt import Prompt
 from models.engine.sequence import CutRecord, Sequence
 from models.engine.sharding import by_batch
 from models.engine.target import Target
-from models.engine.visual import Reading, Visual
-from models.layers.attention import attend, by_head, log_sizes, seen_by_one
+from models.engine.visual import Reading, Visual, projection
+from models.layers.attention import attend, by_head, log_sizes
 from models.layers.rotary import Rotation
 from tokencarve_jax.tokens import rows
 
@@ -100,16 +100,10 @@ def _spread(
     assert visual.indices is not None
     assert visual.assignment is not None
     assert visual.sizes is not None
-    assert prompt.images is not None
-    batch, images = len(hidden), prompt.images
     each, kept = visual.assignment.shape[1], visual.indices.shape[1]
     image = prompt.feature_index[:, ::each] // each  # [B, I], which image a stretch shows
-    before = jnp.arange(images, dtype=jnp.int32)[:, None]
-    indices = jnp.take(visual.indices, image, axis=0) + before * each
-    fate = jnp.take(visual.assignment, image, axis=0)
-    assignment = jnp.where(fate < 0, -1, fate + before * kept)
-    record = CutRecord(indices.reshape(batch, -1), assignment.reshape(batch, -1))
-    features = (image[..., None] * kept + jnp.arange(kept)).reshape(batch, -1)
+    record = CutRecord.of_images(*(jnp.take(x, image, axis=0) for x in (visual.indices, visual.assignment)))
+    features = (image[..., None] * kept + jnp.arange(kept)).reshape(len(hidden), -1)
     hidden, sequence, _ = sequence.shorten(
         hidden, jnp.take(visual.tokens, features, axis=0), record, jnp.take(visual.sizes.reshape(-1), features), cut
     )
@@ -165,7 +159,7 @@ class Prefill(Flow):
         sequence = self.sequence
         known = evidence.of_tower(cut, sequence) | evidence.of_text(sequence)
         known["key"] = lambda: jax.random.fold_in(self.key, index)
-        known["projector"] = lambda: jax.tree_util.Partial(_project, self.model.projector)
+        known["projector"] = lambda: projection(self.model.projector)
         if self.passed is not None:
             known |= evidence.of_layers(sequence, hidden, self.passed, self.decoder.layers[index], self.decoder)
         hidden, shorter, kept, record = cuts.apply(cut, hidden, sequence, known, images=self.plan.images)
@@ -199,9 +193,7 @@ class Prefill(Flow):
         self.query = query
         if query.shape[1] == key.shape[1]:
             return attend(query, key, value, mask=self.mask, bias=self.bias, causal=True, kernel=self.kernel)
-        sequence, window = self.sequence, self.decoder.config.sliding_window
-        position = rows(sequence.positions, sequence.last)[:, 0, 0]
-        seen = seen_by_one(sequence.is_real, position, sequence.positions, window)
+        seen = self.sequence.seen_from(self.sequence.last[:, 0], self.decoder.config.sliding_window)
         return attend(query, key, value, mask=seen[:, None], bias=self.bias)
 
     def leave(self, index: int, added: jax.Array, hidden: jax.Array) -> jax.Array:
@@ -219,10 +211,6 @@ class Prefill(Flow):
             segments=tuple(stretch.segment(room) for stretch in stretches),
             segment_of=tuple(number for number, stretch in enumerate(stretches) for _ in stretch.layers),
         )
-
-
-def _project(projector: Any, features: jax.Array) -> jax.Array:
-    return projector(features)
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "room", "target"))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from models.engine.plan import Cut
+from models.layers.attention import seen_by_one
 from tokencarve_jax.sequence import splice
 from tokencarve_jax.tokens import rows
 
@@ -27,6 +28,15 @@ class CutRecord:
 
     indices: jax.Array
     assignment: jax.Array
+
+    @classmethod
+    def of_images(cls, indices: jax.Array, assignment: jax.Array) -> CutRecord:
+        """For whole rows, from indices [B, I, K] and assignment [B, I, N] of each of their I images."""
+        batch, images, kept = indices.shape
+        before = jnp.arange(images, dtype=jnp.int32)[:, None]
+        indices = indices + before * assignment.shape[-1]
+        assignment = jnp.where(assignment < 0, -1, assignment + before * kept)
+        return cls(indices.reshape(batch, -1), assignment.reshape(batch, -1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +98,11 @@ class Sequence:
         ones = jnp.ones(self.positions.shape[:2], jnp.float32)
         batch = jnp.arange(len(ones))[:, None]
         return ones.at[batch, self.visual_slots].set(self.sizes, unique_indices=True)
+
+    def seen_from(self, slot: jax.Array, window: int | None) -> jax.Array:
+        """What the tokens at `slot` [B] look at, behind themselves nothing: [B, S] bool."""
+        seen = self.is_real & (jnp.arange(self.positions.shape[1]) <= slot[:, None])
+        return seen_by_one(seen, rows(self.positions, slot[:, None])[:, 0, 0], self.positions, window)
 
     def shorten(
         self, hidden: jax.Array, values: jax.Array, record: CutRecord, sizes: jax.Array, cut: Cut

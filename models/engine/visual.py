@@ -6,6 +6,7 @@ Axis letters: N visual tokens of an image, K kept, D width.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -46,3 +47,12 @@ class Visual:
     indices: jax.Array | None = None
     sizes: jax.Array | None = None
     assignment: jax.Array | None = None
+
+
+def projection(projector: Any) -> jax.tree_util.Partial:
+    """A projector as the evidence "projector": a pytree that can be called."""
+    return jax.tree_util.Partial(_project, projector)
+
+
+def _project(projector: Any, features: jax.Array) -> jax.Array:
+    return projector(features)

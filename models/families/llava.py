@@ -20,7 +20,7 @@ from models.decoders.config import TextConfig, text_config
 from models.decoders.llama import Decoder
 from models.engine.model import VisionLanguageModel
 from models.engine.prompt import Prompt, make_prompt
-from models.engine.visual import Reading, Visual
+from models.engine.visual import Reading, Visual, projection
 from models.families.tables import decoder_table, projector_table, tower_table
 from models.layers.linear import ACTIVATIONS, Linear
 from models.towers.clip import BlockCut, ClipVisionTower
@@ -213,7 +213,7 @@ class Llava(VisionLanguageModel):
         left = seen.merged
         if cut is not None and left is None:
             compressor = cut.compressor
-            told: dict[str, Any] = {"key": key, "projector": jax.tree_util.Partial(_project, self.projector)}
+            told: dict[str, Any] = {"key": key, "projector": projection(self.projector)}
             told |= {name: array for (name, layer), array in evidence.items() if layer == compressor.tower_layer}
             told = {name: value for name, value in told.items() if name in compressor.evidence}
             left = compressor(Tokens.of(features), keep=int(cut.keep), **told)
@@ -251,7 +251,3 @@ def _block_cut(cut: Any, config: LlavaConfig) -> BlockCut:
 
     blocks = config.feature_layers[0]
     return BlockCut(shorten, block_counts(config.vision.num_patches, int(cut.keep), blocks))
-
-
-def _project(projector: Projector, features: jax.Array) -> jax.Array:
-    return projector(features)
