@@ -203,6 +203,26 @@ def resolve(schedule: Schedule, num_visual: int, *, images: int | None = 1) -> P
     return Plan(tuple(cuts), images)
 
 
+def tokens_by_layer(cuts: Schedule, *, num_layers: int, num_visual: int) -> list[int]:
+    """How many visual tokens each decoder layer sees.
+
+    Args:
+      cuts: with counts, as in a `Plan`; of one image, where budgets are for each.
+      num_layers: of the decoder.
+      num_visual: before the first cut.
+
+    >>> cuts = resolve(parse(128, num_layers=32), 576).cuts
+    >>> layers = tokens_by_layer(cuts, num_layers=32, num_visual=576)
+    >>> layers[:3], sum(layers) / 32
+    ([576, 576, 128], 156.0)
+    """
+    left = [num_visual] * num_layers
+    for cut in cuts:
+        first = cut.place if isinstance(cut.place, int) else 0
+        left[first:] = [int(cut.keep)] * (num_layers - first)
+    return left
+
+
 def has_budgets_per_image(schedule: Schedule) -> bool:
     """Whether prompts should give each image a stretch of its own."""
     return any(cut.scope == "image" or cut.place == TOWER for cut in schedule)
