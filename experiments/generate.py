@@ -20,7 +20,7 @@ from PIL import Image
 from experiments import cli, conversation, loading, pictures
 from experiments.cli import CommandError
 from experiments.results import format_bytes, format_seconds
-from models.engine.model import ROOM_BUCKET
+from models.engine.decode import ROOM_BUCKET
 from models.engine.plan import parse, resolve
 from models.engine.prompt import round_up
 from models.writing import replacing

@@ -14,7 +14,7 @@ from experiments.cli import CommandError
 from experiments.evaluation.questions import batches, sample, scene_of
 from experiments.evaluation.settings import Settings
 from experiments.summary import BASELINE
-from models.engine.model import ROOM_BUCKET
+from models.engine.decode import ROOM_BUCKET
 from models.engine.prompt import round_up
 
 MAX_NEW_TOKENS = 8

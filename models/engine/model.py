@@ -28,8 +28,6 @@ from models.engine.sharding import auto_mesh, place_batch, weight_sharding
 from models.engine.target import CPU, Target, target_of
 from models.engine.visual import Reading, Visual
 
-ROOM_BUCKET = 32  # the cache's room for new tokens is rounded up to a multiple of this
-
 
 @functools.partial(jax.jit, static_argnames=("target",))
 def score(model: VisionLanguageModel, prompt: Prompt, *, target: Target = CPU) -> jax.Array:
@@ -259,17 +257,11 @@ class VisionLanguageModel(nnx.Module):
         cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
         inputs["per_image"] = plan.has_budgets_per_image(cuts)
         prompt = self.prompt(input_ids, pixel_values, attention_mask, **inputs)
-        prefilled = self.prefill(prompt, carve=cuts, seed=seed, room=round_up(max_new_tokens, ROOM_BUCKET))
-        token, ended, key = decode.first_token(prefilled.logits, np.uint32(seed), choice=choice)
-        state = decode.Generating(prefilled.cache, token, ended, key)
-        del prefilled  # decoding is given its cache
-        yield state.token[:, None]
-        left = max_new_tokens - 1
-        while left and not state.ended.all():
-            limit, size = min(left, chunk), round_up(min(left, chunk), ROOM_BUCKET)
-            out, written, state = decode.decode(self, state, np.int32(limit), size=size, choice=choice)
-            yield out[:, : int(written)]
-            left -= limit
+        prefilled = self.prefill(prompt, carve=cuts, seed=seed, room=round_up(max_new_tokens, decode.ROOM_BUCKET))
+        state = decode.begin(prefilled, seed, choice=choice)
+        said = decode.continued(self, state, max_new_tokens=max_new_tokens, choice=choice, chunk=chunk)
+        del prefilled, state  # decoding is given the cache
+        yield from said
 
     def prefill(self, prompt: Prompt, *, carve: plan.Carve = None, seed: int = 0, room: int = 0) -> prefill.Prefilled:
         """First half of `generate`: see `models.engine.prefill.prefill`. `carve` as for `generate`.
