@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import importlib
 import importlib.util
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.cli import CommandError
 from experiments.summary import BASELINE
-from models.engine.plan import TOKENCARVE_LAYER, Carve, parse, resolve
+from models.engine.plan import TOKENCARVE_LAYER, Carve, Cut, parse, resolve
 from tokencarve_jax import COMPRESSORS, Compressor
 
 NEEDS_MORE = ("relevance",)  # evidence of another model
@@ -59,6 +62,55 @@ def cut(compressor: Compressor, keep: float | int) -> Carve:
     """One cut, where the compressor is meant to work."""
     place = TOKENCARVE_LAYER if compressor.at == "decoder" else compressor.at
     return ((place, compressor, keep),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What a name on the command line stands for.
+
+    Attributes:
+      name: in tables.
+      version: of the source of a method of the user's own; empty for registered ones.
+      cuts: from a count of visual tokens to a schedule.
+    """
+
+    name: str
+    version: str
+    cuts: Callable[[int], Carve]
+
+
+SCHEDULES: tuple[str, ...] = ()
+
+
+def method(name: str, *, num_layers: int, num_visual: int) -> Method:
+    """A method by its name, as in `find`.
+
+    Args:
+      name: of a registered compressor or of the user's own.
+      num_layers: of the decoder.
+      num_visual: tokens before the first cut.
+
+    Raises:
+      CommandError: there is no such method.
+    """
+    del num_layers, num_visual
+    compressor = find(name)
+    return Method(compressor.name, _version(compressor), lambda kept: cut(compressor, kept))
+
+
+def _version(compressor: Compressor) -> str:
+    """Changes with the file that a method is in."""
+    if COMPRESSORS.get(compressor.name) is compressor:
+        return ""
+    try:
+        return hashlib.sha256(Path(inspect.getfile(compressor.select)).read_bytes()).hexdigest()[:8]
+    except (TypeError, OSError):
+        return ""
+
+
+def readable(cut: Cut) -> str:
+    """A cut as text: `tokencarve@2=128`."""
+    return f"{cut.compressor.name}@{cut.place}={cut.keep}"
 
 
 def to_compare(llava: Any, keep: float | int, names: Sequence[str]) -> dict[str, Carve]:

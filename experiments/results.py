@@ -25,6 +25,7 @@ _CODE = (
     "models",
     "experiments/scenes",
     "experiments/loading.py",
+    "experiments/comparison",
     "experiments/evaluation",
     "experiments/methods.py",
 )

@@ -1,0 +1,176 @@
+"""The worker of a comparison: holds the model, and asks, counts and times the cells that it is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import loading, results
+from experiments.cli import CommandError
+from experiments.comparison.cells import Cell, Grid, grid
+from experiments.comparison.own_time import Own
+from experiments.comparison.settings import Settings
+from experiments.evaluation.questions import sample
+from experiments.summary import BASELINE
+from models.engine import decode, plan, prefill
+from models.engine.prompt import Prompt, round_up
+from models.engine.sampling import GREEDY
+from models.engine.target import target_of
+
+BUCKET = 32  # wide, so that a model's prompts of similar length share one program for each cell
+MAX_NEW_TOKENS = 8
+ROOM = round_up(MAX_NEW_TOKENS, decode.ROOM_BUCKET)
+
+
+class Measurer:
+    """Loads the checkpoint once and is told one piece of work after the other.
+
+    Args:
+      settings: of the comparison.
+
+    Raises:
+      CommandError: the model is none that the scenes are for, or a method or budget does not exist.
+      Whatever `experiments.loading.load` raises.
+    """
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._checkpoint = loading.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+        self._llava = self._checkpoint.llava
+        if not self._llava.square:
+            raise CommandError(f"{settings.model} sees an image as several tiles; compare is for models that see one")
+        config = self._llava.config
+        self._choice = decode.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
+        self._length = self._prompt(range(1)).input_ids.shape[1]
+        self._grid: Grid = grid(config, settings.methods, settings.keeps, length=self._length)
+        self._own: dict[str, Own] = {}
+        self._warm: set[str] = set()
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for all workers."""
+        return {
+            "model_sha256": loading.checksum(self._checkpoint.folder),
+            "versions": results.versions(),
+            "code_sha256": results.code_checksum(),
+        }
+
+    def machine(self) -> dict[str, Any]:
+        """What this worker runs on."""
+        return results.machine()
+
+    def describe(self) -> dict[str, Any]:
+        """The grid as JSON types: `cells` by key, `lines`, and the `length` that FLOPs are counted for."""
+        cells = {
+            key: {"method": cell.method, "tokens": cell.tokens, "average": cell.average, "flops": cell.flops}
+            for key, cell in self._grid.cells.items()
+        }
+        lines = [vars(line) for line in self._grid.lines]
+        return {"cells": cells, "lines": lines, "length": self._length}
+
+    @property
+    def _vanilla(self) -> Cell:
+        return self._grid.cells[BASELINE]
+
+    def cost(self, key: str) -> dict[str, Any]:
+        """XLA's count of the prefill's operations for one question, and the bytes of keys and values it leaves."""
+        cell, prompt = self._grid.cells[key], self._prompt(range(1), size=1)
+        cuts = plan.resolve(cell.cuts, prompt.visual_slots.shape[1], images=prompt.images)
+        target = target_of(jax.local_devices()[0])
+        lowered = prefill.prefill.lower(self._llava, prompt, np.uint32(0), plan=cuts, room=0, target=target)
+        held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(lowered.out_info.cache.layers))
+        return {"xla_flops": (lowered.cost_analysis() or {}).get("flops"), "cache_bytes": held}
+
+    def ask(self, indices: Sequence[int], keys: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+        """Ask cells about a batch.
+
+        Args:
+          indices: of the questions, not more than a batch has.
+          keys: of the cells.
+
+        Returns:
+          By cell: what was `said`, and per question the Kullback-Leibler divergence in nats of the next token's
+          distribution from vanilla's (`kl`) and whether the likeliest token is vanilla's (`same_first`).
+        """
+        prompt, seed = self._prompt(indices), self._seed(indices)
+        vanilla = self._prefill(self._vanilla, prompt, seed)
+        reference = np.asarray(vanilla.logits)[: len(indices)]
+        found = {}
+        for key in keys:
+            prefilled = vanilla if key == BASELINE else self._prefill(self._grid.cells[key], prompt, seed)
+            logits = np.asarray(prefilled.logits)[: len(indices)]
+            found[key] = {
+                "said": self._say(prefilled, seed)[: len(indices)],
+                "kl": [round(float(nats), 9) for nats in divergence(reference, logits)],
+                "same_first": (logits.argmax(-1) == reference.argmax(-1)).tolist(),
+            }
+        return found
+
+    def time(self, indices: Sequence[int], keys: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Seconds of each cell's prefill of a batch, and of its compressors alone on one image: one turn for each."""
+        prompt, seed = self._prompt(indices), self._seed(indices)
+        prefill_s, own_s = {}, {}
+        for key in keys:
+            cell = self._grid.cells[key]
+            if key not in self._own:
+                self._own[key] = Own(self._llava, cell.cuts, length=self._length)
+            if key not in self._warm:
+                self._prefill(cell, prompt, seed)
+                self._own[key]()
+                self._warm.add(key)
+        for key in keys:
+            start = time.perf_counter()
+            self._prefill(self._grid.cells[key], prompt, seed)
+            prefill_s[key] = time.perf_counter() - start
+            own_s[key] = self._own[key]()
+        return {"prefill_s": prefill_s, "own_s": own_s}
+
+    def _prompt(self, indices: Sequence[int], *, size: int | None = None) -> Prompt:
+        """A batch of full size: the last question is repeated where there are fewer, so that nothing compiles anew."""
+        size = self._settings.batch_size if size is None else size
+        filled = [*indices, *[indices[-1]] * (size - len(indices))]
+        pairs = [sample(index, self._settings.seed) for index in filled]
+        inputs = self._checkpoint.encode([[scene.image] for scene, _ in pairs], [asked.text for _, asked in pairs])
+        prompt = self._llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask, bucket=BUCKET)
+        return jax.device_put(prompt)
+
+    def _seed(self, indices: Sequence[int]) -> int:
+        """Each batch its own, whoever asks it; as in `experiments.eval`."""
+        return (self._settings.seed * 1_000_003 + indices[0]) % 2**32
+
+    def _prefill(self, cell: Cell, prompt: Prompt, seed: int) -> prefill.Prefilled:
+        if cell.side is not None:
+            size = cell.side * self._llava.config.vision.patch_size
+            prompt = dataclasses.replace(prompt, pixel_values=_reduced(prompt.pixel_values, size=size))
+        return jax.block_until_ready(self._llava.prefill(prompt, carve=cell.cuts, seed=seed, room=ROOM))
+
+    def _say(self, prefilled: prefill.Prefilled, seed: int) -> list[str]:
+        state = decode.begin(prefilled, seed, choice=self._choice)
+        chunks = decode.continued(
+            self._llava, state, max_new_tokens=MAX_NEW_TOKENS, choice=self._choice, chunk=MAX_NEW_TOKENS
+        )
+        return self._checkpoint.decode(jnp.concatenate(list(chunks), axis=1))
+
+
+def divergence(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Kullback-Leibler divergence of softmax(logits) from softmax(reference), [B, V] each: [B] nats, in float64."""
+    first, second = (_log_softmax(np.asarray(array, np.float64)) for array in (reference, logits))
+    return np.maximum((np.exp(first) * (first - second)).sum(-1), 0)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+@functools.partial(jax.jit, static_argnames=("size",))
+def _reduced(pixels: jax.Array, *, size: int) -> jax.Array:
+    """Images [images, C, height, width] at a resolution of size x size, enlarged again."""
+    small = jax.image.resize(pixels, (*pixels.shape[:2], size, size), "bicubic", antialias=True)
+    return jax.image.resize(small, pixels.shape, "bicubic").astype(pixels.dtype)

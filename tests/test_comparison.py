@@ -1,0 +1,261 @@
+"""The comparison of methods: what its cells are, what it writes, and that nothing is lost or asked twice."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import entropy
+
+from experiments import compare, loading
+from experiments.benchmark import floors, presets
+from experiments.cli import CommandError
+from experiments.comparison import measurer
+from experiments.comparison.cells import COMPUTE, COUNT, grid
+from experiments.results import wilson
+from experiments.scenes import make_scene
+from tests.commands import VISUAL, failure, save_checkpoint
+from tests.test_own_method import METHOD
+
+SEVEN = presets.PRESETS["llava-1.5-7b"]
+LENGTH = 652
+SCENES, KEEP = 3, 5
+
+
+def cell(found, method, basis, budget=128):
+    (line,) = [line for line in found.lines if (line.method, line.basis, line.budget) == (method, basis, budget)]
+    return found.cells[line.key]
+
+
+@pytest.fixture(scope="module")
+def found():
+    return grid(SEVEN, ["uniform", "fastv", "tome", "downsampled"], [128, 0.5], length=LENGTH)
+
+
+class TestCells:
+    def test_tokencarve_averages_as_published(self, found):
+        carved = cell(found, "tokencarve", COUNT)
+        assert (carved.tokens, carved.average) == (128, 156)
+        assert carved.flops == pytest.approx(3.37e12, rel=0.01)  # XLA's count for a TPU is 3.370 TFLOP
+
+    def test_equal_compute_is_the_most_that_costs_no_more(self, found):
+        most, equal = cell(found, "tokencarve", COUNT).flops, cell(found, "uniform", COMPUTE)
+        assert equal.flops <= most
+        more = grid(SEVEN, ["uniform"], [equal.tokens + 1], length=LENGTH)
+        assert cell(more, "uniform", COUNT, equal.tokens + 1).flops > most
+        assert abs(equal.average - 156) < 2  # attention is quadratic: not exactly the layer average
+        assert equal.average == equal.tokens
+
+    def test_what_the_tower_saves_is_spent_in_the_decoder(self, found):
+        tome = cell(found, "tome", COMPUTE)
+        assert tome.tokens > cell(found, "uniform", COMPUTE).tokens
+        assert tome.flops == floors.tower_flops(SEVEN, tome.cuts) + floors.decoder_flops(SEVEN, LENGTH, tome.cuts)
+        assert floors.tower_flops(SEVEN, tome.cuts) < floors.tower_flops(SEVEN)
+
+    def test_same_place_same_cell(self, found):
+        for budget in (128, 288):
+            assert cell(found, "fastv", COUNT, budget) is cell(found, "fastv", COMPUTE, budget)
+
+    def test_down_sampled_images_keep_all_tokens_and_have_so_many_patches(self, found):
+        low = cell(found, "downsampled", COUNT)
+        assert (low.tokens, low.side) == (576, 11)
+        assert not any((line.method, line.basis) == ("downsampled", COMPUTE) for line in found.lines)
+
+    def test_what_cannot_be_is_a_line_that_says_why(self):
+        shallow = loading.load("experiments/tiny", dtype="float32").llava.config
+        found = grid(shallow, ["tome"], [64], length=600)
+        (line,) = [line for line in found.lines if line.method == "tome" and line.basis == COUNT]
+        assert line.key is None
+        assert "144 or more of 576" in line.why_not
+        assert cell(found, "tome", COMPUTE, 64).tokens >= 144
+
+    @pytest.mark.parametrize(("keep", "says"), [(576, "keeps all 576"), (577, "577"), (1.0, "keeps all")])
+    def test_budgets_that_leave_nothing_out(self, keep, says):
+        with pytest.raises(CommandError, match=says):
+            grid(SEVEN, [], [keep], length=LENGTH)
+
+
+def test_divergence_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    first, second = 30 * rng.normal(size=(2, 5, 40)).astype(np.float32)
+    first[0, 0] = -1e30  # a probability of zero
+    p, q = (np.exp(x - np.logaddexp.reduce(x, -1, keepdims=True)) for x in np.float64([first, second]))
+    np.testing.assert_allclose(measurer.divergence(first, second), entropy(p, q, axis=-1), rtol=1e-9)
+    assert not measurer.divergence(first, first).any()
+
+
+def test_reduced_images_have_no_detail_left_and_the_same_colours():
+    pixels = np.zeros((1, 3, 56, 56), np.float32)
+    pixels[..., ::2] = 1  # stripes finer than a quarter of the resolution can show
+    low = np.asarray(measurer._reduced(pixels, size=14))
+    assert low.shape == pixels.shape
+    np.testing.assert_allclose(low[..., 8:-8, 8:-8], 0.5, atol=0.02)
+    smooth = np.broadcast_to(np.linspace(0, 1, 56, dtype=np.float32), pixels.shape)
+    np.testing.assert_allclose(
+        measurer._reduced(jax.numpy.asarray(smooth), size=14)[..., 8:-8], smooth[..., 8:-8], atol=0.02
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
+
+
+@pytest.fixture(scope="module")
+def flags(model):
+    return [
+        f"--model={model}",
+        f"--limit={SCENES}",
+        "--batch-size=4",
+        "--rounds=2",
+        "--seed=1",
+        f"--keep={KEEP}",
+    ]
+
+
+METHODS = ["--methods", "fastv", "uniform", "random", "downsampled"]
+
+
+@pytest.fixture(scope="module")
+def whole(flags, tmp_path_factory):
+    out = tmp_path_factory.mktemp("results") / "whole"
+    assert compare.main([*flags, f"--out={out}", *METHODS]) == 0
+    return out
+
+
+def read(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def without_times(report):
+    rows = [
+        {name: value for name, value in row.items() if name not in ("prefill_s", "own_s")} for row in report["rows"]
+    ]
+    return rows, report["samples"]
+
+
+class TestCommand:
+    def test_answers_are_those_of_the_model_asked_alone(self, whole, model):
+        checkpoint = loading.load(str(model), dtype="float32")
+        report = read(whole)
+        keys = {
+            row["method"]: row["cell"]
+            for row in report["rows"]
+            if row["budget"] in (None, KEEP) and row["basis"] != COMPUTE
+        }
+        for sample in (report["samples"][1], report["samples"][-1]):
+            image = make_scene("test", sample["scene"], 1).image
+            inputs = checkpoint.encode([[image]], [sample["question"]])
+            for name, carve in (
+                ("vanilla", None),
+                ("tokencarve", KEEP),
+                ("fastv", ((2, "fastv", KEEP),)),
+                ("uniform", (("input", "uniform", KEEP),)),
+            ):
+                tokens = checkpoint.llava.generate(
+                    inputs.input_ids,
+                    inputs.pixel_values,
+                    attention_mask=inputs.attention_mask,
+                    max_new_tokens=measurer.MAX_NEW_TOKENS,
+                    carve=carve,
+                )
+                assert checkpoint.decode(tokens) == [sample["said"][keys[name]]]
+
+    def test_rows_follow_from_samples(self, whole):
+        report = read(whole)
+        samples = report["samples"]
+        assert [sample["sample"] for sample in samples] == list(range(3 * SCENES))
+        assert {row["method"] for row in report["rows"]} == {"vanilla", "tokencarve", *METHODS[1:]}
+        assert len({tuple(s["said"][row["cell"]] for s in samples) for row in report["rows"]}) > 4
+        reference = {row["budget"]: row["cell"] for row in report["rows"] if row["method"] == "tokencarve"}
+        for row in report["rows"]:
+            right, vanilla = (
+                np.array([s["said"][key] == s["answer"] for s in samples]) for key in (row["cell"], "vanilla")
+            )
+            assert row["accuracy"]["overall"]["share"] == right.mean()
+            assert (row["accuracy"]["overall"]["low"], row["accuracy"]["overall"]["high"]) == wilson(
+                right.sum(), len(right)
+            )
+            assert row["to_vanilla"][0] == pytest.approx(right.mean() - vanilla.mean())
+            assert row["same_answer"] == np.mean([s["said"][row["cell"]] == s["said"]["vanilla"] for s in samples])
+            if row["budget"]:
+                carved = np.array([s["said"][reference[row["budget"]]] == s["answer"] for s in samples])
+                assert row["to_reference"][0] == pytest.approx(right.mean() - carved.mean())
+
+    def test_what_it_costs(self, whole, model):
+        rows = read(whole)["rows"]
+        config = loading.load(str(model), dtype="float32").llava.config
+        for row in rows:
+            layers = row["average"] * config.text.num_layers  # slots of the bucket of 32, less what is cut
+            slots = 32 * config.text.num_layers
+            if row["method"] in ("uniform",):
+                slots -= config.text.num_layers * VISUAL - layers
+            elif row["basis"] is not None and row["method"] != "downsampled":  # earlier layers are gathered too
+                slots -= config.text.num_layers * (VISUAL - row["tokens"])
+            assert row["cache_bytes"] == 2 * 12 * 4 * slots, row["cell"]
+            assert 0.5 < row["flops"] / row["xla_flops"] <= 1  # widths of 24: much is not in the products
+            assert row["prefill_s"] > 0
+            assert (row["own_s"] > 1e-5) == (row["method"] not in ("vanilla", "downsampled"))
+        assert rows[0]["kl_max"] == 0
+        assert all(row["kl_max"] >= row["kl_mean"] > 0 for row in rows[1:])
+
+    def test_files_say_the_same(self, whole):
+        rows = read(whole)["rows"]
+        with (whole / "table.csv").open(newline="") as file:
+            table = list(csv.DictReader(file))
+        assert len(table) == len(rows)
+        for line, row in zip(table, rows, strict=True):
+            assert line["method"] == row["method"]
+            assert float(line["accuracy.overall.share"]) == row["accuracy"]["overall"]["share"]
+            assert float(line["to_vanilla.value"]) == row["to_vanilla"][0]
+        text = (whole / "table.md").read_text()
+        assert text.count("\n| vanilla |") == 2  # equal count, equal compute
+        assert Image.open(whole / "accuracy.png").size == (1500, 900)
+
+    def test_a_torn_run_goes_on_and_another_method_costs_its_own_work_alone(self, whole, flags, tmp_path, monkeypatch):
+        lines = (whole / "measured.jsonl").read_bytes().splitlines(keepends=True)
+        (tmp_path / "measured.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:20])
+        asked = []
+        ask = measurer.Measurer.ask
+        monkeypatch.setattr(
+            measurer.Measurer,
+            "ask",
+            lambda self, indices, keys: asked.append((indices, keys)) or ask(self, indices, keys),
+        )
+        assert compare.main([*flags, f"--out={tmp_path}", *METHODS]) == 0
+        assert [list(indices) for indices, _ in asked] == [[8]]
+        assert without_times(read(tmp_path)) == without_times(read(whole))
+        asked.clear()
+        assert compare.main([*flags, f"--out={tmp_path}", *METHODS, "norm"]) == 0
+        assert len(asked) == 3
+        assert {key.split(" ")[0] for _, keys in asked for key in keys} == {"norm"}
+        assert [row["method"] for row in read(tmp_path)["rows"]].count("norm") == 2
+
+    def test_a_method_of_ones_own(self, flags, tmp_path):
+        assert len(METHOD.splitlines()) <= 25
+        file, out = tmp_path / "mine.py", tmp_path / "out"
+        file.write_text(METHOD)
+        argv = [*flags, f"--out={out}", "--methods", f"{file}:ODD"]
+        assert compare.main(argv) == 0
+        before = {row["cell"] for row in read(out)["rows"] if row["method"] == "odd-ones"}
+        file.write_text(METHOD.replace("-jnp.where", "jnp.where").replace("-jnp.inf", "jnp.inf"))
+        assert compare.main(argv) == 0
+        after = {row["cell"] for row in read(out)["rows"] if row["method"] == "odd-ones"}
+        assert before
+        assert not before & after  # what an edited file does is measured anew
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--methods", "nothing"], "no method is named 'nothing'"),
+        (["--keep", "16"], "keeps all 16"),
+        (["--keep", "0"], "'0' is neither"),
+        (["--rounds=0"], "'0' is not a whole number"),
+        (["--methods", "nowhere.py:it"], "no file nowhere.py"),
+    ],
+)
+def test_errors_are_one_line(flags, more, says, tmp_path, capsys):
+    assert says in failure(compare.main, [*flags, f"--out={tmp_path / 'out'}", *more], capsys)
