@@ -1,19 +1,24 @@
-"""What an evaluation compares: registered compressors, each where it is meant to work, at one count."""
+"""What an evaluation compares: compressors, each where it is meant to work, at one count; and schedules of cuts."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from experiments.cli import CommandError
 from experiments.summary import BASELINE
+from models.engine.official import layer_average, pyramiddrop_schedule, sparsevlm_schedule
 from models.engine.plan import TOKENCARVE_LAYER, Carve, parse, resolve
 from tokencarve_jax import COMPRESSORS, Compressor
 
 NEEDS_MORE = ("relevance",)  # evidence of another model
+# The authors' cuts at several layers, to a count that is the average over the layers
+OFFICIAL = {"pyramiddrop-schedule": pyramiddrop_schedule, "sparsevlm-schedule": sparsevlm_schedule}
 
 
 def choices() -> list[str]:
@@ -61,19 +66,44 @@ def cut(compressor: Compressor, keep: float | int) -> Carve:
     return ((place, compressor, keep),)
 
 
-def to_compare(llava: Any, keep: float | int, names: Sequence[str]) -> dict[str, Carve]:
-    """Vanilla, and the methods of these names at the same count.
+def to_compare(
+    llava: Any, keep: float | int, names: Sequence[str], schedules: Mapping[str, Carve] = MappingProxyType({})
+) -> dict[str, Carve]:
+    """Vanilla, the methods of these names at the same count, and schedules by their names.
 
     Raises:
       CommandError: the model cannot be carved like that, or there is no such method.
     """
-    compressors = [find(name) for name in names]
-    cuts = {compressor.name: cut(compressor, keep) for compressor in compressors}
-    if len(cuts) < len(names) or BASELINE in cuts:
+    layers, visual = llava.config.text.num_layers, llava.config.tokens_per_image
+    cuts: dict[str, Carve] = {}
+    for name in names:
+        if name in OFFICIAL:
+            with _said(f"keep={keep}"):
+                cuts[name] = OFFICIAL[name](layers, visual, keep)
+        else:
+            compressor = find(name)
+            cuts[compressor.name] = cut(compressor, keep)
+    if len(cuts) < len(names) or {BASELINE, *schedules} & set(cuts):
         raise CommandError(f"of the methods {', '.join(names)} two have one name, or one is called {BASELINE!r}")
     for schedule in cuts.values():
-        try:
-            resolve(parse(schedule, num_layers=llava.config.text.num_layers), llava.config.tokens_per_image)
-        except (TypeError, ValueError) as error:
-            raise CommandError(f"keep={keep}: {error}") from error
-    return {BASELINE: None} | cuts
+        with _said(f"keep={keep}"):
+            resolve(parse(schedule, num_layers=layers), visual)
+    for name, schedule in schedules.items():
+        with _said(f"schedule {name}"):
+            resolve(parse(schedule, num_layers=layers), visual)
+    return {BASELINE: None} | cuts | dict(schedules)
+
+
+@contextlib.contextmanager
+def _said(about: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise CommandError(f"{about}: {error}") from error
+
+
+def visual_tokens(llava: Any, carve: Carve) -> tuple[int, float]:
+    """How many of one image's tokens a cut, or the last of a schedule, leaves; and the average over the layers."""
+    layers, visual = llava.config.text.num_layers, llava.config.tokens_per_image
+    cuts = resolve(parse(carve, num_layers=layers), visual).cuts
+    return int(cuts[-1].keep) if cuts else visual, layer_average(carve, layers, visual)
