@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from models.cli import DTYPES, CommandError, Parser, one_line, run
 
@@ -86,7 +87,7 @@ def add_out_flag(parser: argparse.ArgumentParser, folder: str) -> None:
     )
 
 
-def add_keep_flag(parser: argparse.ArgumentParser, *, default: float | int | None) -> None:
+def add_keep_flag(parser: Any, *, default: float | int | None) -> None:
     """Add `--keep`."""
     unset = "all of them, nothing is carved" if default is None else str(default)
     parser.add_argument(

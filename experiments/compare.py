@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli, methods, workers
+from experiments import cli, methods, schedules, workers
 from experiments.cli import CommandError
 from experiments.comparison.cells import DOWNSAMPLED, default_methods
 from experiments.comparison.run import compare
@@ -28,6 +28,8 @@ _EXAMPLES = """examples:
   python -m experiments.compare --keep 128 --limit=30 --methods fastv visionzip divprune random
   python -m experiments.compare --methods path/to/mine.py:mine random
                                                           a method of your own beside TokenCarve and chance
+  python -m experiments.compare --schedule tome@tower=288 tokencarve@2=128
+                                                          a schedule of your own, one more row
   python -m experiments.compare --model=llava-hf/llava-1.5-7b-hf --dtype=bfloat16 --batch-size=8
 """
 
@@ -46,6 +48,7 @@ def _settings(flags: argparse.Namespace) -> Settings:
         seed=flags.seed,
         dtype=flags.dtype,
         revision=flags.revision,
+        schedules=tuple(map(tuple, flags.schedule)),
         restart=flags.restart,
         workers=flags.workers,
         ray_address=flags.ray_address,
@@ -68,10 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--methods",
         nargs="+",
         metavar="NAME",
-        help=f"of: {', '.join([*methods.choices(), *methods.SCHEDULES, DOWNSAMPLED])}; or your own, as "
+        help=f"of: {', '.join([*methods.choices(), *methods.OFFICIAL, DOWNSAMPLED])}; or your own, as "
         "package.module:object or path/to/file.py:object; tokencarve is always there (default: all but TokenCarve's "
         "variants)",
     )
+    schedules.add_flag(parser, several=True)
     cli.add_model_flags(parser)
     parser.add_argument(
         "--limit",

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli, methods, workers
+from experiments import cli, methods, schedules, workers
 from experiments.cli import CommandError
 from experiments.evaluation.run import evaluate
 from experiments.evaluation.settings import Settings
@@ -28,6 +28,8 @@ _EXAMPLES = """examples:
   python -m experiments.eval --keep=0.111 --limit=30      30 scenes only, for a quick look
   python -m experiments.eval --methods tokencarve tokencarve-no-merge tokencarve-attention-only
                                                           what merging and the information score are worth
+  python -m experiments.eval --schedule tome@tower=288 tokencarve@2=128 --schedule fastv@2=128,full
+                                                          cuts of your own, each schedule a row of the table
   python -m experiments.eval --model=path/to/llava --dtype=bfloat16 --out=results/mine
   python -m experiments.eval --workers=8                  a machine with eight GPUs
 """
@@ -41,6 +43,7 @@ def _settings(flags: argparse.Namespace) -> Settings:
         model=flags.model,
         keep=flags.keep,
         methods=tuple(flags.methods),
+        schedules=tuple(map(tuple, flags.schedule)),
         out=out,
         scenes=flags.limit,
         batch_size=flags.batch_size,
@@ -64,8 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=["tokencarve", "random"],
         metavar="NAME",
         help=f"what to compare with all tokens, of: {', '.join(methods.choices())}; or "
-        "your own, as package.module:object or path/to/file.py:object (default: tokencarve random)",
+        "your own, as package.module:object or path/to/file.py:object; or the authors' cuts at several layers, with "
+        f"KEEP as the average over the layers: {', '.join(methods.OFFICIAL)} (default: tokencarve random)",
     )
+    schedules.add_flag(parser, several=True)
     cli.add_model_flags(parser)
     parser.add_argument(
         "--limit",

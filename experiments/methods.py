@@ -1,22 +1,28 @@
-"""What an evaluation compares: registered compressors, each where it is meant to work, at one count."""
+"""What an evaluation compares: compressors, each where it is meant to work, at one count; and schedules of cuts."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from experiments.cli import CommandError
 from experiments.summary import BASELINE
-from models.engine.plan import TOKENCARVE_LAYER, Carve, Cut, parse, resolve
+from models.engine.official import layer_average, pyramiddrop_schedule, sparsevlm_schedule
+from models.engine.plan import TOKENCARVE_LAYER, Carve, parse, resolve
 from tokencarve_jax import COMPRESSORS, Compressor
 
 NEEDS_MORE = ("relevance",)  # evidence of another model
+# The authors' cuts at several layers, to a count that is the average over the layers
+OFFICIAL = {"pyramiddrop-schedule": pyramiddrop_schedule, "sparsevlm-schedule": sparsevlm_schedule}
 
 
 def choices() -> list[str]:
@@ -70,62 +76,75 @@ class Method:
 
     Attributes:
       name: in tables.
-      version: of the source of a method of the user's own; empty for registered ones.
-      cuts: from a count of visual tokens to a schedule.
+      cuts: from a budget, a fraction or a count, to a schedule.
     """
 
     name: str
-    version: str
-    cuts: Callable[[int], Carve]
-
-
-SCHEDULES: tuple[str, ...] = ()
+    cuts: Callable[[float | int], Carve]
 
 
 def method(name: str, *, num_layers: int, num_visual: int) -> Method:
-    """A method by its name, as in `find`.
+    """A compressor as in `find` by one cut, or an official schedule, whose budget is the layer average.
 
     Args:
-      name: of a registered compressor or of the user's own.
+      name: of either.
       num_layers: of the decoder.
       num_visual: tokens before the first cut.
 
     Raises:
       CommandError: there is no such method.
     """
-    del num_layers, num_visual
+    if name in OFFICIAL:
+        return Method(name, functools.partial(OFFICIAL[name], num_layers, num_visual))
     compressor = find(name)
-    return Method(compressor.name, _version(compressor), lambda kept: cut(compressor, kept))
+    return Method(compressor.name, functools.partial(cut, compressor))
 
 
-def _version(compressor: Compressor) -> str:
-    """Changes with the file that a method is in."""
+def version(compressor: Compressor) -> str:
+    """Changes with the file that a method of the user's own is in; empty for registered ones."""
     if COMPRESSORS.get(compressor.name) is compressor:
         return ""
     try:
-        return hashlib.sha256(Path(inspect.getfile(compressor.select)).read_bytes()).hexdigest()[:8]
+        source = Path(inspect.getfile(compressor.select)).read_bytes()
     except (TypeError, OSError):
         return ""
+    return f"#{hashlib.sha256(source).hexdigest()[:8]}"
 
 
-def readable(cut: Cut) -> str:
-    """A cut as text: `tokencarve@2=128`."""
-    return f"{cut.compressor.name}@{cut.place}={cut.keep}"
-
-
-def to_compare(llava: Any, keep: float | int, names: Sequence[str]) -> dict[str, Carve]:
-    """Vanilla, and the methods of these names at the same count.
+def to_compare(
+    llava: Any, keep: float | int, names: Sequence[str], schedules: Mapping[str, Carve] = MappingProxyType({})
+) -> dict[str, Carve]:
+    """Vanilla, the methods of these names at the same count, and schedules by their names.
 
     Raises:
       CommandError: the model cannot be carved like that, or there is no such method.
     """
-    compressors = [find(name) for name in names]
-    cuts = {compressor.name: cut(compressor, keep) for compressor in compressors}
-    if len(cuts) < len(names) or BASELINE in cuts:
+    layers, visual = llava.config.text.num_layers, llava.config.tokens_per_image
+    cuts: dict[str, Carve] = {}
+    for name in names:
+        found = method(name, num_layers=layers, num_visual=visual)
+        with said(f"keep={keep}"):
+            cuts[found.name] = found.cuts(keep)
+            resolve(parse(cuts[found.name], num_layers=layers), visual)
+    if len(cuts) < len(names) or {BASELINE, *schedules} & set(cuts):
         raise CommandError(f"of the methods {', '.join(names)} two have one name, or one is called {BASELINE!r}")
-    for schedule in cuts.values():
-        try:
-            resolve(parse(schedule, num_layers=llava.config.text.num_layers), llava.config.tokens_per_image)
-        except (TypeError, ValueError) as error:
-            raise CommandError(f"keep={keep}: {error}") from error
-    return {BASELINE: None} | cuts
+    for name, schedule in schedules.items():
+        with said(f"schedule {name}"):
+            resolve(parse(schedule, num_layers=layers), visual)
+    return {BASELINE: None} | cuts | dict(schedules)
+
+
+@contextlib.contextmanager
+def said(about: str) -> Iterator[None]:
+    """Turn the errors of a schedule that cannot be into a `CommandError` that says what they are about."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise CommandError(f"{about}: {error}") from error
+
+
+def visual_tokens(llava: Any, carve: Carve) -> tuple[int, float]:
+    """How many of one image's tokens a cut, or the last of a schedule, leaves; and the average over the layers."""
+    layers, visual = llava.config.text.num_layers, llava.config.tokens_per_image
+    cuts = resolve(parse(carve, num_layers=layers), visual).cuts
+    return int(cuts[-1].keep) if cuts else visual, layer_average(carve, layers, visual)

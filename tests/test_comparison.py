@@ -12,8 +12,8 @@ from scipy.stats import entropy
 from experiments import compare, loading
 from experiments.benchmark import floors, presets
 from experiments.cli import CommandError
-from experiments.comparison import measurer
-from experiments.comparison.cells import COMPUTE, COUNT, grid
+from experiments.comparison import measurer, tables
+from experiments.comparison.cells import COMPUTE, COUNT, GIVEN, grid
 from experiments.results import wilson
 from experiments.scenes import make_scene
 from tests.commands import VISUAL, failure, save_checkpoint
@@ -71,6 +71,17 @@ class TestCells:
         assert "144 or more of 576" in line.why_not
         assert cell(found, "tome", COMPUTE, 64).tokens >= 144
 
+    def test_official_schedules_and_ones_own(self):
+        names = ["pyramiddrop-schedule", "sparsevlm-schedule"]
+        found = grid(SEVEN, names, [192], length=LENGTH, given=[["tome@tower=288", "tokencarve@2=64,calibrated"]])
+        for name in names:
+            assert cell(found, name, COUNT, 192).average == pytest.approx(192, abs=1)
+            assert len(cell(found, name, COUNT, 192).cuts) == 3
+        own = found.cells[found.lines[-1].key]
+        assert (own.tokens, own.average) == (64, (2 * 288 + 30 * 64) / 32)
+        assert own.cuts[1].calibrated
+        assert (found.lines[-1].budget, found.lines[-1].basis) == (None, GIVEN)
+
     @pytest.mark.parametrize(("keep", "says"), [(576, "keeps all 576"), (577, "577"), (1.0, "keeps all")])
     def test_budgets_that_leave_nothing_out(self, keep, says):
         with pytest.raises(CommandError, match=says):
@@ -87,15 +98,48 @@ def test_divergence_is_that_of_scipy():
 
 
 def test_reduced_images_have_no_detail_left_and_the_same_colours():
-    pixels = np.zeros((1, 3, 56, 56), np.float32)
-    pixels[..., ::2] = 1  # stripes finer than a quarter of the resolution can show
-    low = np.asarray(measurer._reduced(pixels, size=14))
+    pixels = np.random.default_rng(0).uniform(size=(1, 3, 56, 56)).astype(np.float32)
+    low = np.asarray(measurer._reduced(jax.numpy.asarray(pixels), size=14))
     assert low.shape == pixels.shape
-    np.testing.assert_allclose(low[..., 8:-8, 8:-8], 0.5, atol=0.02)
+    assert low.std() < 0.4 * pixels.std()  # means of 16: a quarter; samples would keep nearly all
     smooth = np.broadcast_to(np.linspace(0, 1, 56, dtype=np.float32), pixels.shape)
     np.testing.assert_allclose(
         measurer._reduced(jax.numpy.asarray(smooth), size=14)[..., 8:-8], smooth[..., 8:-8], atol=0.02
     )
+
+
+def test_rows_of_made_up_answers():
+    """The random model of the other tests is never right."""
+    right = {"vanilla": [1, 1, 1, 0], "a": [1, 1, 0, 0], "b": [1, 0, 0, 1]}
+    questions = [{"scene": i // 2, "family": "reading", "answer": "yes"} for i in range(4)]
+    known = {
+        key: {i: {"said": "yes" if ok else "no", "kl": i / 10, "same_first": bool(ok)} for i, ok in enumerate(marks)}
+        for key, marks in right.items()
+    }
+    cells = {key: {"method": key, "tokens": 9, "average": 9.0, "flops": 10} for key in right}
+    lines = [
+        {"budget": 5, "basis": COUNT, "method": "tokencarve", "key": "a", "why_not": ""},
+        {"budget": 5, "basis": COUNT, "method": "b", "key": "b", "why_not": ""},
+        {"budget": 5, "basis": COMPUTE, "method": "b", "key": None, "why_not": "too dear"},
+    ]
+    costs = {key: {"xla_flops": None, "cache_bytes": 1} for key in right}
+    times = {key: {"prefill_s": [3.0, 1.0, 2.0], "own_s": [0.5]} for key in right}
+    found = tables.rows({"cells": cells, "lines": lines}, known=known, questions=questions, costs=costs, times=times)
+    first, carved, other, none = found
+    assert [row["accuracy"]["overall"]["share"] for row in (first, carved, other)] == [0.75, 0.5, 0.5]
+    assert other["accuracy"]["reading"]["right"] == 2
+    assert (carved["to_vanilla"][0], carved["to_reference"]) == (-0.25, [0.0, 0.0])
+    assert (other["to_vanilla"][0], other["to_reference"][0]) == (-0.25, 0.0)
+    # Scene by scene b is one behind and one ahead of a: residuals of -1 and +1 over 4 questions, n / (n - 1) = 2.
+    assert other["to_reference"][1] == pytest.approx(1.959964 * (2 * 2 / 16) ** 0.5)
+    assert other["of_vanilla"] == pytest.approx(2 / 3)
+    assert (other["same_answer"], other["same_first_token"]) == (0.25, 0.5)
+    assert (other["kl_mean"], other["kl_max"], other["prefill_s"]) == (pytest.approx(0.15), 0.3, 2.0)
+    assert none["why_not"] == "too dear"
+    text = tables.markdown(found, ["note"])
+    assert "| b | 9 | 9 | 50.0 [" in text
+    assert "n/a" in text
+    assert text.count("| b |") == 1
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +160,13 @@ def flags(model):
 
 
 METHODS = ["--methods", "fastv", "uniform", "random", "downsampled"]
+SCHEDULE = "uniform@input=9,kept fastv@2=4,full"
 
 
 @pytest.fixture(scope="module")
 def whole(flags, tmp_path_factory):
     out = tmp_path_factory.mktemp("results") / "whole"
-    assert compare.main([*flags, f"--out={out}", *METHODS]) == 0
+    assert compare.main([*flags, f"--out={out}", *METHODS, "--schedule", *SCHEDULE.split()]) == 0
     return out
 
 
@@ -167,7 +212,7 @@ class TestCommand:
         report = read(whole)
         samples = report["samples"]
         assert [sample["sample"] for sample in samples] == list(range(3 * SCENES))
-        assert {row["method"] for row in report["rows"]} == {"vanilla", "tokencarve", *METHODS[1:]}
+        assert {row["method"] for row in report["rows"]} == {"vanilla", "tokencarve", *METHODS[1:], SCHEDULE}
         assert len({tuple(s["said"][row["cell"]] for s in samples) for row in report["rows"]}) > 4
         reference = {row["budget"]: row["cell"] for row in report["rows"] if row["method"] == "tokencarve"}
         for row in report["rows"]:
@@ -190,7 +235,7 @@ class TestCommand:
         for row in rows:
             layers = row["average"] * config.text.num_layers  # slots of the bucket of 32, less what is cut
             slots = 32 * config.text.num_layers
-            if row["method"] in ("uniform",):
+            if row["method"] in ("uniform", SCHEDULE):  # what each layer sees is what it holds
                 slots -= config.text.num_layers * VISUAL - layers
             elif row["basis"] is not None and row["method"] != "downsampled":  # earlier layers are gathered too
                 slots -= config.text.num_layers * (VISUAL - row["tokens"])
@@ -199,6 +244,8 @@ class TestCommand:
             assert row["prefill_s"] > 0
             assert (row["own_s"] > 1e-5) == (row["method"] not in ("vanilla", "downsampled"))
         assert rows[0]["kl_max"] == 0
+        assert [row["same_first_token"] for row in rows if row["method"] == "vanilla"] == [1]
+        assert min(row["same_first_token"] for row in rows) < 1
         assert all(row["kl_max"] >= row["kl_mean"] > 0 for row in rows[1:])
 
     def test_files_say_the_same(self, whole):
@@ -211,7 +258,7 @@ class TestCommand:
             assert float(line["accuracy.overall.share"]) == row["accuracy"]["overall"]["share"]
             assert float(line["to_vanilla.value"]) == row["to_vanilla"][0]
         text = (whole / "table.md").read_text()
-        assert text.count("\n| vanilla |") == 2  # equal count, equal compute
+        assert text.count("\n| vanilla |") == 3  # equal count, equal compute, as given
         assert Image.open(whole / "accuracy.png").size == (1500, 900)
 
     def test_a_torn_run_goes_on_and_another_method_costs_its_own_work_alone(self, whole, flags, tmp_path, monkeypatch):
@@ -224,7 +271,7 @@ class TestCommand:
             "ask",
             lambda self, indices, keys: asked.append((indices, keys)) or ask(self, indices, keys),
         )
-        assert compare.main([*flags, f"--out={tmp_path}", *METHODS]) == 0
+        assert compare.main([*flags, f"--out={tmp_path}", *METHODS, "--schedule", *SCHEDULE.split()]) == 0
         assert [list(indices) for indices, _ in asked] == [[8]]
         assert without_times(read(tmp_path)) == without_times(read(whole))
         asked.clear()
@@ -255,6 +302,8 @@ class TestCommand:
         (["--keep", "0"], "'0' is neither"),
         (["--rounds=0"], "'0' is not a whole number"),
         (["--methods", "nowhere.py:it"], "no file nowhere.py"),
+        (["--schedule", "fastv@9=4"], "an integer from 1 to 2"),
+        (["--schedule", "fastv@two=4"], "expected METHOD@PLACE=KEEP"),
     ],
 )
 def test_errors_are_one_line(flags, more, says, tmp_path, capsys):

@@ -11,22 +11,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from experiments import methods
+from experiments import methods, schedules
 from experiments.benchmark.floors import prefill_flops
 from experiments.cli import CommandError
 from experiments.summary import BASELINE
-from models.engine.plan import TOWER, Schedule, parse, resolve, tokens_by_layer
+from models.engine.plan import TOWER, Carve, Schedule, parse, resolve, tokens_by_layer
 from tokencarve_jax import plan
 from tokencarve_jax.methods.tome import block_counts
 
 REFERENCE = "tokencarve"
 DOWNSAMPLED = "downsampled"  # no method: the image at a lower resolution, enlarged again
-COUNT, COMPUTE = "count", "compute"
-BASES = (COUNT, COMPUTE)
+COUNT, COMPUTE, GIVEN = "count", "compute", "given"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,6 @@ class Cell:
 
     Attributes:
       method: by name.
-      version: of a method of the user's own.
       cuts: with counts.
       side: of the raster of patches that an image has the resolution of; None leaves it as it is.
       tokens: visual tokens in the last layer.
@@ -44,7 +42,6 @@ class Cell:
     """
 
     method: str
-    version: str
     cuts: Schedule
     side: int | None
     tokens: int
@@ -54,8 +51,7 @@ class Cell:
     @property
     def key(self) -> str:
         """Tells it from the others of a model."""
-        about = [self.version] if self.version else []
-        about += [methods.readable(cut) for cut in self.cuts]
+        about = [f"{cut}{methods.version(cut.compressor)}" for cut in self.cuts]
         about += [] if self.side is None else [f"{self.side} x {self.side}"]
         return f"{self.method} ({' '.join(about)})" if about else self.method
 
@@ -65,14 +61,14 @@ class Line:
     """A line of a table.
 
     Attributes:
-      budget: visual tokens that were asked for.
-      basis: "count" or "compute".
+      budget: visual tokens that were asked for; None for a schedule of the user's own.
+      basis: "count", "compute", or "given" for that.
       method: by name.
       key: of its cell; None where there is none.
       why_not: what stands in the way then.
     """
 
-    budget: int
+    budget: int | None
     basis: str
     method: str
     key: str | None
@@ -100,12 +96,19 @@ def default_methods() -> list[str]:
         REFERENCE,
         f"{REFERENCE}-svd",
         *(name for name in shown if name != REFERENCE),
-        *methods.SCHEDULES,
+        *methods.OFFICIAL,
         DOWNSAMPLED,
     ]
 
 
-def grid(config: Any, names: Sequence[str], keeps: Sequence[float | int], *, length: int) -> Grid:
+def grid(
+    config: Any,
+    names: Sequence[str],
+    keeps: Sequence[float | int],
+    *,
+    length: int,
+    given: Sequence[Sequence[str]] = (),
+) -> Grid:
     """All cells for a model.
 
     Args:
@@ -113,51 +116,71 @@ def grid(config: Any, names: Sequence[str], keeps: Sequence[float | int], *, len
       names: of the methods; vanilla and TokenCarve are compared in any case.
       keeps: budgets.
       length: of a sequence, visual tokens included.
+      given: schedules of the user's own, as the texts of their cuts.
 
     Returns:
       The cells and the lines.
 
     Raises:
-      CommandError: no such method, or a budget that leaves nothing out.
+      CommandError: no such method, a budget that leaves nothing out, or a schedule that cannot be.
     """
-    visual, depth = config.tokens_per_image, config.text.num_layers
-
-    def cell(method: methods.Method, kept: int) -> Cell:
-        cuts = resolve(parse(method.cuts(kept), num_layers=depth), visual).cuts
-        if any(cut.place == TOWER and cut.compressor.at == TOWER for cut in cuts):  # raises where it cannot be
-            block_counts(config.vision.num_patches, int(cuts[0].keep), max(config.feature_layers))
-        layers = tokens_by_layer(cuts, num_layers=depth, num_visual=visual)
-        flops = prefill_flops(config, length, cuts)
-        return Cell(method.name, method.version, cuts, None, layers[-1], sum(layers) / depth, flops)
-
-    def find(method: methods.Method, budget: int, basis: str) -> Cell:
-        if basis == COUNT:
-            return cell(method, budget)
-        most = cell(reference, budget).flops
-        return cell(method, _largest(lambda kept: cell(method, kept).flops <= most, visual))
-
-    named = functools.partial(methods.method, num_layers=depth, num_visual=visual)
+    model, visual = _Model(config, length), config.tokens_per_image
+    named = functools.partial(methods.method, num_layers=config.text.num_layers, num_visual=visual)
     reference = named(REFERENCE)
     budgets = list(dict.fromkeys(_budget(visual, keep) for keep in keeps))
     compared = [named(name) for name in dict.fromkeys([REFERENCE, *names]) if name != DOWNSAMPLED]
     if len({BASELINE, DOWNSAMPLED, *(method.name for method in compared)}) < len(compared) + 2:
         raise CommandError(f"of the methods {', '.join(names)} two have one name, or one is called {BASELINE!r}")
-    vanilla = Cell(BASELINE, "", (), None, visual, visual, prefill_flops(config, length))
+    vanilla = model.cell(BASELINE, None)
     cells, lines = {vanilla.key: vanilla}, list[Line]()
-    for budget, method, basis in itertools.product(budgets, compared, BASES):
-        try:
-            found = find(method, budget, basis)
-        except ValueError as error:
-            lines.append(Line(budget, basis, method.name, None, str(error)))
-        else:
-            cells.setdefault(found.key, found)
-            lines.append(Line(budget, basis, method.name, found.key))
+
+    def add(budget: int | None, basis: str, cell: Cell) -> None:
+        cells.setdefault(cell.key, cell)
+        lines.append(Line(budget, basis, cell.method, cell.key))
+
+    for budget, method in itertools.product(budgets, compared):
+        most = model.cell(reference.name, reference.cuts(budget)).flops
+        for basis, find in ((COUNT, lambda _, kept: kept), (COMPUTE, functools.partial(model.largest, most))):
+            try:
+                add(budget, basis, model.cell(method.name, method.cuts(find(method, budget))))
+            except ValueError as error:
+                lines.append(Line(budget, basis, method.name, None, str(error)))
     for budget in budgets if DOWNSAMPLED in names else ():  # at equal count alone: it saves nothing
         side = max(1, round((budget * config.vision.num_patches / visual) ** 0.5))
-        low = dataclasses.replace(vanilla, method=DOWNSAMPLED, side=side)
-        cells[low.key] = low
-        lines.append(Line(budget, COUNT, DOWNSAMPLED, low.key))
+        add(budget, COUNT, dataclasses.replace(vanilla, method=DOWNSAMPLED, side=side))
+    for texts in given:
+        with methods.said(f"schedule {' '.join(texts)}"):
+            add(None, GIVEN, model.cell(" ".join(texts), schedules.read(texts)))
     return Grid(MappingProxyType(cells), tuple(lines))
+
+
+class _Model:
+    """What schedules come to in a model."""
+
+    def __init__(self, config: Any, length: int):
+        self._config, self._length = config, length
+
+    def cell(self, name: str, carve: Carve) -> Cell:
+        """Raises ValueError where the model cannot be cut like that."""
+        config, depth, visual = self._config, self._config.text.num_layers, self._config.tokens_per_image
+        cuts = resolve(parse(carve, num_layers=depth), visual).cuts
+        if any(cut.place == TOWER and cut.compressor.at == TOWER for cut in cuts):
+            block_counts(config.vision.num_patches, int(cuts[0].keep), max(config.feature_layers))
+        layers = tokens_by_layer(cuts, num_layers=depth, num_visual=visual)
+        return Cell(name, cuts, None, layers[-1], sum(layers) / depth, prefill_flops(config, self._length, cuts))
+
+    def largest(self, most: int, method: methods.Method, budget: int) -> int:
+        """The largest budget that costs no more FLOPs than `most`; a smaller one too is only ever too small to be."""
+        del budget
+        low, high = 1, self._config.tokens_per_image
+        while high - low > 1:
+            middle = (low + high) // 2
+            try:
+                fits = self.cell(method.name, method.cuts(middle)).flops <= most
+            except ValueError:
+                fits = True
+            low, high = (middle, high) if fits else (low, middle)
+        return low
 
 
 def _budget(visual: int, keep: float | int) -> int:
@@ -168,15 +191,3 @@ def _budget(visual: int, keep: float | int) -> int:
     if kept == visual:
         raise CommandError(f"keep={keep} keeps all {visual} visual tokens; there is nothing to compare")
     return kept
-
-
-def _largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number of tokens that fits, if any; fewer always fit too, unless they are too few for the method."""
-    low, high = 0, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        except ValueError:
-            low = middle
-    return max(low, 1)

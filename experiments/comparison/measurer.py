@@ -49,7 +49,7 @@ class Measurer:
         config = self._llava.config
         self._choice = decode.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
         self._length = self._prompt(range(1)).input_ids.shape[1]
-        self._grid: Grid = grid(config, settings.methods, settings.keeps, length=self._length)
+        self._grid: Grid = grid(config, settings.methods, settings.keeps, length=self._length, given=settings.schedules)
         self._own: dict[str, Own] = {}
         self._warm: set[str] = set()
 
@@ -58,7 +58,7 @@ class Measurer:
         return {
             "model_sha256": loading.checksum(self._checkpoint.folder),
             "versions": results.versions(),
-            "code_sha256": results.code_checksum(),
+            "code_sha256": results.code_checksum("experiments/comparison", "experiments/benchmark/floors.py"),
         }
 
     def machine(self) -> dict[str, Any]:

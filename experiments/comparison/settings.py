@@ -21,6 +21,7 @@ class Settings:
       seed: of the scenes and of random methods.
       dtype: of weights and hidden states.
       revision: of the model on the hub.
+      schedules: cuts as their texts, see `experiments.schedules`: each schedule is one more row.
       restart: forget what `out` holds of an earlier run.
       workers: how many share the questions.
       ray_address: of a Ray cluster; None stays on this machine.
@@ -36,6 +37,7 @@ class Settings:
     seed: int = 0
     dtype: str = "float32"
     revision: str | None = None
+    schedules: tuple[tuple[str, ...], ...] = ()
     restart: bool = False
     workers: int = 1
     ray_address: str | None = None

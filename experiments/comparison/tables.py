@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
-from experiments.comparison.cells import COMPUTE, COUNT, DOWNSAMPLED, REFERENCE
+from experiments.comparison.cells import COMPUTE, COUNT, DOWNSAMPLED, GIVEN, REFERENCE
 from experiments.results import format_bytes, format_seconds, format_table, paired_difference
-from experiments.scenes import FAMILIES
 from experiments.summary import BASELINE, share
 
-_TITLES = {COUNT: "equal count: {} visual tokens left", COMPUTE: "equal compute: no more FLOPs than TokenCarve at {}"}
+_TITLES = {
+    COUNT: "Equal count: {} visual tokens left",
+    COMPUTE: "Equal compute: no more FLOPs than TokenCarve at {}",
+    GIVEN: "Schedules as given",
+}
 
 
 def rows(
@@ -50,7 +53,7 @@ def rows(
             family: share(
                 [ok for ok, question in zip(right[key], questions, strict=True) if question["family"] == family]
             )
-            for family in FAMILIES
+            for family in dict.fromkeys(question["family"] for question in questions)
         }
         of_vanilla = sum(right[BASELINE])
         measured[key] = {
@@ -74,7 +77,9 @@ def rows(
         row = {name: line[name] for name in ("budget", "basis", "method", "why_not")}
         if line["key"] is not None:
             row |= measured[line["key"]]
-            row["to_reference"] = _difference(right[reference[line["budget"]]], right[line["key"]], scenes)
+            row["to_reference"] = None
+            if line["budget"] is not None:
+                row["to_reference"] = _difference(right[reference[line["budget"]]], right[line["key"]], scenes)
         out.append(row)
     return out
 
@@ -151,29 +156,28 @@ def plain(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
             ]
             for row in own
         ]
-        blocks.append(f"{title[0].upper()}{title[1:]}\n{format_table(header, cells)}")
+        blocks.append(f"{title}\n{format_table(header, cells)}")
     return "\n\n".join([*blocks, "\n".join(notes)])
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
     """All columns."""
-    header = ["method", "tokens", "layer average", *FAMILIES, "overall", "of vanilla", "vs vanilla", "vs tokencarve"]
+    header = ["method", "tokens", "layer average", *rows[0]["accuracy"], "of vanilla", "vs vanilla", "vs tokencarve"]
     header += ["same answer", "same first token", "KL mean / max", "GFLOP (XLA's)", "own time", "prefill", "KV cache"]
     blocks = []
     for title, own in parts(rows):
         lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
         lines += ["| " + " | ".join(_cells(row)) + " |" for row in own]
-        blocks.append(f"### {title[0].upper()}{title[1:]}\n\n" + "\n".join(lines))
+        blocks.append(f"### {title}\n\n" + "\n".join(lines))
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in notes)])
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    accuracy = row["accuracy"]
     return [
         row["method"],
         str(row["tokens"]),
         f"{row['average']:.0f}",
-        *(_share(accuracy[name]) for name in (*FAMILIES, "overall")),
+        *(_share(found) for found in row["accuracy"].values()),
         "n/a" if row["of_vanilla"] is None else f"{100 * row['of_vanilla']:.1f} %",
         _points(row["to_vanilla"]),
         _points(row["to_reference"]),

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from PIL import Image
 
-from experiments import loading, methods, pictures, results
+from experiments import loading, methods, pictures, results, schedules
 from experiments.cli import CommandError
 from experiments.evaluation.questions import batches, sample, scene_of
 from experiments.evaluation.settings import Settings
@@ -44,15 +44,15 @@ class Asker:
             raise CommandError(
                 f"{settings.model} is a LLaVA-NeXT; the scenes are for models that see an image as one tile"
             )
-        self.methods = methods.to_compare(self._llava, settings.keep, settings.methods)
+        given = {" ".join(texts): schedules.read(texts) for texts in settings.schedules}
+        self.methods = methods.to_compare(self._llava, settings.keep, settings.methods, given)
         self._warm: set[tuple[int, ...]] = set()  # shapes of prompts for which everything is compiled
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for all workers."""
         return {
             "model_sha256": loading.checksum(self._checkpoint.folder),
-            "methods": list(self.methods),
-            "visual_tokens": self._llava.config.tokens_per_image,
+            "methods": {name: methods.visual_tokens(self._llava, carve) for name, carve in self.methods.items()},
             "versions": results.versions(),
             "code_sha256": results.code_checksum(),
         }

@@ -21,6 +21,7 @@ class Settings:
       dtype: of weights and hidden states.
       revision: of the model on the hub.
       restart: forget what `out` holds of an earlier run.
+      schedules: cuts as their texts, see `experiments.schedules`: each schedule is one more method.
       workers: how many share the questions.
       ray_address: of a Ray cluster; None stays on this machine.
     """
@@ -35,5 +36,6 @@ class Settings:
     dtype: str = "float32"
     revision: str | None = None
     restart: bool = False
+    schedules: tuple[tuple[str, ...], ...] = ()
     workers: int = 1
     ray_address: str | None = None

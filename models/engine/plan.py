@@ -8,6 +8,7 @@ of the layer before and with that layer's attention). Everything here is hashabl
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from tokencarve_jax import COMPRESSORS, Compressor
@@ -19,7 +20,17 @@ _READ_IN_TOWER = ("class_attention", "middle_attention", "tower_keys", "tower_fe
 _OF_TOWER = (*_READ_IN_TOWER, "projector", "key")
 _OF_INPUT = (*_OF_TOWER, "text", "text_valid", "relevance")
 _OF_BLOCK = ("tower_keys",)
-_CHOICES = {"scope": ("joint", "image"), "positions": ("kept", "renumbered"), "earlier": ("gathered", "full")}
+# How text names what a cut may choose: word -> (attribute, value).
+OPTIONS: Mapping[str, tuple[str, Any]] = {
+    "joint": ("scope", "joint"),
+    "image": ("scope", "image"),
+    "kept": ("positions", "kept"),
+    "renumbered": ("positions", "renumbered"),
+    "gathered": ("earlier", "gathered"),
+    "full": ("earlier", "full"),
+    "calibrated": ("calibrated", True),
+    "uncalibrated": ("calibrated", False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +71,12 @@ class Cut:
         return self.calibrated
 
     def __str__(self) -> str:
-        """As messages name it."""
-        return f"({self.place!r}, {self.compressor.name!r}, {self.keep!r})"
+        """As messages and command lines name it: `METHOD@PLACE=KEEP[,OPTION...]`."""
+        words = [word for word, (name, value) in OPTIONS.items() if getattr(self, name) == value != _DEFAULTS[name]]
+        return ",".join([f"{self.compressor.name}@{self.place}={self.keep}", *words])
 
 
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Cut)}
 Schedule = tuple[Cut, ...]
 Carve = Any  # None, a keep, or a tuple of Cut or (place, name or Compressor, keep)
 
@@ -138,9 +151,9 @@ def _cut(asked: Any, num_layers: int) -> Cut:
     if not isinstance(asked.compressor, Compressor):
         raise TypeError(f"cut at {asked.place!r}: {asked.compressor!r} is neither a Compressor nor a registered name")
     _check_place(asked, num_layers)
-    for name, choices in _CHOICES.items():
-        value = getattr(asked, name)
-        if value not in choices and not (name == "positions" and value is None):
+    for name in dict.fromkeys(name for name, _ in OPTIONS.values()):
+        value, choices = getattr(asked, name), [value for option, value in OPTIONS.values() if option == name]
+        if value not in choices and value != _DEFAULTS[name]:
             raise ValueError(f"cut {asked}: {name} must be {' or '.join(map(repr, choices))}, got {value!r}")
     if hasattr(asked.keep, "__index__") and not isinstance(asked.keep, bool):
         if asked.keep < 1:
