@@ -174,5 +174,7 @@ def _check_depth(num_layers: int) -> None:
 
 
 def _schedule(name: str, places: Sequence[int], counts: Sequence[int]) -> Schedule:
-    options = {"positions": "renumbered", "earlier": "full"}
-    return tuple(Cut(place, COMPRESSORS[name], count, **options) for place, count in zip(places, counts, strict=True))
+    return tuple(
+        Cut(place, COMPRESSORS[name], count, positions="renumbered", earlier="full")
+        for place, count in zip(places, counts, strict=True)
+    )
