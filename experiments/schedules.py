@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from experiments import cli, methods
 from experiments.cli import CommandError
-from models.engine.plan import INPUT, OPTIONS, TOWER, Cut, Schedule
+from models.engine.plan import INPUT, MERGED, OPTIONS, TOWER, Cut, Schedule
 
 FORM = "METHOD@PLACE=KEEP[,OPTION...]"
 _EXAMPLE = "tokencarve@2=128,calibrated"
+_WORDS = ", ".join([*OPTIONS, MERGED])
 
 
 def add_flag(parser: Any, *, several: bool) -> None:
@@ -23,7 +25,8 @@ def add_flag(parser: Any, *, several: bool) -> None:
         **({"action": "append", "default": []} if several else {}),
         help=f"cuts as {FORM}, in order, such as tome@tower=288 {_EXAMPLE}: METHOD as --methods of experiments.eval "
         "takes it, PLACE tower, input or a decoder layer, KEEP a fraction or a count, OPTION one of "
-        f"{', '.join(OPTIONS)}" + ("; give the flag again for another schedule" if several else ""),
+        f"{_WORDS} (all that is dropped joins what is left)"
+        + ("; give the flag again for another schedule" if several else ""),
     )
 
 
@@ -43,8 +46,11 @@ def _cut(text: str) -> Cut:
     try:
         if not (method and place and keep):
             raise ValueError("a part is missing")
-        options = _options(words)
-        return Cut(_place(place), methods.find(method), cli.keep(keep), **options)
+        options = _options([word for word in words if word != MERGED])
+        compressor = methods.find(method)
+        if MERGED in words:
+            compressor = dataclasses.replace(compressor, rest=MERGED)
+        return Cut(_place(place), compressor, cli.keep(keep), **options)
     except (ValueError, argparse.ArgumentTypeError, CommandError) as error:
         raise CommandError(f"cut {text!r}: {error}; expected {FORM}, such as {_EXAMPLE}") from error
 
@@ -61,7 +67,7 @@ def _options(words: Sequence[str]) -> dict[str, Any]:
     chosen = dict[str, Any]()
     for word in words:
         if word not in OPTIONS:
-            raise ValueError(f"there is no option {word!r}; there are {', '.join(OPTIONS)}")
+            raise ValueError(f"there is no option {word!r}; there are {_WORDS}")
         name, value = OPTIONS[word]
         if name in chosen:
             raise ValueError(f"{name} is chosen twice")

@@ -1,5 +1,6 @@
 """Schedules of cuts as text: both ways, what is wrong with them, and the commands that take them."""
 
+import dataclasses
 import json
 import re
 
@@ -15,12 +16,15 @@ from tests.commands import VISUAL, failure, save_checkpoint
 from tokencarve_jax import COMPRESSORS
 
 CARVE = COMPRESSORS["tokencarve"]
+MERGED = dataclasses.replace(COMPRESSORS["fastv"], rest="merged")
 CUTS = {
     "tokencarve@2=128": Cut(2, CARVE, 128),
     "tome@tower=288": Cut("tower", COMPRESSORS["tome"], 288),
     "divprune@input=0.222": Cut("input", COMPRESSORS["divprune"], 0.222),
     "tokencarve@31=1.0,image": Cut(31, CARVE, 1.0, scope="image"),
     "tokencarve@1=1,kept,calibrated": Cut(1, CARVE, 1, positions="kept", calibrated=True),
+    "fastv@3=9,median,calibrated,merged": Cut(3, MERGED, 9, positions="median", calibrated=True),
+    "tokencarve-calibrated@2=9": Cut(2, COMPRESSORS["tokencarve-calibrated"], 9),
     "tokencarve@2=5e-05,image,renumbered,full,uncalibrated": Cut(2, CARVE, 5e-5, "image", "renumbered", "full", False),
 }
 

@@ -26,11 +26,13 @@ OPTIONS: Mapping[str, tuple[str, Any]] = {
     "image": ("scope", "image"),
     "kept": ("positions", "kept"),
     "renumbered": ("positions", "renumbered"),
+    "median": ("positions", "median"),
     "gathered": ("earlier", "gathered"),
     "full": ("earlier", "full"),
     "calibrated": ("calibrated", True),
     "uncalibrated": ("calibrated", False),
 }
+MERGED = "merged"  # one more word: the compressor's `rest`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +45,11 @@ class Cut:
       keep: how many visual tokens are left: a fraction or a count; a count once the plan is made.
       scope: "joint": all images of a row share one budget; "image": each has its own, of `keep`. A cut in the tower
         is always for each image.
-      positions: of the survivors in later layers: "kept", or "renumbered" so that no gap is left. None: kept in the
-        decoder, as TokenCarve and FastV do; renumbered before it, as methods there see a shorter prompt.
+      positions: of the survivors in later layers: "kept"; "renumbered" so that no gap is left; or "median": the lower
+        median of all that merged into a survivor, each token counting once, each axis by itself. By these the whole
+        sequence is put in order, of equals the earlier one first, so that a survivor which joins tokens of two images
+        may go past the text between them. None: kept in the decoder, as TokenCarve and FastV do; renumbered before it,
+        as methods there see a shorter prompt.
       earlier: the caches of earlier layers are "gathered" to the survivors, or stay "full".
       calibrated: later decoder layers add the logarithm of a token's size to its key's attention logit, from then on
         whoever merges. None: as the compressor says; a cut in the tower is calibrated in the tower's own blocks alone.
@@ -64,6 +69,11 @@ class Cut:
         return self.positions == "renumbered" or (self.positions is None and isinstance(self.place, str))
 
     @property
+    def moves(self) -> bool:
+        """Whether later layers know survivors by other positions than earlier ones."""
+        return self.renumbers or self.positions == "median"
+
+    @property
     def weighs(self) -> bool:
         """Whether sizes count in the attention of later layers."""
         if self.calibrated is None:
@@ -73,6 +83,9 @@ class Cut:
     def __str__(self) -> str:
         """As messages and command lines name it: `METHOD@PLACE=KEEP[,OPTION...]`."""
         words = [word for word, (name, value) in OPTIONS.items() if getattr(self, name) == value != _DEFAULTS[name]]
+        registered = COMPRESSORS.get(self.compressor.name)
+        if self.compressor.rest == MERGED and (registered is None or registered.rest != MERGED):
+            words.append(MERGED)
         return ",".join([f"{self.compressor.name}@{self.place}={self.keep}", *words])
 
 

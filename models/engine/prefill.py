@@ -24,7 +24,7 @@ from models.engine.cache import Cache, KeyValue, Segment
 from models.engine.loop import Flow, run_layers
 from models.engine.plan import INPUT, TOWER, Cut, Plan
 from models.engine.prompt import Prompt
-from models.engine.sequence import CutRecord, Sequence
+from models.engine.sequence import CutRecord, Sequence, Survivors
 from models.engine.sharding import by_batch
 from models.engine.target import Target
 from models.engine.visual import Reading, Visual, projection
@@ -104,11 +104,14 @@ def _spread(
     image = prompt.feature_index[:, ::each] // each  # [B, I], which image a stretch shows
     record = CutRecord.of_images(*(jnp.take(x, image, axis=0) for x in (visual.indices, visual.assignment)))
     features = (image[..., None] * kept + jnp.arange(kept)).reshape(len(hidden), -1)
-    hidden, sequence, _ = sequence.shorten(
-        hidden, jnp.take(visual.tokens, features, axis=0), record, jnp.take(visual.sizes.reshape(-1), features), cut
+    left = Survivors(
+        record,
+        values=jnp.take(visual.tokens, features, axis=0),
+        sizes=jnp.take(visual.sizes.reshape(-1), features),
+        evidence={what: jnp.take(array, features, axis=0) for what, array in visual.evidence.items()},
     )
-    found = {what: jnp.take(array, features, axis=0) for what, array in visual.evidence.items()}
-    return by_batch(hidden, mesh), dataclasses.replace(sequence, evidence=found), (record,)
+    hidden, sequence, _, record = sequence.shorten(hidden, left, cut, images=image.shape[1])
+    return by_batch(hidden, mesh), sequence, (record,)
 
 
 class _Stretch:
@@ -167,7 +170,7 @@ class Prefill(Flow):
         for stretch in self.stretches:
             stretch.cut(kept, full=cut.earlier == "full")
         # Gathered to the same positions, the layers so far and those to come have slots that stand for the same.
-        if cut.earlier == "full" or cut.renumbers or shorter.weighed:
+        if cut.earlier == "full" or cut.moves or shorter.weighed:
             self.stretches.append(_Stretch(shorter))
         self.sequence = shorter
         self.place(shorter.positions, shorter.lengths)
