@@ -23,6 +23,7 @@ from models.decoders.llama import Decoder
 from models.engine import decode, plan, prefill
 from models.engine.loop import Flow, run_layers
 from models.engine.prompt import BUCKET, Prompt, pack_order, round_up
+from models.engine.relevance import Asked, attach, only_asked
 from models.engine.sampling import GREEDY, Sampling
 from models.engine.sharding import auto_mesh, place_batch, weight_sharding
 from models.engine.target import CPU, Target, target_of
@@ -99,11 +100,9 @@ class VisionLanguageModel(nnx.Module):
         """Load a checkpoint in Hugging Face format, or one that `python -m models.convert` made.
 
         Args:
-          source: a local folder with `config.json` and safetensors, a converted folder, or a model id on the Hugging
-            Face hub.
+          source: a local folder in Hugging Face format, a converted one, or a model id on the Hugging Face hub.
           dtype: weights are cast to it as they are read.
-          mesh: with an axis "data", "model" or both; each weight is placed on it as it is read, and batches are split
-            over "data". None is the default device.
+          mesh: with an axis "data" to split batches over, "model" for weights, or both. None is the default device.
           revision: branch, tag or commit on the hub; None is its main branch.
 
         Returns:
@@ -135,6 +134,7 @@ class VisionLanguageModel(nnx.Module):
         pixel_values: Any = None,
         attention_mask: Any = None,
         *,
+        relevance: Asked | None = None,
         per_image: bool = False,
         bucket: int = BUCKET,
         **inputs: Any,
@@ -145,13 +145,14 @@ class VisionLanguageModel(nnx.Module):
           input_ids: [B, S] integers, image placeholders expanded.
           pixel_values: of all rows in order, or None.
           attention_mask: [B, S], non-zero for real tokens; None means all are.
+          relevance: the rows' questions, from `models.relevance.Relevance`, for compressors that ask for it.
           per_image: give each image a stretch of its own, for cuts with a budget for each.
           bucket: S is rounded up to a multiple of this.
           **inputs: whatever else the checkpoint's processor returns, by its own name.
         """
         given = {name: value for name, value in inputs.items() if value is not None}
         packed = self.pack(input_ids, pixel_values, attention_mask, per_image=per_image, bucket=bucket, **given)
-        return place_batch(packed, self.mesh)
+        return attach(relevance, place_batch(packed, self.mesh), self.config, self.mesh)
 
     def __call__(
         self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None, **inputs: Any
@@ -160,8 +161,7 @@ class VisionLanguageModel(nnx.Module):
 
         Args:
           input_ids: [B, S] integers, image placeholders expanded, as the Hugging Face processor gives them.
-          pixel_values: [images, C, height, width] of all rows in order, or None without images; as the family's
-            processor gives them where that is more (LLaVA-NeXT's have their tiles).
+          pixel_values: [images, C, height, width] of all rows in order, or None; with tiles for LLaVA-NeXT.
           attention_mask: [B, S], non-zero for real tokens; padding may stand on either side.
           **inputs: whatever else the checkpoint's processor returns, by its own name, such as `image_sizes`.
 
@@ -201,7 +201,7 @@ class VisionLanguageModel(nnx.Module):
             or "tower"; a compressor is a registered name or a `tokencarve_jax.Compressor`.
           sampling: greedy unless given.
           seed: of sampling, and of compressors that draw.
-          **inputs: whatever else the checkpoint's processor returns, by its own name, such as `image_sizes`.
+          **inputs: whatever else the processor returns, by its own name (`image_sizes`), and `relevance` of `prompt`.
 
         Returns:
           [B, <= max_new_tokens] int32, new tokens only. A row that ended early is filled with the pad token.
@@ -269,11 +269,11 @@ class VisionLanguageModel(nnx.Module):
         A fraction is of N, the visual tokens of the row that has most. For LLaVA-NeXT, whose images bring any number,
         N is rounded up to a multiple of `models.engine.prompt.VISUAL_BUCKET` first, so that prompts share compiled
         programs: up to `keep * (VISUAL_BUCKET - 1)` tokens more than the fraction of the real number stay, never fewer.
-        Rows with fewer visual tokens keep as many as the richest, or all of theirs. With budgets for each image, N is
-        the longest image's.
+        Rows with fewer visual tokens keep as many, or all of theirs. With budgets for each image, N is the longest's.
         """
         cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
         resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
+        prompt = only_asked(prompt, cuts)
         return prefill.prefill(self, prompt, np.uint32(seed), plan=resolved, room=room, target=self._target())
 
     def _target(self) -> Target:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from models.engine.plan import Cut
+from models.engine.relevance import Asked
 from models.layers.attention import seen_by_one
 from tokencarve_jax.sequence import splice
 from tokencarve_jax.tokens import rows
@@ -53,6 +54,7 @@ class Sequence:
       weighed: whether sizes count in attention.
       evidence: arrays [B, N, ...] from the tower, by name and layer.
       text: [B, T, D] embeddings of all that is not visual.
+      asked: the questions as CLIP sees them, where a cut wants to know; `evidence` then has what goes with it.
     """
 
     positions: jax.Array
@@ -64,6 +66,7 @@ class Sequence:
     weighed: bool
     evidence: dict[tuple[str, int], jax.Array]
     text: jax.Array
+    asked: Asked | None
 
     @property
     def is_real(self) -> jax.Array:
@@ -137,5 +140,6 @@ class Sequence:
             weighed=self.weighed or cut.weighs,
             evidence={what: rows(array, record.indices) for what, array in self.evidence.items()},
             text=self.text,
+            asked=self.asked,
         )
         return hidden, shorter, kept
