@@ -17,11 +17,11 @@ from typing import Any
 import jax
 from PIL import Image
 
-from experiments import cli, conversation, loading, pictures
+from experiments import cli, conversation, loading, methods, pictures
 from experiments.cli import CommandError
 from experiments.results import format_bytes, format_seconds
 from models.engine.decode import ROOM_BUCKET
-from models.engine.plan import parse, resolve
+from models.engine.plan import Carve, has_budgets_per_image, parse, resolve
 from models.engine.prompt import round_up
 from models.writing import replacing
 
@@ -32,6 +32,9 @@ _EXAMPLES = """examples:
 """
 
 
+METHOD = "tokencarve"
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What to ask, and of whom.
@@ -40,17 +43,23 @@ class Settings:
       model: folder of a checkpoint, or a model id on the hub.
       images: files.
       keep: fraction or count of the visual tokens that are left; None carves nothing.
+      method: what carves.
       max_new_tokens: of the longest answer.
       dtype: of weights and hidden states.
       revision: of the model on the hub.
+      clip: what tells relevance to the question, as `model`; None for nothing.
+      clip_revision: of that on the hub.
     """
 
     model: str
     images: tuple[Path, ...]
     keep: float | int | None = None
+    method: str = METHOD
     max_new_tokens: int = 32
     dtype: str = "float32"
     revision: str | None = None
+    clip: str | None = None
+    clip_revision: str | None = None
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -77,13 +86,20 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
     llava = checkpoint.llava
     if picture and not llava.square:
         raise CommandError("a picture cannot show the tiles of a LLaVA-NeXT; ask for none")
+    carve = _carve(settings)
     try:
         inputs = checkpoint.encode([images], [prompt_text])
+        cuts = parse(carve, num_layers=llava.config.text.num_layers)
         prompt = llava.prompt(
-            inputs.input_ids, inputs.pixel_values, inputs.attention_mask, image_sizes=inputs.image_sizes
+            inputs.input_ids,
+            inputs.pixel_values,
+            inputs.attention_mask,
+            image_sizes=inputs.image_sizes,
+            relevance=inputs.relevance,
+            per_image=has_budgets_per_image(cuts),
         )
         room_for = prompt.visual_slots.shape[1]
-        resolve(parse(settings.keep, num_layers=llava.config.text.num_layers), room_for)
+        resolve(cuts, room_for, images=prompt.images)
     except ValueError as error:
         raise CommandError(str(error)) from error
     visual = int(prompt.visual_valid.sum())
@@ -94,8 +110,9 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
             inputs.pixel_values,
             attention_mask=inputs.attention_mask,
             image_sizes=inputs.image_sizes,
+            relevance=inputs.relevance,
             max_new_tokens=settings.max_new_tokens,
-            carve=settings.keep,
+            carve=carve,
         )
 
     room = round_up(settings.max_new_tokens, ROOM_BUCKET)
@@ -103,7 +120,7 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
     (text,) = checkpoint.decode(tokens)
     print(text)
     _, whole_s = _timed(answer)  # once more, now that all is compiled
-    prefilled, prefill_s = _timed(lambda: llava.prefill(prompt, carve=settings.keep, room=room))
+    prefilled, prefill_s = _timed(lambda: llava.prefill(prompt, carve=carve, room=room))
 
     stand_for = prefilled.cuts[0].indices.shape[1] if prefilled.cuts else room_for
     left = min(stand_for, visual)
@@ -133,7 +150,21 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
 
 
 def _load(settings: Settings) -> loading.Checkpoint:
-    return loading.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+    return loading.load(
+        settings.model,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        clip=settings.clip,
+        clip_revision=settings.clip_revision,
+    )
+
+
+def _carve(settings: Settings) -> Carve:
+    if settings.keep is None:
+        return None
+    compressor = methods.find(settings.method)
+    methods.check_told(compressor, clip=settings.clip)
+    return methods.cut(compressor, settings.keep)
 
 
 def chat(settings: Settings) -> None:
@@ -144,9 +175,8 @@ def chat(settings: Settings) -> None:
       Whatever `experiments.loading.load` raises.
     """
     images = [loading.read_image(path) for path in settings.images]
-    talk = conversation.Conversation(
-        _load(settings), images, keep=settings.keep, max_new_tokens=settings.max_new_tokens
-    )
+    carve = _carve(settings)
+    talk = conversation.Conversation(_load(settings), images, carve=carve, max_new_tokens=settings.max_new_tokens)
     try:
         for question in conversation.questions(sys.stdin):
             for piece in talk.ask(question):
@@ -175,9 +205,12 @@ def _run(flags: argparse.Namespace) -> None:
         model=flags.model,
         images=tuple(flags.image),
         keep=flags.keep,
+        method=flags.method,
         max_new_tokens=flags.max_new_tokens,
         dtype=flags.dtype,
         revision=flags.revision,
+        clip=flags.clip,
+        clip_revision=flags.clip_revision,
     )
     if flags.chat:
         if flags.picture:
@@ -206,7 +239,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--chat", action="store_true", help='hold a conversation: ask line by line, and end it with "exit"'
     )
     cli.add_keep_flag(parser, default=None)
+    parser.add_argument(
+        "--method",
+        default=METHOD,
+        metavar="NAME",
+        help=f"what carves where --keep says how many are left: {', '.join(methods.choices())}; or your own, as "
+        "package.module:object or path/to/file.py:object (default: %(default)s)",
+    )
     cli.add_model_flags(parser)
+    cli.add_clip_flags(parser)
     parser.add_argument(
         "--max-new-tokens",
         type=cli.positive,

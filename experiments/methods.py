@@ -16,12 +16,10 @@ from experiments.summary import BASELINE
 from models.engine.plan import TOKENCARVE_LAYER, Carve, Cut, parse, resolve
 from tokencarve_jax import COMPRESSORS, Compressor
 
-NEEDS_MORE = ("relevance",)  # evidence of another model
-
 
 def choices() -> list[str]:
     """Names of what can be compared."""
-    return sorted(name for name, compressor in COMPRESSORS.items() if not set(compressor.required) & set(NEEDS_MORE))
+    return sorted(COMPRESSORS)
 
 
 def find(name: str) -> Compressor:
@@ -113,13 +111,31 @@ def readable(cut: Cut) -> str:
     return f"{cut.compressor.name}@{cut.place}={cut.keep}"
 
 
-def to_compare(llava: Any, keep: float | int, names: Sequence[str]) -> dict[str, Carve]:
+def check_told(compressor: Compressor, *, clip: Any) -> None:
+    """Find out before the work that a method needs a CLIP and there is none.
+
+    Raises:
+      CommandError: so it is.
+    """
+    if clip is None and "relevance" in compressor.required:
+        raise CommandError(f"{compressor.name} needs to know how relevant tokens are to the question; pass --clip too")
+
+
+def to_compare(llava: Any, keep: float | int, names: Sequence[str], *, clip: Any = None) -> dict[str, Carve]:
     """Vanilla, and the methods of these names at the same count.
+
+    Args:
+      llava: the model.
+      keep: how many visual tokens are left.
+      names: of the methods.
+      clip: what tells relevance, or None.
 
     Raises:
       CommandError: the model cannot be carved like that, or there is no such method.
     """
     compressors = [find(name) for name in names]
+    for compressor in compressors:
+        check_told(compressor, clip=clip)
     cuts = {compressor.name: cut(compressor, keep) for compressor in compressors}
     if len(cuts) < len(names) or BASELINE in cuts:
         raise CommandError(f"of the methods {', '.join(names)} two have one name, or one is called {BASELINE!r}")

@@ -16,7 +16,7 @@ import numpy as np
 from models.checkpoint.hub import find_checkpoint
 from models.checkpoint.table import abstract_model, load_weights
 from models.config import ConfigError, read_hf_config
-from models.engine.relevance import Asked
+from models.engine.relevance import Asked, check_tower
 from models.families.tables import clip_table
 from models.towers.clip_text import Clip
 from models.towers.config import clip_config
@@ -30,7 +30,7 @@ def _embed(clip: Clip, input_ids: jax.Array, attention_mask: jax.Array) -> jax.A
 class Relevance:
     """A CLIP that is asked how relevant patches are to questions. `Relevance.from_pretrained` is the way to get one.
 
-    Args:
+    Attributes:
       clip: the text tower and the two projections.
       tokenizer: the checkpoint's own.
       folder: where both are from.
@@ -43,8 +43,8 @@ class Relevance:
     """
 
     def __init__(self, clip: Clip, tokenizer: Any, folder: Path):
-        self._clip = clip
-        self._tokenizer = tokenizer
+        self.clip = clip
+        self.tokenizer = tokenizer
         self.folder = folder
 
     @classmethod
@@ -78,6 +78,10 @@ class Relevance:
             )
         return cls(clip, tokenizer, folder)
 
+    def check(self, model: Any) -> None:
+        """Refuse a model that has another tower than this CLIP; errors of `models.engine.relevance.check_tower`."""
+        check_tower(model.config, self.clip.patches.config)
+
     def __call__(self, questions: Sequence[str]) -> Asked:
         """Embed questions.
 
@@ -96,11 +100,11 @@ class Relevance:
         """
         if isinstance(questions, str) or not all(isinstance(question, str) for question in questions):
             raise TypeError(f"questions are {questions!r}; expected a sequence of strings, one per row")
-        ids = self._tokenizer(list(questions), verbose=False)["input_ids"]
-        pieces, mask = cut(ids, self._clip.text_tower.config.context)
+        ids = self.tokenizer(list(questions), verbose=False)["input_ids"]
+        pieces, mask = cut(ids, self.clip.text_tower.config.context)
         rows, count, context = pieces.shape
-        embedded = _embed(self._clip, pieces.reshape(-1, context), mask.reshape(-1, context))
-        return Asked(embedded.reshape(rows, count, -1), jnp.asarray(mask.any(-1)), self._clip.patches)
+        embedded = _embed(self.clip, pieces.reshape(-1, context), mask.reshape(-1, context))
+        return Asked(embedded.reshape(rows, count, -1), jnp.asarray(mask.any(-1)), self.clip.patches)
 
 
 def cut(texts: Sequence[Sequence[int]], context: int) -> tuple[np.ndarray, np.ndarray]:

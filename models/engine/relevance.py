@@ -16,20 +16,33 @@ from models.engine.plan import Plan, Schedule
 from models.engine.prompt import Prompt
 from models.engine.sharding import place_batch
 from models.towers.clip_text import PatchEmbedding
+from models.towers.config import VisionConfig
 
 FEATURES = ("tower_features", -2)  # what is read in the tower for it
 _HOW = "pass relevance=models.relevance.Relevance.from_pretrained(CLIP)(questions)"
 
 
-def check_told(schedule: Schedule, *, told: bool) -> None:
-    """Refuse a schedule whose compressors need to know relevance and are not told.
+def check_tower(config: Any, tower: VisionConfig) -> None:
+    """Refuse a model that reads another tower than the one that a CLIP's projections are for.
+
+    Args:
+      config: the model's.
+      tower: the CLIP's.
 
     Raises:
-      ValueError: with the first of these cuts.
+      ValueError: with all that differs.
     """
-    for cut in () if told else schedule:
-        if "relevance" in cut.compressor.required:
-            raise ValueError(f"cut {cut}: {cut.compressor.name} needs relevance to the question; {_HOW}")
+    if len(config.feature_layers) != 1:
+        raise ValueError(
+            f"relevance needs the features of one layer of the tower, and this model reads {config.feature_layers}"
+        )
+    own, other = dataclasses.asdict(config.vision), dataclasses.asdict(tower)
+    if differing := [name for name in own if own[name] != other[name]]:
+        raise ValueError(
+            "the vision towers differ: CLIP's has "
+            f"{', '.join(f'{name} {other[name]}' for name in differing)}, and the model's "
+            f"{', '.join(f'{name} {own[name]}' for name in differing)}; take the CLIP that the model's tower is from"
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -46,25 +59,6 @@ class Asked:
     texts: Any
     valid: Any
     patches: PatchEmbedding
-
-    def fit(self, config: Any, batch: int) -> None:
-        """Check that a model of this config reads the tower that the embeddings are for, and that rows are as many.
-
-        Raises:
-          ValueError: with what differs.
-        """
-        if len(self.texts) != batch:
-            raise ValueError(f"relevance is of {len(self.texts)} questions; expected one for each of {batch} rows")
-        if len(config.feature_layers) != 1:
-            raise ValueError(
-                f"relevance needs the features of one layer of the tower, and this model reads {config.feature_layers}"
-            )
-        own, other = (dataclasses.asdict(tower) for tower in (config.vision, self.patches.config))
-        if differing := [f"{name} {other[name]} and not {own[name]}" for name in own if own[name] != other[name]]:
-            raise ValueError(
-                f"CLIP's vision tower is another than the model's: it has {', '.join(differing)}; "
-                "relevance needs the CLIP that the model's tower is from"
-            )
 
     def placed(self, mesh: Mesh | None) -> Asked:
         """On a mesh as batches are, the embedding's weights whole."""
@@ -94,10 +88,18 @@ class Asked:
 
 
 def attach(asked: Asked | None, prompt: Prompt, config: Any, mesh: Mesh | None) -> Prompt:
-    """A packed batch with its questions, checked and placed; as it is without any."""
+    """A packed batch with its questions; as it is without any.
+
+    Raises:
+      ValueError: there are not as many as rows, or see `check_tower`.
+    """
     if asked is None:
         return prompt
-    asked.fit(config, len(prompt.input_ids))
+    if len(asked.texts) != len(prompt.input_ids):
+        raise ValueError(
+            f"relevance is of {len(asked.texts)} questions; expected one for each of the {len(prompt.input_ids)} rows"
+        )
+    check_tower(config, asked.patches.config)
     return dataclasses.replace(prompt, relevance=asked.placed(mesh))
 
 
@@ -105,9 +107,11 @@ def only_asked(prompt: Prompt, schedule: Schedule) -> Prompt:
     """A packed batch without questions that no cut asks about, so that its program is the same as without them.
 
     Raises:
-      ValueError: a cut that cannot do without, see `check_told`.
+      ValueError: the prompt has none, and a cut cannot do without.
     """
-    check_told(schedule, told=prompt.relevance is not None)
+    for cut in schedule if prompt.relevance is None else ():
+        if "relevance" in cut.compressor.required:
+            raise ValueError(f"cut {cut}: {cut.compressor.name} needs relevance to the question; {_HOW}")
     return prompt if Plan(schedule).asks_relevance() else dataclasses.replace(prompt, relevance=None)
 
 

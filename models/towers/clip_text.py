@@ -12,7 +12,7 @@ from flax import nnx
 from models.layers.attention import attend
 from models.layers.linear import Linear
 from models.towers.clip import EncoderLayer, layer_norm
-from models.towers.config import ClipConfig, ClipTextConfig, VisionConfig
+from models.towers.config import ClipConfig, ClipTextConfig
 
 _LEGACY_EOS = 2  # what config.json says of CLIPs of before transformers 4.31, whatever their tokenizer's is
 
@@ -62,7 +62,7 @@ class PatchEmbedding(nnx.Module):
     """Hidden states of CLIP's vision tower into the space where texts and images meet."""
 
     def __init__(self, config: ClipConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.config: VisionConfig = config.vision
+        self.config = config.vision
         self.post_layernorm = layer_norm(config.vision, dtype, rngs)
         width = config.vision.hidden_size
         self.projection = Linear(width, config.projection_dim, use_bias=False, dtype=dtype, rngs=rngs)
