@@ -72,9 +72,10 @@ class Relevance:
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{folder} has no tokenizer that can be loaded: {error}") from error
-        if len(tokenizer) > config.text.vocab_size:
+        if len(tokenizer) != config.text.vocab_size:  # transformers makes an empty one up where files are missing
             raise ConfigError(
-                f"{folder}: its tokenizer has {len(tokenizer)} tokens, and its model knows {config.text.vocab_size}"
+                f"{folder}: its tokenizer has {len(tokenizer)} tokens, and its model knows {config.text.vocab_size}; "
+                "expected the tokenizer files that belong to the model"
             )
         return cls(clip, tokenizer, folder)
 

@@ -29,9 +29,7 @@ TEXT: dict[str, Any] = {
 }
 
 
-def make_clip(
-    folder: Path, *, seed: int = 0, vision: dict[str, Any] = VISION, **text: Any
-) -> transformers.CLIPModel:
+def make_clip(folder: Path, *, seed: int = 0, vision: dict[str, Any] = VISION, **text: Any) -> transformers.CLIPModel:
     """Build a model and save it, and its tokenizer, as a checkpoint; `text` overrides the constants above."""
     config = transformers.CLIPConfig(text_config=TEXT | text, vision_config=dict(vision), projection_dim=14)
     # What files have: the outer width alone counts.
