@@ -81,10 +81,15 @@ def expected(clip, asks, pixels, question):
 
 
 def known(model, prompt, cuts):
-    """What a compressor before decoder layer 0 is told."""
+    """Relevance [B, N] as a compressor before decoder layer 0 is told, and which of it counts."""
     made = plan.resolve(plan.parse(cuts, num_layers=LAYERS), prompt.visual_slots.shape[1], images=prompt.images)
-    _, sequence, _ = prefill.embed(model, prompt, plan=made)
-    return evidence.of_text(sequence), sequence
+
+    @jax.jit
+    def told(model, prompt):
+        _, sequence, _ = prefill.embed(model, prompt, plan=made)
+        return evidence.of_text(sequence)["relevance"]()
+
+    return np.asarray(told(model, prompt)), np.asarray(prompt.visual_valid)
 
 
 class TestTextTower:
@@ -132,8 +137,7 @@ class TestRelevance:
         """Ragged rows, two images in one of them, and a question in pieces in the other; real features both times."""
         ids, pixels, mask = inputs()
         prompt = llava.prompt(ids, pixels, mask, relevance=asks(QUESTIONS))
-        told, sequence = known(llava, prompt, (("input", "cdpruner", 9),))
-        got, valid = np.asarray(told["relevance"]()), np.asarray(sequence.visual_valid)
+        got, valid = known(llava, prompt, (("input", "cdpruner", 9),))
         want = [expected(clip, asks, pixels[:2], QUESTIONS[0]), expected(clip, asks, pixels[2:], QUESTIONS[1])]
         for row in range(2):
             np.testing.assert_allclose(got[row][valid[row]], want[row].reshape(-1), rtol=0, atol=1e-5)
@@ -181,7 +185,7 @@ class TestRelevance:
         both = llava.prompt(ids, pixels, mask, relevance=asks(QUESTIONS))
         alone = llava.prompt(ids[:1], pixels[:1], mask[:1], relevance=asks(QUESTIONS[:1]))
         cuts = (("input", "cdpruner", 9),)
-        one, other = (known(llava, prompt, cuts)[0]["relevance"]() for prompt in (both, alone))
+        one, other = (known(llava, prompt, cuts)[0] for prompt in (both, alone))
         np.testing.assert_allclose(one[:1], other, rtol=0, atol=1e-6)
 
 
@@ -254,8 +258,7 @@ def test_newlines_of_llava_next_are_the_least_relevant():
         own = {name: array[rows] for name, array in told.items() if name in ("input_ids", "attention_mask")}
         own |= {name: told[name][images] for name in ("pixel_values", "image_sizes")}
         prompt = model.prompt(**own, relevance=asked)
-        found, sequence = known(model, prompt, (("input", "cdpruner", 9),))
-        return np.asarray(found["relevance"]()), np.asarray(sequence.visual_valid), prompt
+        return *known(model, prompt, (("input", "cdpruner", 9),)), prompt
 
     both, valid, prompt = relevance_of(slice(None), slice(None))
     newline = prompt.feature_index == prompt.feature_index.max()
@@ -349,6 +352,6 @@ class TestErrors:
         for path in (tmp_path / "mute").glob("token*"):
             path.unlink()
         with pytest.raises(
-            ConfigError, match="its tokenizer has [0-9] tokens, and its model knows 58; expected the tokenizer files"
+            ConfigError, match=r"its tokenizer has \d tokens, and its model knows 58; expected the tokenizer files"
         ):
             Relevance.from_pretrained(tmp_path / "mute")
