@@ -100,9 +100,11 @@ class VisionLanguageModel(nnx.Module):
         """Load a checkpoint in Hugging Face format, or one that `python -m models.convert` made.
 
         Args:
-          source: a local folder in Hugging Face format, a converted one, or a model id on the Hugging Face hub.
+          source: a local folder with `config.json` and safetensors, a converted folder, or a model id on the Hugging
+            Face hub.
           dtype: weights are cast to it as they are read.
-          mesh: with an axis "data" to split batches over, "model" for weights, or both. None is the default device.
+          mesh: with an axis "data", "model" or both; each weight is placed on it as it is read, and batches are split
+            over "data". None is the default device.
           revision: branch, tag or commit on the hub; None is its main branch.
 
         Returns:
@@ -161,7 +163,8 @@ class VisionLanguageModel(nnx.Module):
 
         Args:
           input_ids: [B, S] integers, image placeholders expanded, as the Hugging Face processor gives them.
-          pixel_values: [images, C, height, width] of all rows in order, or None; with tiles for LLaVA-NeXT.
+          pixel_values: [images, C, height, width] of all rows in order, or None without images; as the family's
+            processor gives them where that is more (LLaVA-NeXT's have their tiles).
           attention_mask: [B, S], non-zero for real tokens; padding may stand on either side.
           **inputs: whatever else the checkpoint's processor returns, by its own name, such as `image_sizes`.
 
@@ -269,7 +272,8 @@ class VisionLanguageModel(nnx.Module):
         A fraction is of N, the visual tokens of the row that has most. For LLaVA-NeXT, whose images bring any number,
         N is rounded up to a multiple of `models.engine.prompt.VISUAL_BUCKET` first, so that prompts share compiled
         programs: up to `keep * (VISUAL_BUCKET - 1)` tokens more than the fraction of the real number stay, never fewer.
-        Rows with fewer visual tokens keep as many, or all of theirs. With budgets for each image, N is the longest's.
+        Rows with fewer visual tokens keep as many as the richest, or all of theirs. With budgets for each image, N is
+        the longest image's.
         """
         cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
         resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
