@@ -48,6 +48,8 @@ def _settings(flags: argparse.Namespace) -> Settings:
         seed=flags.seed,
         dtype=flags.dtype,
         revision=flags.revision,
+        clip=flags.clip,
+        clip_revision=flags.clip_revision,
         schedules=tuple(map(tuple, flags.schedule)),
         restart=flags.restart,
         workers=flags.workers,
@@ -77,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     schedules.add_flag(parser, several=True)
     cli.add_model_flags(parser)
+    cli.add_clip_flags(parser)
     parser.add_argument(
         "--limit",
         type=cli.positive,

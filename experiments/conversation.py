@@ -31,8 +31,7 @@ class Conversation:
     Args:
       checkpoint: model and processor.
       images: what the conversation is about, PIL or uint8 [height, width, 3].
-      carve: how visual tokens are cut, as `generate` of the model takes it, or None; each answer starts from all of
-        them again.
+      carve: as a model's `generate` takes it; each answer starts from all visual tokens again.
       max_new_tokens: the longest answer.
     """
 
@@ -58,6 +57,7 @@ class Conversation:
             inputs.pixel_values,
             attention_mask=inputs.attention_mask,
             image_sizes=inputs.image_sizes,
+            relevance=inputs.relevance,
             chunk=1,
             **self._options,
         )

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from PIL import Image
 
-from experiments import cli, conversation, loading, pictures, schedules
+from experiments import cli, conversation, loading, methods, pictures, schedules
 from experiments.cli import CommandError
 from experiments.results import format_bytes, format_seconds
 from models.engine.decode import ROOM_BUCKET
@@ -44,6 +44,8 @@ class Settings:
       max_new_tokens: of the longest answer.
       dtype: of weights and hidden states.
       revision: of the model on the hub.
+      clip: what tells relevance to the question, as `model`; None for nothing.
+      clip_revision: of that on the hub.
     """
 
     model: str
@@ -52,6 +54,8 @@ class Settings:
     max_new_tokens: int = 32
     dtype: str = "float32"
     revision: str | None = None
+    clip: str | None = None
+    clip_revision: str | None = None
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -86,10 +90,11 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
             inputs.pixel_values,
             inputs.attention_mask,
             image_sizes=inputs.image_sizes,
+            relevance=inputs.relevance,
             per_image=has_budgets_per_image(schedule),
         )
         room_for = prompt.visual_slots.shape[1]
-        resolve(schedule, room_for, images=prompt.images)
+        methods.check_told(resolve(schedule, room_for, images=prompt.images).cuts, clip=checkpoint.clip)
     except ValueError as error:
         raise CommandError(str(error)) from error
     visual = int(prompt.visual_valid.sum())
@@ -100,6 +105,7 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
             inputs.pixel_values,
             attention_mask=inputs.attention_mask,
             image_sizes=inputs.image_sizes,
+            relevance=inputs.relevance,
             max_new_tokens=settings.max_new_tokens,
             carve=schedule,
         )
@@ -140,7 +146,13 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
 
 
 def _load(settings: Settings) -> loading.Checkpoint:
-    return loading.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+    return loading.load(
+        settings.model,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        clip=settings.clip,
+        clip_revision=settings.clip_revision,
+    )
 
 
 def chat(settings: Settings) -> None:
@@ -185,6 +197,8 @@ def _run(flags: argparse.Namespace) -> None:
         max_new_tokens=flags.max_new_tokens,
         dtype=flags.dtype,
         revision=flags.revision,
+        clip=flags.clip,
+        clip_revision=flags.clip_revision,
     )
     if flags.chat:
         if flags.picture:
@@ -216,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_keep_flag(carve, default=None)
     schedules.add_flag(carve, several=False)
     cli.add_model_flags(parser)
+    cli.add_clip_flags(parser)
     parser.add_argument(
         "--max-new-tokens",
         type=cli.positive,

@@ -17,6 +17,8 @@ from experiments.cli import CommandError
 from models.auto import from_pretrained
 from models.checkpoint.hub import find_checkpoint
 from models.engine.model import VisionLanguageModel
+from models.engine.relevance import Asked
+from models.relevance import Relevance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +30,14 @@ class Inputs:
       pixel_values: [images, C, height, width] float32, with tiles for LLaVA-NeXT.
       attention_mask: [B, S].
       image_sizes: [images, 2], of LLaVA-NeXT's processor alone.
+      relevance: the rows' questions as CLIP sees them, of a checkpoint with one alone.
     """
 
     input_ids: np.ndarray
     pixel_values: np.ndarray
     attention_mask: np.ndarray
     image_sizes: np.ndarray | None = None
+    relevance: Asked | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +48,13 @@ class Checkpoint:
       folder: where it was read from.
       llava: the model.
       processor: its Hugging Face processor.
+      clip: tells how relevant visual tokens are to what is asked, or None.
     """
 
     folder: Path
     llava: VisionLanguageModel
     processor: Any
+    clip: Relevance | None = None
 
     def encode(self, images: Sequence[Sequence[Any]], prompts: Sequence[str]) -> Inputs:
         """Put prompts into the checkpoint's chat template and run its processor.
@@ -79,7 +85,8 @@ class Checkpoint:
         texts = [self.processor.apply_chat_template(turns, add_generation_prompt=True) for turns in conversations]
         flat = [image for own in images for image in own]
         out = self.processor(images=flat, text=texts, padding=True, return_tensors="np")
-        return Inputs(out["input_ids"], out["pixel_values"], out["attention_mask"], out.get("image_sizes"))
+        relevance = None if self.clip is None else self.clip([_question(turns) for turns in conversations])
+        return Inputs(out["input_ids"], out["pixel_values"], out["attention_mask"], out.get("image_sizes"), relevance)
 
     def decode(self, tokens: Any) -> list[str]:
         """New tokens [B, T] -> stripped texts, special tokens left out."""
@@ -94,26 +101,44 @@ class Checkpoint:
         return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
 
 
-def load(source: str, *, dtype: str, revision: str | None = None) -> Checkpoint:
-    """Load model and processor.
+def _question(turns: list[dict[str, Any]]) -> str:
+    """What the last turn asks, without the template."""
+    content = turns[-1]["content"]
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part["type"] == "text")
+
+
+def load(
+    source: str,
+    *,
+    dtype: str,
+    revision: str | None = None,
+    clip: str | None = None,
+    clip_revision: str | None = None,
+) -> Checkpoint:
+    """Load model and processor, and a CLIP where one is named.
 
     Args:
       source: a folder, or a model id on the Hugging Face hub.
       dtype: name of a float.
       revision: branch, tag or commit on the hub; None is its main branch.
+      clip: as `source`, for a CLIP; None for none.
+      clip_revision: as `revision`.
 
     Returns:
-      Both.
+      All of them.
 
     Raises:
-      CommandError: there is no such folder, or it has no processor that fits.
-      ConfigError, CheckpointError, FileNotFoundError: see `Llava.from_pretrained`.
+      CommandError: there is no such folder, it has no processor that fits, or the CLIP does not go with the model.
+      ConfigError, CheckpointError, FileNotFoundError: see `Llava.from_pretrained` and `Relevance.from_pretrained`.
     """
     # Imported here: it takes a second or more that `--help` should not wait for.
     from transformers import AutoProcessor
 
-    if Path(source).parent.is_dir() and not Path(source).is_dir():
-        raise CommandError(f"{source}: no such folder")  # and the hub need not be asked
+    for name in (source, *([] if clip is None else [clip])):
+        if Path(name).parent.is_dir() and not Path(name).is_dir():
+            raise CommandError(f"{name}: no such folder")  # and the hub need not be asked
     folder = find_checkpoint(source, revision=revision)
     llava = from_pretrained(folder, dtype=jnp.dtype(dtype))
     try:
@@ -123,7 +148,14 @@ def load(source: str, *, dtype: str, revision: str | None = None) -> Checkpoint:
         raise CommandError(f"{folder} has no processor that can be loaded: {error}") from error
     if not getattr(processor, "chat_template", None) or not hasattr(processor, "image_processor"):
         raise CommandError(f"{folder}: its processor needs an image processor and a chat template")
-    return Checkpoint(folder, llava, processor)
+    if clip is None:
+        return Checkpoint(folder, llava, processor)
+    relevance = Relevance.from_pretrained(clip, dtype=jnp.dtype(dtype), revision=clip_revision)
+    try:
+        relevance.check(llava)
+    except ValueError as error:
+        raise CommandError(f"{clip} and {source} do not go together: {error}") from error
+    return Checkpoint(folder, llava, processor, relevance)
 
 
 def checksum(folder: Path) -> str:

@@ -17,17 +17,16 @@ from typing import Any
 from experiments.cli import CommandError
 from experiments.summary import BASELINE
 from models.engine.official import layer_average, pyramiddrop_schedule, sparsevlm_schedule
-from models.engine.plan import TOKENCARVE_LAYER, Carve, parse, resolve
+from models.engine.plan import TOKENCARVE_LAYER, Carve, Schedule, parse, resolve
 from tokencarve_jax import COMPRESSORS, Compressor
 
-NEEDS_MORE = ("relevance",)  # evidence of another model
 # The authors' cuts at several layers, to a count that is the average over the layers
 OFFICIAL = {"pyramiddrop-schedule": pyramiddrop_schedule, "sparsevlm-schedule": sparsevlm_schedule}
 
 
 def choices() -> list[str]:
     """Names of what can be compared."""
-    return sorted(name for name, compressor in COMPRESSORS.items() if not set(compressor.required) & set(NEEDS_MORE))
+    return sorted(COMPRESSORS)
 
 
 def find(name: str) -> Compressor:
@@ -111,26 +110,54 @@ def version(compressor: Compressor) -> str:
     return f"#{hashlib.sha256(source).hexdigest()[:8]}"
 
 
+def check_told(cuts: Schedule, *, clip: Any) -> None:
+    """Find out before the work that a method needs a CLIP and there is none.
+
+    Raises:
+      ValueError: so it is.
+    """
+    for one in cuts if clip is None else ():
+        if "relevance" in one.compressor.required:
+            name = one.compressor.name
+            raise ValueError(f"{name} needs to know how relevant tokens are to the question; pass --clip too")
+
+
 def to_compare(
-    llava: Any, keep: float | int, names: Sequence[str], schedules: Mapping[str, Carve] = MappingProxyType({})
+    llava: Any,
+    keep: float | int,
+    names: Sequence[str],
+    schedules: Mapping[str, Carve] = MappingProxyType({}),
+    *,
+    clip: Any = None,
 ) -> dict[str, Carve]:
     """Vanilla, the methods of these names at the same count, and schedules by their names.
+
+    Args:
+      llava: the model.
+      keep: how many visual tokens are left.
+      names: of the methods.
+      schedules: cuts of the user's own, by their names.
+      clip: what tells relevance, or None.
 
     Raises:
       CommandError: the model cannot be carved like that, or there is no such method.
     """
     layers, visual = llava.config.text.num_layers, llava.config.tokens_per_image
+
+    def check(carve: Carve) -> None:
+        check_told(resolve(parse(carve, num_layers=layers), visual).cuts, clip=clip)
+
     cuts: dict[str, Carve] = {}
     for name in names:
         found = method(name, num_layers=layers, num_visual=visual)
         with said(f"keep={keep}"):
             cuts[found.name] = found.cuts(keep)
-            resolve(parse(cuts[found.name], num_layers=layers), visual)
+            check(cuts[found.name])
     if len(cuts) < len(names) or {BASELINE, *schedules} & set(cuts):
         raise CommandError(f"of the methods {', '.join(names)} two have one name, or one is called {BASELINE!r}")
     for name, schedule in schedules.items():
         with said(f"schedule {name}"):
-            resolve(parse(schedule, num_layers=layers), visual)
+            check(schedule)
     return {BASELINE: None} | cuts | dict(schedules)
 
 

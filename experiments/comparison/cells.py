@@ -89,16 +89,9 @@ class Grid:
 
 
 def default_methods() -> list[str]:
-    """Every published method and control, and TokenCarve as released and calibrated; no other variants of it."""
-    variants = [name for name in methods.choices() if name.startswith(f"{REFERENCE}-")]
-    shown = [name for name in methods.choices() if name not in variants]
-    return [
-        REFERENCE,
-        f"{REFERENCE}-svd",
-        *(name for name in shown if name != REFERENCE),
-        *methods.OFFICIAL,
-        DOWNSAMPLED,
-    ]
+    """Every published method and control; of TokenCarve's variants the exact one and the calibrated one alone."""
+    names = [name for name in methods.choices() if not name.startswith(f"{REFERENCE}-")]
+    return [*names, f"{REFERENCE}-svd", f"{REFERENCE}-calibrated", *methods.OFFICIAL, DOWNSAMPLED]
 
 
 def grid(

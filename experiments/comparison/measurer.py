@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import loading, results
+from experiments import loading, methods, results
 from experiments.cli import CommandError
 from experiments.comparison.cells import Cell, Grid, grid
 from experiments.comparison.own_time import Own
@@ -21,6 +21,7 @@ from experiments.evaluation.questions import sample
 from experiments.summary import BASELINE
 from models.engine import decode, plan, prefill
 from models.engine.prompt import Prompt, round_up
+from models.engine.relevance import only_asked
 from models.engine.sampling import GREEDY
 from models.engine.target import target_of
 
@@ -42,7 +43,13 @@ class Measurer:
 
     def __init__(self, settings: Settings):
         self._settings = settings
-        self._checkpoint = loading.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+        self._checkpoint = loading.load(
+            settings.model,
+            dtype=settings.dtype,
+            revision=settings.revision,
+            clip=settings.clip,
+            clip_revision=settings.clip_revision,
+        )
         self._llava = self._checkpoint.llava
         if not self._llava.square:
             raise CommandError(f"{settings.model} sees an image as several tiles; compare is for models that see one")
@@ -50,13 +57,18 @@ class Measurer:
         self._choice = decode.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
         self._length = self._prompt(range(1)).input_ids.shape[1]
         self._grid: Grid = grid(config, settings.methods, settings.keeps, length=self._length, given=settings.schedules)
+        for cell in self._grid.cells.values():
+            with methods.said(cell.key):
+                methods.check_told(cell.cuts, clip=self._checkpoint.clip)
         self._own: dict[str, Own] = {}
         self._warm: set[str] = set()
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for all workers."""
+        clip = self._checkpoint.clip
         return {
             "model_sha256": loading.checksum(self._checkpoint.folder),
+            **({} if clip is None else {"clip_sha256": loading.checksum(clip.folder)}),
             "versions": results.versions(),
             "code_sha256": results.code_checksum("experiments/comparison", "experiments/benchmark/floors.py"),
         }
@@ -83,7 +95,9 @@ class Measurer:
         cell, prompt = self._grid.cells[key], self._prompt(range(1), size=1)
         cuts = plan.resolve(cell.cuts, prompt.visual_slots.shape[1], images=prompt.images)
         target = target_of(jax.local_devices()[0])
-        lowered = prefill.prefill.lower(self._llava, prompt, np.uint32(0), plan=cuts, room=0, target=target)
+        lowered = prefill.prefill.lower(
+            self._llava, only_asked(prompt, cuts.cuts), np.uint32(0), plan=cuts, room=0, target=target
+        )
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(lowered.out_info.cache.layers))
         return {"xla_flops": (lowered.cost_analysis() or {}).get("flops"), "cache_bytes": held}
 
@@ -137,7 +151,9 @@ class Measurer:
         filled = [*indices, *[indices[-1]] * (size - len(indices))]
         pairs = [sample(index, self._settings.seed) for index in filled]
         inputs = self._checkpoint.encode([[scene.image] for scene, _ in pairs], [asked.text for _, asked in pairs])
-        prompt = self._llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask, bucket=BUCKET)
+        prompt = self._llava.prompt(
+            inputs.input_ids, inputs.pixel_values, inputs.attention_mask, relevance=inputs.relevance, bucket=BUCKET
+        )
         return jax.device_put(prompt)
 
     def _seed(self, indices: Sequence[int]) -> int:

@@ -68,7 +68,7 @@ def _arrays(llava: Any, cut: Cut, count: int, *, text: int) -> tuple[Tokens, dic
             told[name] = projection(llava.projector)
         elif name == "text_valid":
             told[name] = jnp.ones((1, text), bool)
-        elif name in cut.compressor.required or name != "relevance":
+        else:
             sizes["d"] = keys.get(name, decoder.num_kv_heads * decoder.head_dim)
             shape = (1, *(sizes[letter] for letter in EVIDENCE[name]))
             array = jax.random.normal(jax.random.fold_in(draw, number), shape)

@@ -21,6 +21,8 @@ class Settings:
       seed: of the scenes and of random methods.
       dtype: of weights and hidden states.
       revision: of the model on the hub.
+      clip: what tells relevance to the question, as `model`; None for nothing.
+      clip_revision: of that on the hub.
       schedules: cuts as their texts, see `experiments.schedules`: each schedule is one more row.
       restart: forget what `out` holds of an earlier run.
       workers: how many share the questions.
@@ -37,6 +39,8 @@ class Settings:
     seed: int = 0
     dtype: str = "float32"
     revision: str | None = None
+    clip: str | None = None
+    clip_revision: str | None = None
     schedules: tuple[tuple[str, ...], ...] = ()
     restart: bool = False
     workers: int = 1

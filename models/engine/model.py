@@ -23,6 +23,7 @@ from models.decoders.llama import Decoder
 from models.engine import decode, plan, prefill
 from models.engine.loop import Flow, run_layers
 from models.engine.prompt import BUCKET, Prompt, pack_order, round_up
+from models.engine.relevance import Asked, attach, only_asked
 from models.engine.sampling import GREEDY, Sampling
 from models.engine.sharding import auto_mesh, place_batch, weight_sharding
 from models.engine.target import CPU, Target, target_of
@@ -135,6 +136,7 @@ class VisionLanguageModel(nnx.Module):
         pixel_values: Any = None,
         attention_mask: Any = None,
         *,
+        relevance: Asked | None = None,
         per_image: bool = False,
         bucket: int = BUCKET,
         **inputs: Any,
@@ -145,13 +147,14 @@ class VisionLanguageModel(nnx.Module):
           input_ids: [B, S] integers, image placeholders expanded.
           pixel_values: of all rows in order, or None.
           attention_mask: [B, S], non-zero for real tokens; None means all are.
+          relevance: the rows' questions, from `models.relevance.Relevance`, for compressors that ask for it.
           per_image: give each image a stretch of its own, for cuts with a budget for each.
           bucket: S is rounded up to a multiple of this.
           **inputs: whatever else the checkpoint's processor returns, by its own name.
         """
         given = {name: value for name, value in inputs.items() if value is not None}
         packed = self.pack(input_ids, pixel_values, attention_mask, per_image=per_image, bucket=bucket, **given)
-        return place_batch(packed, self.mesh)
+        return attach(relevance, place_batch(packed, self.mesh), self.config, self.mesh)
 
     def __call__(
         self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None, **inputs: Any
@@ -201,7 +204,7 @@ class VisionLanguageModel(nnx.Module):
             or "tower"; a compressor is a registered name or a `tokencarve_jax.Compressor`.
           sampling: greedy unless given.
           seed: of sampling, and of compressors that draw.
-          **inputs: whatever else the checkpoint's processor returns, by its own name, such as `image_sizes`.
+          **inputs: whatever else the processor returns, by its own name (`image_sizes`), and `relevance` of `prompt`.
 
         Returns:
           [B, <= max_new_tokens] int32, new tokens only. A row that ended early is filled with the pad token.
@@ -274,6 +277,7 @@ class VisionLanguageModel(nnx.Module):
         """
         cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
         resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
+        prompt = only_asked(prompt, cuts)
         return prefill.prefill(self, prompt, np.uint32(seed), plan=resolved, room=room, target=self._target())
 
     def _target(self) -> Target:

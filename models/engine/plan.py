@@ -115,6 +115,10 @@ class Plan:
         found = {(name, cut.compressor.tower_layer) for cut in self.cuts for name in cut.compressor.evidence}
         return tuple(sorted((name, layer) for name, layer in found if name in _READ_IN_TOWER))
 
+    def asks_relevance(self) -> bool:
+        """Whether a cut behind the tower can be told how relevant tokens are to the question."""
+        return any("relevance" in cut.compressor.evidence for cut in self.cuts if cut.place != TOWER)
+
 
 def parse(carve: Carve, *, num_layers: int) -> Schedule:
     """Check what a user asked for.

@@ -24,6 +24,7 @@ from models.engine.cache import Cache, KeyValue, Segment
 from models.engine.loop import Flow, run_layers
 from models.engine.plan import INPUT, TOWER, Cut, Plan
 from models.engine.prompt import Prompt
+from models.engine.relevance import FEATURES
 from models.engine.sequence import CutRecord, Sequence, Survivors
 from models.engine.sharding import by_batch
 from models.engine.target import Target
@@ -78,12 +79,14 @@ def embed(
         weighed=False,
         evidence={},
         text=hidden[:, :0],
+        asked=prompt.relevance if plan.asks_relevance() else None,
     )
     sequence = dataclasses.replace(sequence, text=rows(hidden, sequence.text_slots))
     if prompt.pixel_values is None:
         return hidden, sequence, ()
     cut = plan.at(TOWER)
-    visual = model.visual(prompt.pixel_values, Reading(plan.reads(), cut, kernel), key)
+    reads = {*plan.reads(), *([] if sequence.asked is None else [FEATURES])}
+    visual = model.visual(prompt.pixel_values, Reading(tuple(sorted(reads)), cut, kernel), key)
     if cut is not None:
         return _spread(hidden, sequence, visual, prompt, cut, model.mesh)
     found = {what: jnp.take(array, prompt.feature_index, axis=0) for what, array in visual.evidence.items()}

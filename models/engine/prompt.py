@@ -35,6 +35,7 @@ class Prompt:
       visual_valid: [B, N] bool, False for these.
       feature_index: [B, N] int32, which of all visual features (`Visual.tokens`) goes there.
       images: the N are so many stretches of equal length, one per image; None where a row's images share them. Static.
+      relevance: the rows' questions as CLIP sees them (`models.engine.relevance.Asked`), or None.
     """
 
     input_ids: Any
@@ -46,6 +47,7 @@ class Prompt:
     visual_valid: Any
     feature_index: Any
     images: int | None = dataclasses.field(default=1, metadata={"static": True})
+    relevance: Any = None
 
 
 def pack_order(attention_mask: np.ndarray) -> np.ndarray:

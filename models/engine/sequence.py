@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from models.engine.plan import Cut
+from models.engine.relevance import Asked
 from models.layers.attention import seen_by_one
 from tokencarve_jax.merging import median_positions
 from tokencarve_jax.sequence import splice
@@ -82,6 +83,7 @@ class Sequence:
       weighed: whether sizes count in attention.
       evidence: arrays [B, N, ...] from the tower, by name and layer.
       text: [B, T, D] embeddings of all that is not visual.
+      asked: the questions as CLIP sees them, where a cut wants to know; `evidence` then has what goes with it.
     """
 
     positions: jax.Array
@@ -93,6 +95,7 @@ class Sequence:
     weighed: bool
     evidence: dict[tuple[str, int], jax.Array]
     text: jax.Array
+    asked: Asked | None
 
     @property
     def is_real(self) -> jax.Array:
@@ -176,6 +179,7 @@ class Sequence:
             weighed=self.weighed or cut.weighs,
             evidence=left.evidence,
             text=self.text,
+            asked=self.asked,
         )
         return hidden, shorter, kept, left.record
 
