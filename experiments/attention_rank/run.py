@@ -126,10 +126,13 @@ class Asker:
         entry: dict[str, Any] = {"said": self.checkpoint.decode(tokens)[: len(indices)]}
         for part, layers in zip(TOKENS, zip(*outputs, strict=True), strict=True):
             try:
-                found = measure(np.stack([np.asarray(layer)[: len(indices)] for layer in layers], axis=1))
+                found = [measure(np.asarray(layer)[: len(indices)]) for layer in layers]
             except ValueError as error:
                 raise CommandError(f"{case.method}: {error}; pass another --dtype") from error
-            entry[part] = {"rank": found.rank.tolist(), "entropy": found.entropy.tolist()}
+            entry[part] = {
+                "rank": np.stack([one.rank for one in found], axis=1).tolist(),
+                "entropy": np.stack([one.entropy for one in found], axis=1).tolist(),
+            }
         return entry
 
 

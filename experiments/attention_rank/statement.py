@@ -10,7 +10,7 @@ from experiments.attention_rank.measures import TOLERANCE
 from experiments.attention_rank.report import MEASURES, OUTCOMES, budgets
 from experiments.summary import BASELINE
 
-# What the verdict rests on, chosen before anything was measured; the other correlations are for looking around.
+# What the verdict rests on: one coefficient per budget, so that no other can be picked for its size.
 DECISIVE = {"tokens": "all", "measure": "effective_rank", "layer": None, "with": "accuracy", "kind": "Spearman"}
 Rows = Sequence[Mapping[str, Any]]
 
@@ -133,8 +133,8 @@ def text(rows: Rows, correlations: Rows, *, scenes: int, first: int) -> str:
     ]
     if count >= FEWEST:
         caution.append(
-            f"What this can show is little: {count} methods, some of them variants of one another, on one model. Even "
-            f"of {count} independent ones, a coefficient below {least_telling(count):.2f} would not differ from chance; "
+            f"What this can show is little: {count} methods, some of them variants of one another, on one model. Of "
+            f"{count} independent ones, a coefficient below {least_telling(count):.2f} would be no more than chance; "
             "intervals are not corrected for how many coefficients are looked at, and noise in accuracy pulls all of "
             "them towards 0. A correlation is no cause."
         )
