@@ -53,13 +53,14 @@ def _legend(figure: Any, rows: Rows, extra: Sequence[Any]) -> None:
     figure.legend(handles=[*own, *extra], loc="outside right center", frameon=False, fontsize=8)
 
 
-def against_accuracy(rows: Rows) -> Any:
+def against_accuracy(rows: Rows, *, first: int) -> Any:
     """Rank and effective rank of all tokens' attention output against accuracy, a point per method and budget."""
     from matplotlib.lines import Line2D
 
     figure, axes = _panels(len(_NAMES))
     styles, by_budget = _styles(rows), budgets(rows)
     (vanilla,) = (row for row in rows if row["method"] == BASELINE)
+    last = len(vanilla["layers"]["all"]["rank"]) - 1
     fills = {kept: number for number, kept in enumerate(by_budget)}
     for one, (name, words) in zip(axes, _NAMES.items(), strict=True):
         for kept, own in by_budget.items():
@@ -72,7 +73,7 @@ def against_accuracy(rows: Rows) -> Any:
                     **_look(colour, marker, fills[kept]),
                 )
         one.plot(vanilla["behind_cut"]["all"][name], 100 * vanilla["accuracy"]["share"], "k*", markersize=11)
-        one.set_xlabel(f"{words} of the attention output")
+        one.set_xlabel(f"{words} of the attention output, mean of layers {first} to {last}")
     axes[0].set_ylabel("accuracy, %")
     extra = [Line2D([], [], color="k", marker="*", linestyle="", markersize=9, label=BASELINE)]
     extra += [

@@ -226,6 +226,6 @@ def _write(settings: Settings, asker: Asker, journal: results.Journal, head: dic
     )
     results.write_text(out / "table.md", text + "\n")
     results.write_text(out / "layers.csv", report.csv_text(rows, TOKENS))
-    drawing.save(drawing.against_accuracy(rows), out / "accuracy.png")
+    drawing.save(drawing.against_accuracy(rows, first=TOKENCARVE_LAYER), out / "accuracy.png")
     drawing.save(drawing.by_layer(rows, first=TOKENCARVE_LAYER), out / "layers.png")
     return f"{text}\n\nEvery figure: {out / 'results.json'} and layers.csv; drawn: accuracy.png and layers.png."

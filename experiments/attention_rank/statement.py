@@ -12,6 +12,7 @@ from experiments.summary import BASELINE
 
 # What the verdict rests on: one coefficient per budget, so that no other can be picked for its size.
 DECISIVE = {"tokens": "all", "measure": "effective_rank", "layer": None, "with": "accuracy", "kind": "Spearman"}
+LEVEL = 0.05  # of p, not of the intervals: a bootstrap of a handful of points is too sure of itself
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -53,14 +54,15 @@ def _figures(found: Mapping[str, Any]) -> str:
 
 
 def correlation_table(correlations: Rows) -> str:
-    """Every measure of the mean over layers, and effective rank and rank of each layer."""
+    """Every measure of the mean over layers; and of each layer the one that the verdict rests on."""
     columns = [(outcome, kind) for outcome in OUTCOMES for kind in KINDS]
     cells: dict[tuple[str, ...], dict[tuple[str, str], str]] = {}
-    for found in correlations:
-        budget = "all budgets" if found["visual_tokens"] is None else str(found["visual_tokens"])
-        layer = "mean" if found["layer"] is None else str(found["layer"])
-        name = (f"{found['measure'].replace('_', ' ')}, {found['tokens']}", budget, layer)
-        cells.setdefault(name, {})[found["with"], found["kind"]] = _figures(found)
+    for found in sorted(correlations, key=lambda one: one["layer"] is not None):
+        if found["layer"] is None or all(found[key] == DECISIVE[key] for key in ("tokens", "measure")):
+            budget = "all budgets" if found["visual_tokens"] is None else str(found["visual_tokens"])
+            layer = "mean" if found["layer"] is None else str(found["layer"])
+            name = (f"{found['measure'].replace('_', ' ')}, {found['tokens']}", budget, layer)
+            cells.setdefault(name, {})[found["with"], found["kind"]] = _figures(found)
     header = ["measure", "visual tokens", "layer", *(f"{kind}, {o.replace('_', ' ')}" for o, kind in columns)]
     return markdown(header, [[*name, *(own[column] for column in columns)] for name, own in cells.items()])
 
@@ -81,17 +83,18 @@ def verdict(correlations: Rows) -> str:
         return (
             f"Whether rank predicts accuracy cannot be said: that takes {FEWEST} methods or more that differ in both."
         )
-    lines = []
+    lines, signs = [], set()
     for one in found:
-        if one["low"] > 0:
+        sign = 0 if one["p"] > LEVEL else 1 if one["value"] > 0 else -1
+        signs.add(sign)
+        if sign > 0:
             word = "the higher the effective rank, the higher the accuracy"
-        elif one["high"] < 0:
+        elif sign < 0:
             word = "the higher the effective rank, the LOWER the accuracy, against the paper's claim"
         else:
             word = "no relation that can be told from chance"
         figures = f"Spearman {_figures(one)}, p = {one['p']:.2g}"
         lines.append(f"At {one['visual_tokens']} visual tokens, {one['methods']} methods: {figures}: {word}.")
-    signs = {1 if one["low"] > 0 else -1 if one["high"] < 0 else 0 for one in found}
     if signs == {1}:
         head = "Effective rank predicted accuracy."
     elif signs == {-1}:
@@ -129,14 +132,15 @@ def text(rows: Rows, correlations: Rows, *, scenes: int, first: int) -> str:
     ]
     caution = [
         "Correlations across carved methods, with 95 % bootstrap intervals over methods; p by permuting methods. "
-        "All budgets: each method's values less the mean of their budget, so that the budget itself explains nothing.",
+        "All budgets: each method's values less the mean of their budget, so that the budget itself explains nothing. "
+        "The other measures of each layer are in results.json.",
     ]
     if count >= FEWEST:
         caution.append(
             f"What this can show is little: {count} methods, some of them variants of one another, on one model. Of "
-            f"{count} independent ones, a coefficient below {least_telling(count):.2f} would be no more than chance; "
-            "intervals are not corrected for how many coefficients are looked at, and noise in accuracy pulls all of "
-            "them towards 0. A correlation is no cause."
+            f"{count} independent ones, only a coefficient above {least_telling(count):.2f} in size differs from 0 at "
+            "the 5 % level; intervals and p are not corrected for how many coefficients are looked at, and noise in "
+            "accuracy pulls all of them towards 0. A correlation is no cause."
         )
     return "\n\n".join(
         [table(rows), *notes, correlation_table(correlations), *caution, _above_vanilla(rows), verdict(correlations)]
