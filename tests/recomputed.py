@@ -103,6 +103,7 @@ class Row:
         self.slots = np.where(prompt.visual_valid[row], prompt.visual_slots[row], -1)
         self.weighing, self.sizes = np.ones(length), np.ones(len(self.slots))
         self.known, self.records, self.sets, self.weighed = {}, [], [], False
+        self.outputs = []  # of attention, per layer: of all tokens, and of the visual ones
         self.question = self.hidden[self.slots.max() + 1 :]
         self._see(model, prompt, row)
 
@@ -196,6 +197,7 @@ class Row:
             weights = layer.weights(query, key, seen, np.ones(len(key))).mean(0)
             text = np.setdiff1d(np.arange(len(key)), self.slots)
             added = layer.added(query, key, value, seen, self.weighing)
+            self.outputs.append((added, self.of_visual(added)))
             self.hidden = layer.finish(self.hidden, added)
             self.known = {
                 "query_attention": self.of_visual(weights[-1]),
