@@ -231,7 +231,22 @@ class TestVerdict:
         line = next(line for line in text.splitlines() if line.startswith("| m8"))
         assert [cell.strip() for cell in line.split("|")[2:6]] == ["128", "80.0 % ± 3.0", "80.0 %", "23.0"]
 
+    def test_where_methods_cut_can_explain_both(self):
+        """Simpson: within each place accuracy rises with rank, across the places it does not."""
+        some = rows((RANKS, RANKS), (NEITHER, NEITHER))
+        for row in some[1:]:
+            inside = row["method"] > "m4"
+            row["place"] = "decoder" if inside else "input"
+            share = 0.8 - 0.5 * inside + 0.01 * row["behind_cut"]["all"]["rank"]
+            row["accuracy"] = row["accuracy"] | {"share": share}
+        found = report.correlations(some, ("all", "visual"), first=1)
+        assert all(one["value"] < 0.1 for one in statement.decisive(found))
+        text = statement.text(some, found, scenes=100, first=1)
+        assert "Among the 4 methods that cut in the decoder: +1.00 [" in text
+        assert "Among the 5 methods that cut before it: +1.00 [" in text
+
     def test_layers_before_the_cut_are_no_part_of_it(self):
         found = report.correlations(rows((RANKS, RANKS), (UP, UP)), ("all",), first=1)
         assert {one["layer"] for one in found} == {None, 1, 2}
+        assert {one["place"] for one in found} == {None, "input"}
         assert {one["visual_tokens"] for one in found} == {128, 64, None}

@@ -49,9 +49,8 @@ def test_files(whole, flags):
     assert names == {"measured.jsonl", "results.json", "table.md", "layers.csv", "accuracy.png", "layers.png"}
     for name in ("accuracy.png", "layers.png"):
         with Image.open(whole / name) as figure:
-            pixels = np.asarray(figure.convert("RGB"))
-        assert pixels.shape[0] > 500
-        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+            assert figure.height > 500
+            assert len(figure.convert("RGB").getcolors(1 << 16)) > 20
     assert read(whole)["command"] == ["python", "-m", "experiments.rank", *flags, f"--out={whole}"]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 KINDS = ("Spearman", "Pearson")
-RESAMPLES, PERMUTATIONS = 2000, 5000
+RESAMPLES = PERMUTATIONS = 2000
 FEWEST = 4  # methods below which a correlation says nothing
 
 

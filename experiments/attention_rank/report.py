@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,31 +92,39 @@ def correlations(rows: Sequence[Mapping[str, Any]], tokens: Sequence[str], *, fi
       first: the first layer behind every cut. Before it, methods differ in where they cut and not in what they keep.
 
     Returns:
-      One dict per budget (None: all of them, each without its own mean), kind of token, measure, layer (None: the mean
-      over layers from `first` on), outcome and kind of correlation; where there is none, its figures are None.
+      One dict per place where methods cut (None: any), budget (None: all of them, each without its own mean), kind of
+      token, measure, layer (None: the mean over layers from `first` on), outcome and kind of correlation; where there
+      is none, its figures are None. Methods of one place alone are compared by the mean over layers.
     """
     by_budget = budgets(rows)
     layers = [None, *range(first, len(next(iter(rows[0]["layers"].values()))["rank"]))]
-    sets: dict[int | None, list[list[Mapping[str, Any]]]] = {kept: [own] for kept, own in by_budget.items()}
-    if len(by_budget) > 1:
-        sets[None] = list(by_budget.values())
+    places = [None, *dict.fromkeys(row["place"] for row in rows if row["method"] != BASELINE)]
     out = []
-    for kept, columns in sets.items():
-        for part, name, layer in ((p, n, i) for p in tokens for n in MEASURES for i in layers):
-            x = _columns(
-                columns,
-                lambda r, p=part, n=name, i=layer: r["behind_cut"][p][n] if i is None else r["layers"][p][n][i],
-            )
+    for place, kept in ((p, k) for p in places for k in (*by_budget, *([None] if len(by_budget) > 1 else []))):
+        columns = [
+            [row for row in own if place in (None, row["place"])] for n, own in by_budget.items() if kept in (None, n)
+        ]
+        spots = ((part, name, i) for part in tokens for name in MEASURES for i in (layers if place is None else [None]))
+        for part, name, layer in spots:
+            x = _columns(columns, functools.partial(_measure, part=part, name=name, layer=layer))
             for outcome, kind in ((o, k) for o in OUTCOMES for k in KINDS):
-                y = _columns(columns, lambda r, o=outcome: r[o]["share"])
+                y = _columns(columns, functools.partial(_share, outcome=outcome))
                 found = correlate(x, y, kind)
                 figures = dict.fromkeys(("value", "low", "high", "p")) if found is None else dataclasses.asdict(found)
-                about = {"visual_tokens": kept, "tokens": part, "measure": name, "layer": layer, "with": outcome}
-                out.append(about | {"kind": kind, "methods": len(x)} | figures)
+                about = {"place": place, "visual_tokens": kept, "tokens": part, "measure": name, "layer": layer}
+                out.append(about | {"with": outcome, "kind": kind, "methods": len(x)} | figures)
     return out
 
 
-def _columns(columns: Sequence[Sequence[Mapping[str, Any]]], value: Any) -> np.ndarray:
+def _measure(row: Mapping[str, Any], *, part: str, name: str, layer: int | None) -> float:
+    return row["behind_cut"][part][name] if layer is None else row["layers"][part][name][layer]
+
+
+def _share(row: Mapping[str, Any], *, outcome: str) -> float:
+    return row[outcome]["share"]
+
+
+def _columns(columns: Sequence[Sequence[Mapping[str, Any]]], value: Callable[[Mapping[str, Any]], float]) -> np.ndarray:
     """[methods, budgets]; every budget has the same methods in the same order."""
     return np.array([[value(row) for row in column] for column in columns], float).T
 

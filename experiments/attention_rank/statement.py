@@ -11,7 +11,8 @@ from experiments.attention_rank.report import MEASURES, OUTCOMES, budgets
 from experiments.summary import BASELINE
 
 # What the verdict rests on: one coefficient per budget, so that no other can be picked for its size.
-DECISIVE = {"tokens": "all", "measure": "effective_rank", "layer": None, "with": "accuracy", "kind": "Spearman"}
+DECISIVE = {"place": None, "tokens": "all", "measure": "effective_rank", "layer": None}
+_CUTS = {None: "all", "decoder": "in the decoder", "input": "before it", "tower": "in the tower"}
 LEVEL = 0.05  # of p, not of the intervals: a bootstrap of a handful of points is too sure of itself
 Rows = Sequence[Mapping[str, Any]]
 
@@ -54,26 +55,41 @@ def _figures(found: Mapping[str, Any]) -> str:
 
 
 def correlation_table(correlations: Rows) -> str:
-    """Every measure of the mean over layers; and of each layer the one that the verdict rests on."""
+    """Every measure of the mean over layers; and of each layer and place what the verdict rests on."""
     columns = [(outcome, kind) for outcome in OUTCOMES for kind in KINDS]
     cells: dict[tuple[str, ...], dict[tuple[str, str], str]] = {}
     for found in sorted(correlations, key=lambda one: one["layer"] is not None):
-        if found["layer"] is None or all(found[key] == DECISIVE[key] for key in ("tokens", "measure")):
+        whole = found["layer"] is None and found["place"] is None
+        if whole or all(found[key] == DECISIVE[key] for key in ("tokens", "measure")):
             budget = "all budgets" if found["visual_tokens"] is None else str(found["visual_tokens"])
             layer = "mean" if found["layer"] is None else str(found["layer"])
-            name = (f"{found['measure'].replace('_', ' ')}, {found['tokens']}", budget, layer)
+            methods = f"{found['methods']} {_CUTS[found['place']]}"
+            name = (f"{found['measure'].replace('_', ' ')}, {found['tokens']}", methods, budget, layer)
             cells.setdefault(name, {})[found["with"], found["kind"]] = _figures(found)
-    header = ["measure", "visual tokens", "layer", *(f"{kind}, {o.replace('_', ' ')}" for o, kind in columns)]
+    header = ["measure", "methods that cut", "visual tokens", "layer"]
+    header += [f"{kind}, {outcome.replace('_', ' ')}" for outcome, kind in columns]
     return markdown(header, [[*name, *(own[column] for column in columns)] for name, own in cells.items()])
 
 
-def decisive(correlations: Rows) -> list[Mapping[str, Any]]:
-    """The correlations that the verdict rests on, one for each budget."""
+def decisive(correlations: Rows, place: str | None = None) -> list[Mapping[str, Any]]:
+    """The correlations that the verdict rests on, one for each budget; or the same of the methods of one place."""
+    wanted = DECISIVE | {"place": place, "with": "accuracy", "kind": "Spearman"}
     return [
         found
         for found in correlations
-        if found["visual_tokens"] is not None and all(found[key] == value for key, value in DECISIVE.items())
+        if found["visual_tokens"] is not None and all(found[key] == value for key, value in wanted.items())
     ]
+
+
+def by_place(correlations: Rows) -> str:
+    """The same within each place, as where methods cut may explain rank and accuracy both."""
+    lines = []
+    for place, words in _CUTS.items():
+        found = [] if place is None else decisive(correlations, place)
+        if found and all(one["value"] is not None for one in found):
+            figures = "; ".join(f"{_figures(one)}, p = {one['p']:.2g}, at {one['visual_tokens']}" for one in found)
+            lines.append(f"Among the {found[0]['methods']} methods that cut {words}: {figures} visual tokens.")
+    return "\n".join(lines)
 
 
 def verdict(correlations: Rows) -> str:
@@ -142,6 +158,5 @@ def text(rows: Rows, correlations: Rows, *, scenes: int, first: int) -> str:
             "the 5 % level; intervals and p are not corrected for how many coefficients are looked at, and noise in "
             "accuracy pulls all of them towards 0. A correlation is no cause."
         )
-    return "\n\n".join(
-        [table(rows), *notes, correlation_table(correlations), *caution, _above_vanilla(rows), verdict(correlations)]
-    )
+    said = [part for part in (_above_vanilla(rows), verdict(correlations), by_place(correlations)) if part]
+    return "\n\n".join([table(rows), *notes, correlation_table(correlations), *caution, *said])
