@@ -105,6 +105,7 @@ class Row:
         self.known, self.records, self.sets, self.weighed = {}, [], [], False
         text = np.setdiff1d(np.arange(length), self.slots)
         self.text = {"text": self.hidden[text], "text_valid": text > self.slots.max()}
+        self.outputs = []  # of attention, per layer: of all tokens, and of the visual ones
         self._see(model, prompt, row)
 
     def _see(self, model, prompt, row):
@@ -219,6 +220,7 @@ class Row:
             weights = layer.weights(query, key, seen, np.ones(len(key))).mean(0)
             text = np.setdiff1d(np.arange(len(key)), self.slots)
             added = layer.added(query, key, value, seen, self.weighing)
+            self.outputs.append((added, self.of_visual(added)))
             self.hidden = layer.finish(self.hidden, added)
             self.known = {
                 "query_attention": self.of_visual(weights[-1]),

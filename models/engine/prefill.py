@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -219,6 +220,42 @@ class Prefill(Flow):
         )
 
 
+FlowT = TypeVar("FlowT", bound=Prefill)
+
+
+def trace(
+    model: Any,
+    prompt: Prompt,
+    seed: jax.Array,
+    *,
+    plan: Plan,
+    room: int,
+    target: Target,
+    flow: Callable[..., FlowT],
+) -> tuple[Prefilled, FlowT]:
+    """The body of `prefill`, for compiled programs that take more from it than an answer.
+
+    Args:
+      model: as for `prefill`, and so are the others but for `flow`.
+      prompt: see `prefill`.
+      seed: see `prefill`.
+      plan: see `prefill`.
+      room: see `prefill`.
+      target: see `prefill`.
+      flow: `Prefill`, or one made from it that notes down what it sees.
+
+    Returns:
+      What `prefill` returns, and the flow that has been through all layers.
+    """
+    key = jax.random.key(seed)
+    tower_key = jax.random.fold_in(key, 2**31 - 1)
+    hidden, sequence, records = embed(model, prompt, plan=plan, kernel=target.kernel, key=tower_key)
+    passing = flow(model, hidden, sequence, plan, target.kernel, key)
+    hidden = run_layers(model.decoder.layers, hidden, passing)
+    cache = passing.cache(room=room, merge=target.merge_heads and model.mesh is None)
+    return Prefilled(model.decoder.logits(hidden[:, 0]), cache, (*records, *passing.records)), passing
+
+
 @functools.partial(jax.jit, static_argnames=("plan", "room", "target"))
 def prefill(model: Any, prompt: Prompt, seed: jax.Array, *, plan: Plan, room: int, target: Target) -> Prefilled:
     """Run the prompt, cutting where the plan says.
@@ -234,10 +271,5 @@ def prefill(model: Any, prompt: Prompt, seed: jax.Array, *, plan: Plan, room: in
     Returns:
       Logits of the next token, the cache, and what the cuts did.
     """
-    key = jax.random.key(seed)
-    tower_key = jax.random.fold_in(key, 2**31 - 1)
-    hidden, sequence, records = embed(model, prompt, plan=plan, kernel=target.kernel, key=tower_key)
-    flow = Prefill(model, hidden, sequence, plan, target.kernel, key)
-    hidden = run_layers(model.decoder.layers, hidden, flow)
-    cache = flow.cache(room=room, merge=target.merge_heads and model.mesh is None)
-    return Prefilled(model.decoder.logits(hidden[:, 0]), cache, (*records, *flow.records))
+    prefilled, _ = trace(model, prompt, seed, plan=plan, room=room, target=target, flow=Prefill)
+    return prefilled
