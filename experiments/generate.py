@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from PIL import Image
 
-from experiments import cli, conversation, loading, pictures
+from experiments import cli, conversation, loading, pictures, preprocessing
 from experiments.cli import CommandError
 from experiments.results import format_bytes, format_seconds
 from models.engine.model import ROOM_BUCKET
@@ -43,6 +43,7 @@ class Settings:
       max_new_tokens: of the longest answer.
       dtype: of weights and hidden states.
       revision: of the model on the hub.
+      image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.preprocessing`.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Settings:
     max_new_tokens: int = 32
     dtype: str = "float32"
     revision: str | None = None
+    image_aspect_ratio: str = "checkpoint"
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -133,7 +135,12 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
 
 
 def _load(settings: Settings) -> loading.Checkpoint:
-    return loading.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+    return loading.load(
+        settings.model,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        image_aspect_ratio=settings.image_aspect_ratio,
+    )
 
 
 def chat(settings: Settings) -> None:
@@ -178,6 +185,7 @@ def _run(flags: argparse.Namespace) -> None:
         max_new_tokens=flags.max_new_tokens,
         dtype=flags.dtype,
         revision=flags.revision,
+        image_aspect_ratio=flags.image_aspect_ratio,
     )
     if flags.chat:
         if flags.picture:
@@ -207,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     cli.add_keep_flag(parser, default=None)
     cli.add_model_flags(parser)
+    preprocessing.add_aspect_ratio_flag(parser, default="checkpoint")
     parser.add_argument(
         "--max-new-tokens",
         type=cli.positive,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
+from experiments import preprocessing
 from experiments.cli import CommandError
 from models.auto import from_pretrained
 from models.checkpoint.hub import find_checkpoint
@@ -25,15 +26,17 @@ class Inputs:
 
     Attributes:
       input_ids: [B, S] integers.
-      pixel_values: [images, C, height, width] float32, with tiles for LLaVA-NeXT.
+      pixel_values: [images, C, height, width] float32, with tiles for LLaVA-NeXT; None without images.
       attention_mask: [B, S].
       image_sizes: [images, 2], of LLaVA-NeXT's processor alone.
+      border: [images, N] bool, visual tokens that show nothing but padding, where cuts should take these last.
     """
 
     input_ids: np.ndarray
-    pixel_values: np.ndarray
+    pixel_values: np.ndarray | None
     attention_mask: np.ndarray
     image_sizes: np.ndarray | None = None
+    border: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +80,44 @@ class Checkpoint:
           One row per conversation.
         """
         texts = [self.processor.apply_chat_template(turns, add_generation_prompt=True) for turns in conversations]
+        return self.encode_texts(images, texts)
+
+    def encode_texts(self, images: Sequence[Sequence[Any]], texts: Sequence[str], *, border: str = "keep") -> Inputs:
+        """Run the checkpoint's processor on whole prompts.
+
+        Args:
+          images: for each prompt its images, PIL or uint8 [height, width, 3].
+          texts: the prompts, with a placeholder for each image.
+          border: what becomes of visual tokens that show nothing but padding: "keep" treats them as all others, "last"
+            has cuts take them after all others, with "drop" they do not enter the decoder.
+
+        Returns:
+          One row per prompt.
+        """
         flat = [image for own in images for image in own]
-        out = self.processor(images=flat, text=texts, padding=True, return_tensors="np")
-        return Inputs(out["input_ids"], out["pixel_values"], out["attention_mask"], out.get("image_sizes"))
+        out = self.processor(images=flat or None, text=list(texts), padding=True, return_tensors="np")
+        inputs = Inputs(out["input_ids"], out.get("pixel_values"), out["attention_mask"], out.get("image_sizes"))
+        if border == "keep" or not flat:
+            return inputs
+        where = np.stack([self.border(image) for image in flat])
+        if border == "last":
+            return dataclasses.replace(inputs, border=where)
+        enters = inputs.attention_mask.astype(bool)  # a copy
+        enters[inputs.input_ids == self.llava.config.image_token_id] &= ~where.reshape(-1)
+        return dataclasses.replace(inputs, attention_mask=enters)
+
+    def border(self, image: Any) -> np.ndarray:
+        """[N] bool, which of an image's visual tokens show nothing but the padding around it."""
+        vision, first = self.llava.config.vision, self.llava.config.keep_class_token
+        side = vision.image_size // vision.patch_size
+        if self.image_aspect_ratio != "pad":
+            return np.zeros(side * side + first, bool)
+        return np.pad(preprocessing.border(preprocessing.size_of(image), side), (int(first), 0))
+
+    @property
+    def image_aspect_ratio(self) -> str:
+        """How its images become squares, see `experiments.preprocessing`."""
+        return preprocessing.aspect_ratio_of(self.processor.image_processor)
 
     def decode(self, tokens: Any) -> list[str]:
         """New tokens [B, T] -> stripped texts, special tokens left out."""
@@ -87,26 +125,27 @@ class Checkpoint:
             text.strip() for text in self.processor.tokenizer.batch_decode(np.asarray(tokens), skip_special_tokens=True)
         ]
 
-    def seen(self, pixel_values: np.ndarray) -> np.ndarray:
+    def seen(self, pixel_values: Any) -> np.ndarray:
         """The images as the tower sees them, cropped and scaled: uint8 [images, height, width, 3]."""
         mean, std = (np.asarray(getattr(self.processor.image_processor, f"image_{x}")) for x in ("mean", "std"))
         pixels = np.moveaxis(np.asarray(pixel_values, np.float64), 1, -1) * std + mean
         return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
 
 
-def load(source: str, *, dtype: str, revision: str | None = None) -> Checkpoint:
+def load(source: str, *, dtype: str, revision: str | None = None, image_aspect_ratio: str = "checkpoint") -> Checkpoint:
     """Load model and processor.
 
     Args:
       source: a folder, or a model id on the Hugging Face hub.
       dtype: name of a float.
       revision: branch, tag or commit on the hub; None is its main branch.
+      image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.preprocessing`.
 
     Returns:
       Both.
 
     Raises:
-      CommandError: there is no such folder, or it has no processor that fits.
+      CommandError: there is no such folder, it has no processor that fits, or that cannot do `image_aspect_ratio`.
       ConfigError, CheckpointError, FileNotFoundError: see `Llava.from_pretrained`.
     """
     # Imported here: it takes a second or more that `--help` should not wait for.
@@ -123,6 +162,7 @@ def load(source: str, *, dtype: str, revision: str | None = None) -> Checkpoint:
         raise CommandError(f"{folder} has no processor that can be loaded: {error}") from error
     if not getattr(processor, "chat_template", None) or not hasattr(processor, "image_processor"):
         raise CommandError(f"{folder}: its processor needs an image processor and a chat template")
+    processor.image_processor = preprocessing.with_aspect_ratio(processor.image_processor, image_aspect_ratio)
     return Checkpoint(folder, llava, processor)
 
 

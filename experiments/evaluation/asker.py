@@ -11,7 +11,8 @@ from PIL import Image
 
 from experiments import loading, methods, pictures, results
 from experiments.cli import CommandError
-from experiments.evaluation.questions import batches, sample, scene_of
+from experiments.evaluation.questions import batches
+from experiments.evaluation.scene_questions import SceneQuestions
 from experiments.evaluation.settings import Settings
 from experiments.summary import BASELINE
 from models.engine.model import ROOM_BUCKET
@@ -38,6 +39,7 @@ class Asker:
 
     def __init__(self, settings: Settings):
         self._settings = settings
+        self._questions = SceneQuestions(settings.scenes, settings.seed)
         self._checkpoint = loading.load(settings.model, dtype=settings.dtype, revision=settings.revision)
         self._llava = self._checkpoint.llava
         if not self._llava.square:
@@ -78,8 +80,8 @@ class Asker:
     def _encode(self, indices: Sequence[int]) -> loading.Inputs:
         """A batch of full size: the last question is repeated where there are fewer, so that nothing compiles anew."""
         filled = [*indices, *[indices[-1]] * (self._settings.batch_size - len(indices))]
-        pairs = [sample(index, self._settings.seed) for index in filled]
-        return self._checkpoint.encode([[scene.image] for scene, _ in pairs], [question.text for _, question in pairs])
+        samples = [self._questions.sample(index) for index in filled]
+        return self._checkpoint.encode([sample.images for sample in samples], [sample.text for sample in samples])
 
     def answer(self, inputs: loading.Inputs, indices: Sequence[int]) -> list[dict[str, Any]]:
         """One record per question, with what every method said."""
@@ -97,14 +99,14 @@ class Asker:
             said[name] = self._checkpoint.decode(tokens)
         records = []
         for row, index in enumerate(indices):
-            _, question = sample(index, seed)
+            sample = self._questions.sample(index)
             records.append(
                 {
                     "sample": index,
-                    "scene": scene_of(index),
-                    "family": question.family,
-                    "question": question.text,
-                    "answer": question.answer,
+                    "scene": sample.group,
+                    "family": sample.family,
+                    "question": sample.text,
+                    "answer": sample.answer,
                     "said": {name: texts[row] for name, texts in said.items()},
                 }
             )
