@@ -21,7 +21,10 @@ from experiments.cli import CommandError
 from experiments.comparison.cells import DOWNSAMPLED, default_methods
 from experiments.comparison.run import compare
 from experiments.comparison.settings import Settings
+from experiments.evaluation import file_flags
 from experiments.results import OtherRunError
+
+SCENES = 300
 
 _EXAMPLES = """examples:
   python -m experiments.compare                           all methods, 128 and 64 of 576 visual tokens
@@ -30,7 +33,8 @@ _EXAMPLES = """examples:
                                                           a method of your own beside TokenCarve and chance
   python -m experiments.compare --schedule tome@tower=288 tokencarve@2=128
                                                           a schedule of your own, one more row
-  python -m experiments.compare --model=llava-hf/llava-1.5-7b-hf --dtype=bfloat16 --batch-size=8
+  python -m experiments.compare --model=llava-hf/llava-1.5-7b-hf --dtype=bfloat16 --batch-size=8 \
+      --questions=llava_pope_test.jsonl --images=val2014   on questions of your own, see --questions
 """
 
 
@@ -42,7 +46,7 @@ def _settings(flags: argparse.Namespace) -> Settings:
         keeps=tuple(flags.keep),
         methods=tuple(flags.methods or default_methods()),
         out=flags.out,
-        scenes=flags.limit,
+        scenes=flags.limit or SCENES,
         batch_size=flags.batch_size,
         rounds=flags.rounds,
         seed=flags.seed,
@@ -54,6 +58,7 @@ def _settings(flags: argparse.Namespace) -> Settings:
         restart=flags.restart,
         workers=flags.workers,
         ray_address=flags.ray_address,
+        files=file_flags.files(flags),
     )
 
 
@@ -83,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--limit",
         type=cli.positive,
-        default=300,
-        metavar="SCENES",
-        help="how many scenes; each is asked three questions (default: %(default)s)",
+        metavar="COUNT",
+        help="how many scenes, each of which is asked three questions, or how many questions of a file (default: "
+        f"{SCENES} scenes, or all questions)",
     )
     parser.add_argument(
         "--batch-size", type=cli.positive, default=6, metavar="QUESTIONS", help="at a time (default: %(default)s)"
@@ -104,11 +109,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where everything is written (default: %(default)s)",
     )
     parser.add_argument("--restart", action="store_true", help="forget what FOLDER holds of an earlier run")
+    file_flags.add_flags(parser, answers=False)
     workers.add_flags(parser)
 
     def body(flags: argparse.Namespace) -> None:
         try:
-            print(compare(_settings(flags), command=["python", "-m", "experiments.compare", *argv]))
+            text, failed = compare(_settings(flags), command=["python", "-m", "experiments.compare", *argv])
+            print(text)
+            if failed:
+                raise CommandError(f"{failed} questions could not be asked; {flags.out / 'results.json'} says why")
         except OtherRunError as error:
             raise CommandError(f"{error}; pass another --out, or --restart to replace it") from error
 

@@ -5,6 +5,8 @@ tokens (vanilla), carved by TokenCarve, and, as a control, with as many tokens l
 (--methods), such as TokenCarve with one of its parts off. Prints one table, and writes results.json with every answer,
 table.txt and one picture per family of questions.
 
+With --questions it asks the questions of a file in LLaVA's own formats instead, and writes answers for LLaVA's scorers.
+
 A run that was interrupted goes on where it stopped when the same command is given again. Several workers can share the
 questions (--workers); the answers are those of one.
 """
@@ -18,10 +20,12 @@ from pathlib import Path
 
 from experiments import cli, methods, schedules, workers
 from experiments.cli import CommandError
+from experiments.evaluation import file_flags, file_run
 from experiments.evaluation.run import evaluate
 from experiments.evaluation.settings import Settings
 from experiments.results import OtherRunError
 
+SCENES = 300
 _EXAMPLES = """examples:
   python -m experiments.eval                              the shipped model, 128 of 576 visual tokens left
   python -m experiments.eval --keep=64                    64 left
@@ -32,11 +36,17 @@ _EXAMPLES = """examples:
                                                           cuts of your own, each schedule a row of the table
   python -m experiments.eval --model=path/to/llava --dtype=bfloat16 --out=results/mine
   python -m experiments.eval --workers=8                  a machine with eight GPUs
+  python -m experiments.eval --model=llava-hf/llava-1.5-7b-hf --dtype=bfloat16 --keep=128 \
+      --questions=llava_pope_test.jsonl --images=val2014 --answers=results/pope.jsonl
+                                                          POPE, its answers in pope-vanilla.jsonl and so on
 """
 
 
 def _settings(flags: argparse.Namespace) -> Settings:
-    out = flags.out or Path("results") / f"eval-{flags.keep}"
+    files = file_flags.files(flags)
+    out = flags.out or (
+        files.answers.with_suffix("") if files and files.answers else Path("results") / f"eval-{flags.keep}"
+    )
     if out.exists() and not out.is_dir():
         raise CommandError(f"--out {out}: there is a file of that name")
     return Settings(
@@ -45,7 +55,7 @@ def _settings(flags: argparse.Namespace) -> Settings:
         methods=tuple(flags.methods),
         schedules=tuple(map(tuple, flags.schedule)),
         out=out,
-        scenes=flags.limit,
+        scenes=flags.limit or SCENES,
         batch_size=flags.batch_size,
         seed=flags.seed,
         dtype=flags.dtype,
@@ -55,7 +65,18 @@ def _settings(flags: argparse.Namespace) -> Settings:
         restart=flags.restart,
         workers=flags.workers,
         ray_address=flags.ray_address,
+        files=files,
     )
+
+
+def _run(settings: Settings, command: Sequence[str]) -> None:
+    if settings.files is None:
+        print(evaluate(settings, command=command))
+        return
+    text, failed = file_run.evaluate(settings, command=command)
+    print(text)
+    if failed:
+        raise CommandError(f"{failed} questions could not be asked; {settings.out / 'results.json'} says why")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,9 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--limit",
         type=cli.positive,
-        default=300,
-        metavar="SCENES",
-        help="how many scenes; each is asked three questions (default: %(default)s)",
+        metavar="COUNT",
+        help="how many scenes, each of which is asked three questions, or how many questions of a file (default: "
+        f"{SCENES} scenes, or all questions)",
     )
     parser.add_argument(
         "--batch-size", type=cli.positive, default=6, metavar="QUESTIONS", help="at a time (default: %(default)s)"
@@ -89,14 +110,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seed", type=cli.seed, default=0, help="of the scenes and of the random control (default: %(default)s)"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where everything is written (default: results/eval-KEEP)"
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where everything is written (default: results/eval-KEEP, or see --answers)",
     )
     parser.add_argument("--restart", action="store_true", help="forget what FOLDER holds of an earlier run")
+    file_flags.add_flags(parser, answers=True)
     workers.add_flags(parser)
 
     def body(flags: argparse.Namespace) -> None:
         try:
-            print(evaluate(_settings(flags), command=["python", "-m", "experiments.eval", *argv]))
+            _run(_settings(flags), ["python", "-m", "experiments.eval", *argv])
         except OtherRunError as error:
             raise CommandError(f"{error}; pass another --out, or --restart to replace it") from error
 

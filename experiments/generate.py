@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from PIL import Image
 
-from experiments import cli, conversation, loading, methods, pictures, schedules
+from experiments import cli, conversation, loading, methods, pictures, preprocessing, schedules
 from experiments.cli import CommandError
 from experiments.results import format_bytes, format_seconds
 from models.engine.decode import ROOM_BUCKET
@@ -46,6 +46,7 @@ class Settings:
       revision: of the model on the hub.
       clip: what tells relevance to the question, as `model`; None for nothing.
       clip_revision: of that on the hub.
+      image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.preprocessing`.
     """
 
     model: str
@@ -56,6 +57,7 @@ class Settings:
     revision: str | None = None
     clip: str | None = None
     clip_revision: str | None = None
+    image_aspect_ratio: str = "checkpoint"
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
@@ -152,6 +154,7 @@ def _load(settings: Settings) -> loading.Checkpoint:
         revision=settings.revision,
         clip=settings.clip,
         clip_revision=settings.clip_revision,
+        image_aspect_ratio=settings.image_aspect_ratio,
     )
 
 
@@ -199,6 +202,7 @@ def _run(flags: argparse.Namespace) -> None:
         revision=flags.revision,
         clip=flags.clip,
         clip_revision=flags.clip_revision,
+        image_aspect_ratio=flags.image_aspect_ratio,
     )
     if flags.chat:
         if flags.picture:
@@ -231,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     schedules.add_flag(carve, several=False)
     cli.add_model_flags(parser)
     cli.add_clip_flags(parser)
+    preprocessing.add_aspect_ratio_flag(parser, default="checkpoint")
     parser.add_argument(
         "--max-new-tokens",
         type=cli.positive,

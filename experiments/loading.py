@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
+from experiments import preprocessing
 from experiments.cli import CommandError
 from models.auto import from_pretrained
 from models.checkpoint.hub import find_checkpoint
@@ -27,17 +28,19 @@ class Inputs:
 
     Attributes:
       input_ids: [B, S] integers.
-      pixel_values: [images, C, height, width] float32, with tiles for LLaVA-NeXT.
+      pixel_values: [images, C, height, width] float32, with tiles for LLaVA-NeXT; None without images.
       attention_mask: [B, S].
       image_sizes: [images, 2], of LLaVA-NeXT's processor alone.
       relevance: the rows' questions as CLIP sees them, of a checkpoint with one alone.
+      border: [images, N] bool, visual tokens that show nothing but padding, where cuts should take these last.
     """
 
     input_ids: np.ndarray
-    pixel_values: np.ndarray
+    pixel_values: np.ndarray | None
     attention_mask: np.ndarray
     image_sizes: np.ndarray | None = None
     relevance: Asked | None = None
+    border: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +86,55 @@ class Checkpoint:
           One row per conversation.
         """
         texts = [self.processor.apply_chat_template(turns, add_generation_prompt=True) for turns in conversations]
+        return self.encode_texts(images, texts, questions=[_question(turns) for turns in conversations])
+
+    def encode_texts(
+        self,
+        images: Sequence[Sequence[Any]],
+        texts: Sequence[str],
+        *,
+        questions: Sequence[str] | None = None,
+        border: str = "keep",
+    ) -> Inputs:
+        """Run the checkpoint's processor on whole prompts.
+
+        Args:
+          images: for each prompt its images, PIL or uint8 [height, width, 3].
+          texts: the prompts, with a placeholder for each image.
+          questions: what a CLIP is told of each, where the checkpoint has one.
+          border: what becomes of visual tokens that show nothing but padding: "keep" treats them as all others, "last"
+            has cuts take them after all others, with "drop" they do not enter the decoder.
+
+        Returns:
+          One row per prompt.
+        """
         flat = [image for own in images for image in own]
-        out = self.processor(images=flat, text=texts, padding=True, return_tensors="np")
-        relevance = None if self.clip is None else self.clip([_question(turns) for turns in conversations])
-        return Inputs(out["input_ids"], out["pixel_values"], out["attention_mask"], out.get("image_sizes"), relevance)
+        out = self.processor(images=flat or None, text=list(texts), padding=True, return_tensors="np")
+        relevance = None if self.clip is None or questions is None else self.clip(questions)
+        inputs = Inputs(
+            out["input_ids"], out.get("pixel_values"), out["attention_mask"], out.get("image_sizes"), relevance
+        )
+        if border == "keep" or not flat:
+            return inputs
+        where = np.stack([self.border(image) for image in flat])
+        if border == "last":
+            return dataclasses.replace(inputs, border=where)
+        enters = inputs.attention_mask.astype(bool)  # a copy
+        enters[inputs.input_ids == self.llava.config.image_token_id] &= ~where.reshape(-1)
+        return dataclasses.replace(inputs, attention_mask=enters)
+
+    def border(self, image: Any) -> np.ndarray:
+        """[N] bool, which of an image's visual tokens show nothing but the padding around it."""
+        vision, first = self.llava.config.vision, self.llava.config.keep_class_token
+        side = vision.image_size // vision.patch_size
+        if self.image_aspect_ratio != "pad":
+            return np.zeros(side * side + first, bool)
+        return np.pad(preprocessing.border(preprocessing.size_of(image), side), (int(first), 0))
+
+    @property
+    def image_aspect_ratio(self) -> str:
+        """How its images become squares, see `experiments.preprocessing`."""
+        return preprocessing.aspect_ratio_of(self.processor.image_processor)
 
     def decode(self, tokens: Any) -> list[str]:
         """New tokens [B, T] -> stripped texts, special tokens left out."""
@@ -94,7 +142,7 @@ class Checkpoint:
             text.strip() for text in self.processor.tokenizer.batch_decode(np.asarray(tokens), skip_special_tokens=True)
         ]
 
-    def seen(self, pixel_values: np.ndarray) -> np.ndarray:
+    def seen(self, pixel_values: Any) -> np.ndarray:
         """The images as the tower sees them, cropped and scaled: uint8 [images, height, width, 3]."""
         mean, std = (np.asarray(getattr(self.processor.image_processor, f"image_{x}")) for x in ("mean", "std"))
         pixels = np.moveaxis(np.asarray(pixel_values, np.float64), 1, -1) * std + mean
@@ -116,6 +164,7 @@ def load(
     revision: str | None = None,
     clip: str | None = None,
     clip_revision: str | None = None,
+    image_aspect_ratio: str = "checkpoint",
 ) -> Checkpoint:
     """Load model and processor, and a CLIP where one is named.
 
@@ -125,12 +174,14 @@ def load(
       revision: branch, tag or commit on the hub; None is its main branch.
       clip: as `source`, for a CLIP; None for none.
       clip_revision: as `revision`.
+      image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.preprocessing`.
 
     Returns:
       All of them.
 
     Raises:
-      CommandError: there is no such folder, it has no processor that fits, or the CLIP does not go with the model.
+      CommandError: there is no such folder, it has no processor that fits, or that cannot do `image_aspect_ratio`; or
+        the CLIP does not go with the model.
       ConfigError, CheckpointError, FileNotFoundError: see `Llava.from_pretrained` and `Relevance.from_pretrained`.
     """
     # Imported here: it takes a second or more that `--help` should not wait for.
@@ -148,6 +199,7 @@ def load(
         raise CommandError(f"{folder} has no processor that can be loaded: {error}") from error
     if not getattr(processor, "chat_template", None) or not hasattr(processor, "image_processor"):
         raise CommandError(f"{folder}: its processor needs an image processor and a chat template")
+    processor.image_processor = preprocessing.with_aspect_ratio(processor.image_processor, image_aspect_ratio)
     if clip is None:
         return Checkpoint(folder, llava, processor)
     relevance = Relevance.from_pretrained(clip, dtype=jnp.dtype(dtype), revision=clip_revision)

@@ -25,6 +25,7 @@ _CODE = (
     "models",
     "experiments/scenes",
     "experiments/loading.py",
+    "experiments/preprocessing.py",
     "experiments/evaluation",
     "experiments/methods.py",
     "experiments/schedules.py",

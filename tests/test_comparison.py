@@ -14,6 +14,7 @@ from experiments.benchmark import floors, presets
 from experiments.cli import CommandError
 from experiments.comparison import measurer, tables
 from experiments.comparison.cells import COMPUTE, COUNT, GIVEN, grid
+from experiments.evaluation.asker import MAX_NEW_TOKENS
 from experiments.results import wilson
 from experiments.scenes import make_scene
 from tests.commands import VISUAL, failure, save_checkpoint
@@ -111,9 +112,19 @@ def test_reduced_images_have_no_detail_left_and_the_same_colours():
 def test_rows_of_made_up_answers():
     """The random model of the other tests is never right."""
     right = {"vanilla": [1, 1, 1, 0], "a": [1, 1, 0, 0], "b": [1, 0, 0, 1]}
-    questions = [{"scene": i // 2, "family": "reading", "answer": "yes"} for i in range(4)]
+    questions = [
+        {
+            "sample": i + 7,
+            "scene": i // 2,
+            "family": "reading",
+            "right": {key: marks[i] for key, marks in right.items()},
+        }
+        for i in range(4)
+    ]
     known = {
-        key: {i: {"said": "yes" if ok else "no", "kl": i / 10, "same_first": bool(ok)} for i, ok in enumerate(marks)}
+        key: {
+            i + 7: {"said": "yes" if ok else "no", "kl": i / 10, "same_first": bool(ok)} for i, ok in enumerate(marks)
+        }
         for key, marks in right.items()
     }
     cells = {key: {"method": key, "tokens": 9, "average": 9.0, "flops": 10} for key in right}
@@ -136,6 +147,12 @@ def test_rows_of_made_up_answers():
     assert (other["same_answer"], other["same_first_token"]) == (0.25, 0.5)
     assert (other["kl_mean"], other["kl_max"], other["prefill_s"]) == (pytest.approx(0.15), 0.3, 2.0)
     assert none["why_not"] == "too dear"
+    for question in questions:
+        question["right"] = dict.fromkeys(right)
+    unknown = tables.rows({"cells": cells, "lines": lines}, known=known, questions=questions, costs=costs, times=times)
+    assert [row.get("accuracy") for row in unknown] == [None] * 4
+    assert [row["method"] for row in tables.parts(unknown)[0][1]] == ["vanilla", "a", "b"]  # by agreement
+    assert "n/a" in tables.plain(unknown, [])
     text = tables.markdown(found, ["note"])
     assert "| b | 9 | 9 | 50.0 [" in text
     assert "n/a" in text
@@ -203,7 +220,7 @@ class TestCommand:
                     inputs.input_ids,
                     inputs.pixel_values,
                     attention_mask=inputs.attention_mask,
-                    max_new_tokens=measurer.MAX_NEW_TOKENS,
+                    max_new_tokens=MAX_NEW_TOKENS,
                     carve=carve,
                 )
                 assert checkpoint.decode(tokens) == [sample["said"][keys[name]]]
@@ -294,6 +311,34 @@ class TestCommand:
         assert not before & after  # what an edited file does is measured anew
 
 
+def test_questions_of_a_file(model, tmp_path, capsys):
+    """With answers, without, and rows that cannot be asked."""
+    Image.fromarray(make_scene("test", 0).image).save(tmp_path / "scene.png")
+    lines = [{"question_id": i, "image": "scene.png", "text": f"Where is the {word}?"} for i, word in enumerate("abc")]
+    lines.append({"question_id": 3, "image": "../scene.png", "text": "Where?"})
+    lines.append({"question_id": 4, "text": "No image?"})
+    file, out = tmp_path / "questions.jsonl", tmp_path / "out"
+    argv = [f"--model={model}", f"--keep={KEEP}", "--batch-size=2", "--rounds=1", "--methods", "uniform"]
+    argv += [f"--questions={file}", f"--images={tmp_path}", f"--out={out}", "--max-new-tokens=4"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert compare.main(argv) == 1
+    printed = capsys.readouterr()
+    assert "1 questions could not be asked" in printed.err
+    assert "order of agreement with vanilla" in printed.out
+    report = read(out)
+    assert [sample["id"] for sample in report["samples"]] == [0, 1, 2, 4]
+    assert [failed["sample"] for failed in report["failed"]] == [3]
+    assert report["settings"]["image_aspect_ratio"] == "pad"
+    said = report["samples"][1]["said"]["vanilla"]
+    lines = [line | {"answer": said.upper() + "."} for line in lines[:3]]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert compare.main([*argv, "--restart"]) == 0
+    vanilla = read(out)["rows"][0]
+    assert vanilla["accuracy"]["overall"]["of"] == 3
+    assert vanilla["accuracy"]["overall"]["right"] >= 1
+    assert set(vanilla["accuracy"]) == {"overall"}
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -302,6 +347,7 @@ class TestCommand:
         (["--keep", "0"], "'0' is neither"),
         (["--rounds=0"], "'0' is not a whole number"),
         (["--methods", "nowhere.py:it"], "no file nowhere.py"),
+        (["--images=."], "--images goes with --questions"),
         (["--schedule", "fastv@9=4"], "an integer from 1 to 2"),
         (["--schedule", "fastv@two=4"], "expected METHOD@PLACE=KEEP"),
     ],

@@ -21,7 +21,8 @@ from experiments.attention_rank.settings import Settings
 from experiments.attention_rank.watching import answer, watched
 from experiments.cli import CommandError
 from experiments.evaluation.asker import MAX_NEW_TOKENS
-from experiments.evaluation.questions import batches, sample
+from experiments.evaluation.questions import batches
+from experiments.evaluation.scene_questions import SceneQuestions
 from experiments.scenes import FAMILIES
 from experiments.summary import BASELINE
 from models.engine.plan import TOKENCARVE_LAYER, Plan, parse, resolve
@@ -72,7 +73,7 @@ def cases(llava: Any, settings: Settings) -> list[Case]:
             plan = resolve(parse(carve, num_layers=layers), visual)
             if not plan.cuts:
                 raise CommandError(f"--keep {keep} leaves all of the {visual} visual tokens; expected fewer")
-            found.append(Case(name, count(visual, keep).kept, carve[0][1].at, plan))
+            found.append(Case(name, count(visual, keep).kept, plan.cuts[0].compressor.at, plan))
     budgets = [count(visual, keep).kept for keep in settings.keep]
     if len(set(budgets)) < len(budgets):
         raise CommandError(f"--keep {' '.join(map(str, settings.keep))}: two of them leave the same number of tokens")
@@ -91,7 +92,7 @@ class Asker:
     """
 
     def __init__(self, settings: Settings):
-        self._seed = settings.seed
+        self._seed, self._questions = settings.seed, SceneQuestions(settings.limit, settings.seed)
         self.checkpoint = loading.load(settings.model, dtype=settings.dtype, revision=settings.revision)
         self._llava = self.checkpoint.llava
         if not self._llava.square:
@@ -109,8 +110,8 @@ class Asker:
 
     def prompt(self, indices: Sequence[int]) -> Prompt:
         """A batch of full size: the last question is repeated where there are fewer."""
-        pairs = [sample(index, self._seed) for index in [*indices, *[indices[-1]] * (BATCH - len(indices))]]
-        inputs = self.checkpoint.encode([[s.image] for s, _ in pairs], [question.text for _, question in pairs])
+        samples = [self._questions.sample(index) for index in [*indices, *[indices[-1]] * (BATCH - len(indices))]]
+        inputs = self.checkpoint.encode([one.images for one in samples], [one.text for one in samples])
         return self._llava.prompt(
             inputs.input_ids, inputs.pixel_values, inputs.attention_mask, per_image=True, bucket=BUCKET
         )
@@ -195,9 +196,10 @@ def _ask_all(asker: Asker, journal: results.Journal, scenes: int) -> None:
 
 
 def _questions(settings: Settings) -> Iterator[dict[str, Any]]:
-    for index in range(settings.limit * len(FAMILIES)):
-        _, question = sample(index, settings.seed)
-        yield {"sample": index, "family": question.family, "question": question.text, "answer": question.answer}
+    questions = SceneQuestions(settings.limit, settings.seed)
+    for index in range(len(questions)):
+        one = questions.sample(index)
+        yield {"sample": index, "family": one.family, "question": one.text, "answer": one.answer}
 
 
 def _write(settings: Settings, asker: Asker, journal: results.Journal, head: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import sys
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from operator import methodcaller
 from typing import Any
 
@@ -14,16 +14,13 @@ from tqdm import tqdm
 from experiments import results, workers
 from experiments.calls import Call
 from experiments.comparison import plot, tables
-from experiments.comparison.measurer import BUCKET, MAX_NEW_TOKENS, ROOM, Measurer
+from experiments.comparison.measurer import BUCKET, Measurer
 from experiments.comparison.settings import Settings
-from experiments.evaluation.questions import batches, sample, scene_of
-from experiments.scenes import FAMILIES
+from experiments.evaluation.questions import QuestionSet
 from models.writing import own_folder
 
-Known = dict[str, dict[int, dict[str, Any]]]  # by cell and question
 
-
-def compare(settings: Settings, *, command: Sequence[str]) -> str:
+def compare(settings: Settings, *, command: Sequence[str]) -> tuple[str, int]:
     """Run a comparison, or go on with one.
 
     What is known of a cell in the folder stays: another method or budget adds its own work only.
@@ -33,7 +30,7 @@ def compare(settings: Settings, *, command: Sequence[str]) -> str:
       command: what is put on record as having asked for it.
 
     Returns:
-      The tables, and where everything else is.
+      The tables, and where everything else is; and how many questions could not be asked.
 
     Raises:
       CommandError: the run cannot be made; says why.
@@ -47,100 +44,145 @@ def compare(settings: Settings, *, command: Sequence[str]) -> str:
         return _compare(settings, pool, command)
 
 
-def _compare(settings: Settings, pool: workers.Pool, command: Sequence[str]) -> str:
+def _compare(settings: Settings, pool: workers.Pool, command: Sequence[str]) -> tuple[str, int]:
     about = {
         "dtype": settings.dtype,
         "batch_size": settings.batch_size,
         "seed": settings.seed,
         "bucket": BUCKET,
-        "max_new_tokens": MAX_NEW_TOKENS,
-        "room": ROOM,
+        "border": "keep" if settings.files is None else settings.files.border,
+        "conversation": "checkpoint" if settings.files is None else settings.files.conversation,
         "workers": pool.count,
         "machine": _ask_first(pool, "machine"),
         **pool.identity,
     }
-    grid = _ask_first(pool, "describe")
+    grid, questions = _ask_first(pool, "describe"), settings.questions()
     keys = list(grid["cells"])
     journal = results.Journal(settings.out / "measured.jsonl", about, restart=settings.restart)
     if journal.entries:
         print(f"Going on from {journal.path}; --restart measures anew.", file=sys.stderr)
-    known = _answers(settings, pool, journal, keys)
-    costs = _costs(pool, journal, keys)
-    times = _times(settings, pool, journal, keys)
+    answers = Answers(keys)
+    _ask_all(settings, questions, pool, journal, answers)
+    samples, known = answers.samples(questions), answers.known
+    batch = [sample["sample"] for sample in samples][: settings.batch_size]
+    costs = _costs(pool, journal, keys, batch)
+    times = _times(settings.rounds, pool, journal, keys, batch)
 
-    questions = [_question(index, settings.seed) for index in range(settings.scenes * len(FAMILIES))]
-    rows = tables.rows(grid, known=known, questions=questions, costs=costs, times=times)
-    notes = tables.notes(rows, grid=grid, settings=settings, rounds=len(next(iter(times.values()))["prefill_s"]))
-    text = tables.markdown(rows, notes)
+    rows = tables.rows(grid, known=known, questions=samples, costs=costs, times=times)
+    source = f"{settings.scenes} held-out scenes" if settings.files is None else settings.files.questions.name
+    notes = tables.notes(
+        rows,
+        source=source,
+        asked=len(samples),
+        failed=len(answers.errors),
+        length=grid["length"],
+        batch_size=settings.batch_size,
+        rounds=settings.rounds,
+    )
     report = {
         "command": list(command),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model": settings.model,
-        "scenes": settings.scenes,
+        "source": source,
         "settings": about | {"rounds": settings.rounds},
         "rows": rows,
         "notes": notes,
+        "failed": [{"sample": index, "error": error} for index, error in sorted(answers.errors.items())],
         "samples": [
-            question | {"said": {key: known[key][index]["said"] for key in keys}}
-            for index, question in enumerate(questions)
+            sample | {"said": {key: known[key][sample["sample"]]["said"] for key in keys}} for sample in samples
         ],
     }
     out = settings.out
     results.write_json(out / "results.json", report)
-    results.write_text(out / "table.md", text + "\n")
+    results.write_text(out / "table.md", tables.markdown(rows, notes) + "\n")
     results.write_text(out / "table.csv", tables.csv_text(rows))
     plot.save(rows, out / "accuracy.png")
     files = ", ".join(str(out / name) for name in ("table.md", "table.csv", "results.json", "accuracy.png"))
-    return f"{tables.plain(rows, notes)}\n\nWith all columns: {files}."
+    return f"{tables.plain(rows, notes)}\n\nWith all columns: {files}.", len(answers.errors)
 
 
-def _question(index: int, seed: int) -> dict[str, Any]:
-    _, question = sample(index, seed)
-    return {
-        "sample": index,
-        "scene": scene_of(index),
-        "family": question.family,
-        "question": question.text,
-        "answer": question.answer,
-    }
+class Answers:
+    """What is known so far.
 
+    Args:
+      keys: of all cells.
 
-def _answers(settings: Settings, pool: workers.Pool, journal: results.Journal, keys: Sequence[str]) -> Known:
-    """Have all questions asked that the journal does not hold yet, a batch of all cells at a time."""
-    known: Known = {key: {} for key in keys}
-    for entry in journal.entries:
-        _take(known, entry)
-    total = settings.scenes * len(FAMILIES)
-    calls, parts = list[Call](), dict[Hashable, range](enumerate(batches(total, settings.batch_size)))
-    for number, indices in parts.items():
-        if missing := [key for key in keys if not known[key].keys() >= set(indices)]:
-            calls.append(Call(number, methodcaller("ask", indices, missing)))
-    done = sum(index in known[key] for key in keys for index in range(total))
-    with tqdm(
-        initial=done, total=total * len(keys), desc="compiling", unit=" answers", file=sys.stderr, disable=None
-    ) as bar:
-        for call, found in pool.run(calls):
-            entry = {"indices": list(parts[call.key]), "found": found}
-            journal.add(entry)
-            bar.update(_take(known, entry))
-            bar.set_description("asking")
-    return known
+    Attributes:
+      known: what each cell said, by key and question.
+      errors: of questions that cannot be asked.
+    """
 
+    def __init__(self, keys: Sequence[str]):
+        self.known: dict[str, dict[int, dict[str, Any]]] = {key: {} for key in keys}
+        self.errors: dict[int, str] = {}
 
-def _take(known: Known, entry: dict[str, Any]) -> int:
-    """Note down what an entry of the journal holds of answers; gives how many are new."""
-    new = 0
-    for key, found in entry.get("found", {}).items():
-        if key in known:
+    def take(self, entry: dict[str, Any]) -> None:
+        """Note down what an entry of the journal holds."""
+        for index, error in entry.get("errors", {}).items():
+            self.errors[int(index)] = error  # JSON's keys are texts
+        for key in self.known.keys() & entry.get("found", {}).keys():
             for row, index in enumerate(entry["indices"]):
-                new += index not in known[key]
-                known[key][index] = {name: values[row] for name, values in found.items()}
-    return new
+                self.known[key][index] = {name: values[row] for name, values in entry["found"][key].items()}
+
+    def missing(self, indices: Sequence[int]) -> list[str]:
+        """The cells that have not been asked yet about all of these questions."""
+        wanted = set(indices) - self.errors.keys()
+        return [key for key, found in self.known.items() if not found.keys() >= wanted]
+
+    @property
+    def count(self) -> int:
+        """How many answers there are."""
+        return sum(map(len, self.known.values()))
+
+    def samples(self, questions: QuestionSet) -> list[dict[str, Any]]:
+        """All questions that were asked, in order, with what is right of them by cell (None where nobody knows)."""
+        out = []
+        for index in sorted(next(iter(self.known.values()))):
+            sample = questions.sample(index)
+            right = {key: questions.right(index, found[index]["said"]) for key, found in self.known.items()}
+            out.append(
+                {
+                    "sample": index,
+                    "id": sample.id,
+                    "scene": sample.group,
+                    "family": sample.family,
+                    "question": sample.text,
+                    "answer": sample.answer,
+                    "right": right,
+                }
+            )
+        return out
 
 
-def _costs(pool: workers.Pool, journal: results.Journal, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _ask_all(
+    settings: Settings, questions: QuestionSet, pool: workers.Pool, journal: results.Journal, answers: Answers
+) -> None:
+    """Have all questions asked that the journal does not hold yet, a batch of all cells at a time."""
+    for entry in journal.entries:
+        answers.take(entry)
+    parts = questions.batches(settings.batch_size)
+    calls = [
+        Call(number, methodcaller("ask", part, missing))
+        for number, part in enumerate(parts)
+        if (missing := answers.missing(part))
+    ]
+    total = sum(map(len, parts)) * len(answers.known)
+    with tqdm(
+        initial=answers.count, total=total, desc="compiling", unit=" answers", file=sys.stderr, disable=None
+    ) as bar:
+        for _, found in pool.run(calls):
+            journal.add(found)
+            before = answers.count
+            answers.take(found)
+            bar.update(answers.count - before)
+            bar.set_description("asking")
+
+
+def _costs(
+    pool: workers.Pool, journal: results.Journal, keys: Sequence[str], batch: Sequence[int]
+) -> dict[str, dict[str, Any]]:
     costs = {entry["cost_of"]: entry["cost"] for entry in journal.entries if "cost_of" in entry}
-    calls = [Call(key, methodcaller("cost", key)) for key in keys if key not in costs]
+    calls = [Call(key, methodcaller("cost", batch, key)) for key in keys if key not in costs]
     for call, cost in _shown(pool.run(calls), "counting", len(calls)):
         journal.add({"cost_of": call.key, "cost": cost})
         costs[str(call.key)] = cost
@@ -148,22 +190,16 @@ def _costs(pool: workers.Pool, journal: results.Journal, keys: Sequence[str]) ->
 
 
 def _times(
-    settings: Settings, pool: workers.Pool, journal: results.Journal, keys: Sequence[str]
+    rounds: int, pool: workers.Pool, journal: results.Journal, keys: Sequence[str], batch: Sequence[int]
 ) -> dict[str, dict[str, list[float]]]:
     """Seconds by cell, of as many rounds as are asked for; all cells of a round are timed one after the other."""
-    rounds = [
-        entry["round"]
-        for entry in journal.entries
-        if "round" in entry and entry["round"]["prefill_s"].keys() >= set(keys)
-    ]
-    batch = next(batches(settings.scenes * len(FAMILIES), settings.batch_size))
-    calls = [
-        Call(number, methodcaller("time", batch, keys), first=True) for number in range(len(rounds), settings.rounds)
-    ]
+    whole = [entry["round"] for entry in journal.entries if "round" in entry]
+    done = [one for one in whole if one["prefill_s"].keys() >= set(keys)][:rounds]
+    calls = [Call(number, methodcaller("time", batch, keys), first=True) for number in range(len(done), rounds)]
     for _, found in _shown(pool.run(calls), "timing", len(calls)):
         journal.add({"round": found})
-        rounds.append(found)
-    return {key: {name: [found[name][key] for found in rounds] for name in ("prefill_s", "own_s")} for key in keys}
+        done.append(found)
+    return {key: {name: [found[name][key] for found in done] for name in ("prefill_s", "own_s")} for key in keys}
 
 
 def _shown(found: Any, what: str, total: int) -> Any:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from experiments.evaluation.file_questions import questions_of
+from experiments.evaluation.questions import QuestionSet
+from experiments.evaluation.scene_questions import SceneQuestions
+from experiments.evaluation.settings import Files
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -27,6 +32,7 @@ class Settings:
       restart: forget what `out` holds of an earlier run.
       workers: how many share the questions.
       ray_address: of a Ray cluster; None stays on this machine.
+      files: questions of a file in place of the scenes.
     """
 
     model: str
@@ -45,3 +51,8 @@ class Settings:
     restart: bool = False
     workers: int = 1
     ray_address: str | None = None
+    files: Files | None = None
+
+    def questions(self) -> QuestionSet:
+        """What is asked."""
+        return SceneQuestions(self.scenes, self.seed) if self.files is None else questions_of(self.files)

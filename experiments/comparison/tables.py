@@ -33,76 +33,96 @@ def rows(
     Args:
       grid: from `Measurer.describe`.
       known: answers by cell and question.
-      questions: in order, each with `scene`, `family` and `answer`.
+      questions: that were asked, each with `sample`, `scene`, `family`, and what is `right` by cell.
       costs: by cell.
       times: by cell, seconds of each round.
 
     Returns:
       Vanilla, and one row for each line of the grid; JSON types, None where a number does not exist.
     """
-    scenes = [question["scene"] for question in questions]
-    right = {
-        key: [of_question[index]["said"] == question["answer"] for index, question in enumerate(questions)]
-        for key, of_question in known.items()
-    }
+    right = {key: [question["right"][key] for question in questions] for key in known}
+    scored = [row for row, mark in enumerate(right[BASELINE]) if mark is not None]
+    scenes = [questions[row]["scene"] for row in scored]
+    families = dict.fromkeys(filter(None, (question["family"] for question in questions)))
     reference = {line["budget"]: line["key"] for line in grid["lines"] if line["method"] == REFERENCE}
+
+    def accuracy(key: str) -> dict[str, Any]:
+        parts = {family: [row for row in scored if questions[row]["family"] == family] for family in families}
+        return {name: share([right[key][row] for row in own]) for name, own in (parts | {"overall": scored}).items()}
+
+    def difference(first: str, second: str) -> list[float | None]:
+        """Paired, second less first, with half of its 95 % interval."""
+        one, other = ([right[key][row] for row in scored] for key in (first, second))
+        average, half_width = paired_difference(one, other, scenes)
+        return [average, None if math.isnan(half_width) else half_width]
+
     measured = {}
     for key, cell in grid["cells"].items():
-        answers = [known[key][index] for index in range(len(questions))]
-        families = {
-            family: share(
-                [ok for ok, question in zip(right[key], questions, strict=True) if question["family"] == family]
-            )
-            for family in dict.fromkeys(question["family"] for question in questions)
-        }
-        of_vanilla = sum(right[BASELINE])
+        answers, vanilla = ([known[one][question["sample"]] for question in questions] for one in (key, BASELINE))
         measured[key] = {
             **cell,
             **costs[key],
             "cell": key,
-            "accuracy": families | {"overall": share(right[key])},
-            "of_vanilla": sum(right[key]) / of_vanilla if of_vanilla else None,
-            "to_vanilla": _difference(right[BASELINE], right[key], scenes),
-            "same_answer": mean(
-                known[key][index]["said"] == known[BASELINE][index]["said"] for index in range(len(questions))
-            ),
+            "accuracy": accuracy(key) if scored else None,
+            "of_vanilla": None,
+            "to_vanilla": difference(BASELINE, key) if scored else None,
+            "same_answer": mean(one["said"] == other["said"] for one, other in zip(answers, vanilla, strict=True)),
             "same_first_token": mean(answer["same_first"] for answer in answers),
             "kl_mean": mean(answer["kl"] for answer in answers),
             "kl_max": max(answer["kl"] for answer in answers),
             "prefill_s": median(times[key]["prefill_s"]),
             "own_s": median(times[key]["own_s"]),
         }
+        if of_vanilla := sum(right[BASELINE][row] for row in scored):
+            measured[key]["of_vanilla"] = sum(right[key][row] for row in scored) / of_vanilla
     out = [{"budget": None, "basis": None, "why_not": "", **measured[BASELINE], "to_reference": None}]
     for line in grid["lines"]:
         row = {name: line[name] for name in ("budget", "basis", "method", "why_not")}
         if line["key"] is not None:
             row |= measured[line["key"]]
             row["to_reference"] = None
-            if line["budget"] is not None:
-                row["to_reference"] = _difference(right[reference[line["budget"]]], right[line["key"]], scenes)
+            if line["budget"] is not None and scored:
+                row["to_reference"] = difference(reference[line["budget"]], line["key"])
         out.append(row)
     return out
 
 
-def _difference(first: Sequence[bool], second: Sequence[bool], scenes: Sequence[int]) -> list[float | None]:
-    """Paired, second less first, with half of its 95 % interval."""
-    difference, half_width = paired_difference(first, second, scenes)
-    return [difference, None if math.isnan(half_width) else half_width]
+def notes(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    source: str,
+    asked: int,
+    failed: int,
+    length: int,
+    batch_size: int,
+    rounds: int,
+) -> list[str]:
+    """What one has to know to read the tables.
 
-
-def notes(rows: Sequence[Mapping[str, Any]], *, grid: Mapping[str, Any], settings: Any, rounds: int) -> list[str]:
-    """What one has to know to read the tables."""
-    asked = rows[0]["accuracy"]["overall"]["of"]
+    Args:
+      rows: from `rows`.
+      source: of the questions.
+      asked: how many could be.
+      failed: how many could not.
+      length: of a sequence, for which FLOPs are counted.
+      batch_size: of what was timed.
+      rounds: of timing.
+    """
     out = [
-        f"{asked} questions about {settings.scenes} held-out scenes; ± and brackets are 95 % intervals. Differences "
-        "are of the same questions, in points; scenes count as independent, questions about one do not.",
-        f"Layer average: visual tokens, mean over the decoder's layers. FLOPs: one question's prefill of "
-        f"{grid['length']} tokens, vision tower included, by our floors (beside it XLA's count of the program, which "
-        "counts a loop's body once).",
-        f"Prefill: a batch of {settings.batch_size}, compiled before, and own time: the compressors alone, one image; "
-        f"medians of {rounds} rounds, all by turns. KV cache: keys and values of one question's prompt.",
-        "KL: of the next token's distribution from vanilla's, in nats.",
+        f"{asked} questions ({source}). ± and brackets are 95 % intervals; differences are of the same questions, in "
+        "points, and questions about one image do not count as independent.",
+        f"Average: visual tokens, mean over the decoder's layers. FLOPs: one question's prefill of {length} tokens, "
+        "vision tower included, by our floors (beside it XLA's count of the program, which counts a loop's body once).",
+        f"Prefill: a batch of {batch_size}, compiled before; own time: the compressors alone, one image; medians of "
+        f"{rounds} rounds, all by turns. KV cache: keys and values of one question's prompt.",
+        "Same: as vanilla answers. KL: of the next token's distribution from vanilla's, in nats.",
     ]
+    if failed:
+        out.insert(1, f"{failed} questions could not be asked.")
+    if rows[0]["accuracy"] is None:
+        out.insert(1, "No right answers are known: methods are in the order of agreement with vanilla.")
+    elif (scored := rows[0]["accuracy"]["overall"]["of"]) < asked:
+        out.insert(1, f"Right answers are known of {scored}.")
     if any(row["method"] == DOWNSAMPLED for row in rows):
         out.append(
             f"{DOWNSAMPLED}: the image at the resolution that has so many patches, enlarged again; all tokens are kept."
@@ -113,12 +133,17 @@ def notes(rows: Sequence[Mapping[str, Any]], *, grid: Mapping[str, Any], setting
     return [*out, *sorted(missing)]
 
 
+def quality(row: Mapping[str, Any]) -> float:
+    """The share of right answers, or of vanilla's where nobody knows the right ones."""
+    return row["same_answer"] if row["accuracy"] is None else row["accuracy"]["overall"]["share"]
+
+
 def parts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
     """A title and rows, vanilla first, for each budget and basis; the most accurate methods first."""
     out = []
     for basis, budget in dict.fromkeys((row["basis"], row["budget"]) for row in rows[1:]):
         own = [row for row in rows[1:] if (row["basis"], row["budget"]) == (basis, budget) and not row["why_not"]]
-        own.sort(key=lambda row: -row["accuracy"]["overall"]["share"])
+        own.sort(key=quality, reverse=True)
         out.append((_TITLES[basis].format(budget), [rows[0], *own]))
     return out
 
@@ -145,7 +170,7 @@ def plain(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
                 row["method"],
                 str(row["tokens"]),
                 f"{row['average']:.0f}",
-                _share(row["accuracy"]["overall"]),
+                _share(None if row["accuracy"] is None else row["accuracy"]["overall"]),
                 _points(row["to_vanilla"]),
                 _points(row["to_reference"]),
                 f"{100 * row['same_answer']:.1f} %",
@@ -162,7 +187,15 @@ def plain(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
 
 def markdown(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
     """All columns."""
-    header = ["method", "tokens", "layer average", *rows[0]["accuracy"], "of vanilla", "vs vanilla", "vs tokencarve"]
+    header = [
+        "method",
+        "tokens",
+        "layer average",
+        *(rows[0]["accuracy"] or ()),
+        "of vanilla",
+        "vs vanilla",
+        "vs tokencarve",
+    ]
     header += ["same answer", "same first token", "KL mean / max", "GFLOP (XLA's)", "own time", "prefill", "KV cache"]
     blocks = []
     for title, own in parts(rows):
@@ -177,7 +210,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         row["method"],
         str(row["tokens"]),
         f"{row['average']:.0f}",
-        *(_share(found) for found in row["accuracy"].values()),
+        *map(_share, (row["accuracy"] or {}).values()),
         "n/a" if row["of_vanilla"] is None else f"{100 * row['of_vanilla']:.1f} %",
         _points(row["to_vanilla"]),
         _points(row["to_reference"]),
@@ -211,7 +244,9 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return {key: one for part in inner for key, one in part.items()}
 
 
-def _share(found: Mapping[str, Any]) -> str:
+def _share(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "n/a"
     return f"{100 * found['share']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 

@@ -11,13 +11,14 @@ from PIL import Image
 
 from experiments import loading, methods, pictures, results, schedules
 from experiments.cli import CommandError
-from experiments.evaluation.questions import batches, sample, scene_of
+from experiments.evaluation.questions import batches
+from experiments.evaluation.scene_questions import SceneQuestions
 from experiments.evaluation.settings import Settings
 from experiments.summary import BASELINE
 from models.engine.decode import ROOM_BUCKET
 from models.engine.prompt import Prompt, round_up
 
-MAX_NEW_TOKENS = 8
+MAX_NEW_TOKENS = SceneQuestions.max_new_tokens
 ROOM = round_up(MAX_NEW_TOKENS, ROOM_BUCKET)  # what `generate` leaves in the cache
 REPEATS = 2  # of each timed prefill
 
@@ -38,6 +39,7 @@ class Asker:
 
     def __init__(self, settings: Settings):
         self._settings = settings
+        self._questions = SceneQuestions(settings.scenes, settings.seed)
         self._checkpoint = loading.load(
             settings.model,
             dtype=settings.dtype,
@@ -88,8 +90,8 @@ class Asker:
     def _encode(self, indices: Sequence[int]) -> loading.Inputs:
         """A batch of full size: the last question is repeated where there are fewer, so that nothing compiles anew."""
         filled = [*indices, *[indices[-1]] * (self._settings.batch_size - len(indices))]
-        pairs = [sample(index, self._settings.seed) for index in filled]
-        return self._checkpoint.encode([[scene.image] for scene, _ in pairs], [question.text for _, question in pairs])
+        samples = [self._questions.sample(index) for index in filled]
+        return self._checkpoint.encode([sample.images for sample in samples], [sample.text for sample in samples])
 
     def _prompt(self, inputs: loading.Inputs) -> Prompt:
         """A batch, packed."""
@@ -114,14 +116,14 @@ class Asker:
             said[name] = self._checkpoint.decode(tokens)
         records = []
         for row, index in enumerate(indices):
-            _, question = sample(index, seed)
+            sample = self._questions.sample(index)
             records.append(
                 {
                     "sample": index,
-                    "scene": scene_of(index),
-                    "family": question.family,
-                    "question": question.text,
-                    "answer": question.answer,
+                    "scene": sample.group,
+                    "family": sample.family,
+                    "question": sample.text,
+                    "answer": sample.answer,
                     "said": {name: texts[row] for name, texts in said.items()},
                 }
             )

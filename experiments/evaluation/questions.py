@@ -1,27 +1,68 @@
-"""The questions of an evaluation by number, and their batches."""
+"""What an evaluation asks: a set of questions by number, wherever they come from, and their batches.
+
+Two kinds: `experiments.evaluation.scene_questions` draws scenes, `experiments.evaluation.file_questions` reads the
+files that LLaVA's own evaluation reads.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-
-from experiments.scenes import FAMILIES, Question, Scene, make_scene
-
-
-@functools.lru_cache(maxsize=64)
-def _scene(index: int, seed: int) -> Scene:
-    return make_scene("test", index, seed, questions=len(FAMILIES))
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 
-def scene_of(index: int) -> int:
-    """The number of the scene that question number `index` is about."""
-    return index // len(FAMILIES)
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One question.
+
+    Attributes:
+      id: what its source calls it; need not be unique.
+      text: what is asked, without placeholders for images.
+      images: what it is about, PIL or uint8 [height, width, 3]; may be empty.
+      answer: the right one, or None where it is not known.
+      group: samples of one group are not independent: they are about one scene.
+      family: which kind of question, or "".
+    """
+
+    id: str | int
+    text: str
+    images: tuple[Any, ...]
+    answer: str | None
+    group: int
+    family: str = ""
 
 
-def sample(index: int, seed: int) -> tuple[Scene, Question]:
-    """Question number `index`: one per family follow each other about one scene."""
-    scene = _scene(scene_of(index), seed)
-    return scene, scene.questions[index % len(FAMILIES)]
+class QuestionSet(Protocol):
+    """Questions by number, the same ones in every process that makes the set anew."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How long an answer may be, unless somebody knows better."""
+        ...
+
+    def sample(self, index: int) -> Sample:
+        """Question number `index`, from 0 on, its images read.
+
+        Raises:
+          CommandError: it cannot be asked, such as for a damaged image; the others can.
+        """
+        ...
+
+    def right(self, index: int, said: str) -> bool | None:
+        """Whether that answers question number `index`; None where the answer is not known."""
+        ...
+
+    def batches(self, size: int) -> Sequence[Sequence[int]]:
+        """The numbers of all questions that can be asked, `size` at a time or fewer."""
+        ...
+
+    def identity(self) -> Mapping[str, Any]:
+        """What tells this set from others, as JSON types."""
+        ...
 
 
 def batches(total: int, size: int) -> Iterator[range]:

@@ -7,6 +7,31 @@ from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True)
+class Files:
+    """Questions of a file, in place of those about scenes.
+
+    Attributes:
+      questions: the file, see `experiments.evaluation.formats`.
+      images: folder that its images are in; None where it holds them.
+      answers: where answers go: one file per method, its name before the ending; None where nobody writes them.
+      image_aspect_ratio: see `experiments.preprocessing`.
+      border: what becomes of visual tokens that show padding alone: "keep", "last" or "drop".
+      conversation: a name of `experiments.evaluation.encoder.CONVERSATIONS`.
+      max_new_tokens: of an answer; None is what LLaVA's script for such files says.
+      limit: the first so many rows alone; None means all.
+    """
+
+    questions: Path
+    images: Path | None
+    answers: Path | None = None
+    image_aspect_ratio: str = "pad"
+    border: str = "keep"
+    conversation: str = "vicuna_v1"
+    max_new_tokens: int | None = None
+    limit: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """One evaluation.
 
@@ -26,6 +51,7 @@ class Settings:
       schedules: cuts as their texts, see `experiments.schedules`: each schedule is one more method.
       workers: how many share the questions.
       ray_address: of a Ray cluster; None stays on this machine.
+      files: questions of a file in place of the scenes.
     """
 
     model: str
@@ -43,3 +69,4 @@ class Settings:
     schedules: tuple[tuple[str, ...], ...] = ()
     workers: int = 1
     ray_address: str | None = None
+    files: Files | None = None

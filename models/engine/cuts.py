@@ -44,7 +44,7 @@ def apply(
     slots = sequence.visual_slots
     tokens = Tokens(
         values=rows(hidden, slots),
-        valid=sequence.visual_valid,
+        valid=sequence.preferred,
         sizes=sequence.sizes,
         positions=rows(sequence.positions, slots),
     )

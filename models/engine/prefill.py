@@ -76,6 +76,7 @@ def embed(
         lengths=prompt.lengths,
         visual_slots=prompt.visual_slots,
         visual_valid=prompt.visual_valid,
+        border=prompt.border,
         sizes=jnp.ones(prompt.visual_slots.shape, jnp.float32),
         weighed=False,
         evidence={},
@@ -89,6 +90,11 @@ def embed(
     reads = {*plan.reads(), *([] if sequence.asked is None else [FEATURES])}
     visual = model.visual(prompt.pixel_values, Reading(tuple(sorted(reads)), cut, kernel), key)
     if cut is not None:
+        if prompt.border is not None or not prompt.whole:
+            raise ValueError(
+                f"cut {cut}: the tower knows no border tokens, and cuts whole images alone; let all tokens enter, and "
+                "name no border"
+            )
         return _spread(hidden, sequence, visual, prompt, cut, model.mesh)
     found = {what: jnp.take(array, prompt.feature_index, axis=0) for what, array in visual.evidence.items()}
     features = jnp.take(visual.tokens, prompt.feature_index, axis=0)

@@ -34,7 +34,10 @@ class Prompt:
         its padding for the missing ones.
       visual_valid: [B, N] bool, False for these.
       feature_index: [B, N] int32, which of all visual features (`Visual.tokens`) goes there.
+      border: [B, N] bool, True where a token shows nothing but the padding of its image: cuts take these after all
+        others. None where nothing is known of that.
       images: the N are so many stretches of equal length, one per image; None where a row's images share them. Static.
+      whole: each stretch is all that the tower gives for its image, in order. Static.
       relevance: the rows' questions as CLIP sees them (`models.engine.relevance.Asked`), or None.
     """
 
@@ -46,7 +49,9 @@ class Prompt:
     visual_slots: Any
     visual_valid: Any
     feature_index: Any
+    border: Any = None
     images: int | None = dataclasses.field(default=1, metadata={"static": True})
+    whole: bool = dataclasses.field(default=True, metadata={"static": True})
     relevance: Any = None
 
 
@@ -71,8 +76,12 @@ def make_prompt(
     bucket: int = BUCKET,
     features_of: Sequence[np.ndarray] | None = None,
     per_image: bool = False,
+    border: Any | None = None,
 ) -> Prompt:
     """Pack, pad and check a processor's output.
+
+    A placeholder that `attention_mask` leaves out does not enter the sequence, and neither does its visual token: what
+    follows moves up, as in a prompt that never had it.
 
     Args:
       input_ids: [B, S] integers, image placeholders expanded (one per visual token).
@@ -86,6 +95,8 @@ def make_prompt(
         order (LLaVA-NeXT). N is then a multiple of `VISUAL_BUCKET`.
       per_image: give each image a stretch of the N of its own, as long as the longest. Without `features_of` it is so
         anyway.
+      border: [images, tokens_per_image], non-zero for visual tokens that cuts should take after all others: those that
+        show the padding of an image.
 
     Returns:
       The packed batch.
@@ -111,12 +122,15 @@ def make_prompt(
     if pixel_values is not None and np.ndim(pixel_values) != 4:
         raise ValueError(f"pixel_values has shape {np.shape(pixel_values)}; expected [images, channels, height, width]")
 
-    counts = ((ids == image_token_id) & mask).sum(1)
+    placeholders = ids == image_token_id
     varies = features_of is not None
     if features_of is None:
         images = 0 if pixel_values is None else len(pixel_values)
         features_of = list(np.arange(images * tokens_per_image).reshape(images, tokens_per_image))
-    rows = _images_of_rows(counts.tolist(), features_of, tokens_per_image)
+    rows = _images_of_rows(placeholders.sum(1).tolist(), features_of, tokens_per_image)
+    if not mask[placeholders].all():
+        rows, varies = [_entering(*row) for row in zip(rows, mask, placeholders, strict=True)], True
+    counts = (placeholders & mask).sum(1)
     images = max(1, *map(len, rows))
     shared = varies and not per_image and images > 1
     if shared:
@@ -138,6 +152,8 @@ def make_prompt(
         features[row, valid[row]] = np.concatenate([*own, []])
         slots[row, valid[row]] = np.flatnonzero(packed[row, :length] == image_token_id)
         slots[row, ~valid[row]] = length + np.arange((~valid[row]).sum())
+    if border is not None:
+        border = valid & _checked_border(border, pixel_values, tokens_per_image).reshape(-1)[features]
     return Prompt(
         input_ids=packed,
         lengths=lengths.astype(np.int32),
@@ -147,8 +163,25 @@ def make_prompt(
         visual_slots=slots,
         visual_valid=valid,
         feature_index=features,
+        border=border,
         images=None if shared else images,
+        whole=not varies,
     )
+
+
+def _entering(images: Sequence[np.ndarray], mask: np.ndarray, placeholders: np.ndarray) -> list[np.ndarray]:
+    """Of the features of a row's images those whose placeholders enter the sequence."""
+    ends = np.cumsum([len(image) for image in images])
+    enters = np.split(mask[placeholders], ends)
+    return [image[keep] for image, keep in zip(images, enters[: len(images)], strict=True)]
+
+
+def _checked_border(border: Any, pixel_values: Any | None, tokens_per_image: int) -> np.ndarray:
+    expected = (0 if pixel_values is None else len(pixel_values), tokens_per_image)
+    border = np.asarray(border).astype(bool)
+    if border.shape != expected:
+        raise ValueError(f"border has shape {border.shape}; expected {expected}, one entry per visual token")
+    return border if border.size else np.zeros((1, 1), bool)
 
 
 def _images_of_rows(counts: Sequence[int], images: Sequence[np.ndarray], usual: int) -> list[list[np.ndarray]]:

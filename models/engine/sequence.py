@@ -78,7 +78,8 @@ class Sequence:
       next_position: [B] int32.
       lengths: [B] int32, real tokens; padding stands behind them.
       visual_slots: [B, N] int32.
-      visual_valid: [B, N] bool.
+      visual_valid: [B, N] bool, False where there is no token.
+      border: [B, N] bool, tokens that cuts take after all others; None: no such.
       sizes: [B, N] float32, how many tokens each visual one stands for.
       weighed: whether sizes count in attention.
       evidence: arrays [B, N, ...] from the tower, by name and layer.
@@ -91,6 +92,7 @@ class Sequence:
     lengths: jax.Array
     visual_slots: jax.Array
     visual_valid: jax.Array
+    border: jax.Array | None
     sizes: jax.Array
     weighed: bool
     evidence: dict[tuple[str, int], jax.Array]
@@ -121,6 +123,11 @@ class Sequence:
         slots = self.text_slots
         behind = slots > jnp.where(self.visual_valid, self.visual_slots, -1).max(-1, keepdims=True)
         return behind & (slots < self.lengths[:, None])
+
+    @property
+    def preferred(self) -> jax.Array:
+        """[B, N] bool, visual tokens as a compressor is told of them: border is no better than no token."""
+        return self.visual_valid if self.border is None else self.visual_valid & ~self.border
 
     @property
     def slot_sizes(self) -> jax.Array | None:
@@ -175,6 +182,7 @@ class Sequence:
             lengths=lengths,
             visual_slots=slots,
             visual_valid=valid,
+            border=None if self.border is None else rows(self.border, left.record.indices),
             sizes=left.sizes,
             weighed=self.weighed or cut.weighs,
             evidence=left.evidence,

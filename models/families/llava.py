@@ -166,8 +166,9 @@ class Llava(VisionLanguageModel):
     def pack(
         self, input_ids: Any, pixel_values: Any, attention_mask: Any, *, per_image: bool, bucket: int, **inputs: Any
     ) -> Prompt:
-        """See `make_prompt`; every image has a stretch of its own anyway."""
+        """See `make_prompt`, also for `border`."""
         del per_image
+        border = inputs.pop("border", None)
         if inputs:
             raise TypeError(f"{self.model_type} models take no {', '.join(inputs)}")
         return make_prompt(
@@ -178,6 +179,7 @@ class Llava(VisionLanguageModel):
             tokens_per_image=self.config.tokens_per_image,
             bucket=bucket,
             vocab_size=self.config.text.vocab_size,
+            border=border,
         )
 
     def image_features(self, pixel_values: jax.Array) -> jax.Array:

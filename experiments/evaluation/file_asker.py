@@ -1,0 +1,139 @@
+"""The worker of an evaluation on a question file: holds the model and asks it, row by row safe from the others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from experiments import loading, methods, results, schedules
+from experiments.cli import CommandError, one_line
+from experiments.evaluation.encoder import Encoder
+from experiments.evaluation.file_questions import questions_of
+from experiments.evaluation.questions import Sample
+from experiments.evaluation.settings import Settings
+from models.engine.plan import Carve, parse
+from tokencarve_jax import plan
+
+
+class FileAsker:
+    """Loads the checkpoint once and is asked for one batch after the other.
+
+    Args:
+      settings: of the evaluation, with `files`.
+
+    Attributes:
+      methods: what to compare, by name, as `carve` arguments.
+
+    Raises:
+      CommandError: the file cannot be read, or the model not be carved like that, or its images not be brought to a
+        square like that.
+      Whatever `experiments.loading.load` raises.
+    """
+
+    def __init__(self, settings: Settings):
+        assert settings.files is not None
+        self._settings, self._files = settings, settings.files
+        self._questions = questions_of(self._files)
+        self._checkpoint = loading.load(
+            settings.model,
+            dtype=settings.dtype,
+            revision=settings.revision,
+            clip=settings.clip,
+            clip_revision=settings.clip_revision,
+            image_aspect_ratio=self._files.image_aspect_ratio,
+        )
+        self._llava = self._checkpoint.llava
+        if self._files.border != "keep" and self._checkpoint.image_aspect_ratio != "pad":
+            raise CommandError(
+                f"border {self._files.border!r} is for padded images; here they are "
+                f"{self._checkpoint.image_aspect_ratio!r}"
+            )
+        keep, every = settings.keep, self._llava.config.tokens_per_image
+        if self._llava.square:  # the same count for all images, however much of them is border
+            try:
+                keep = plan(every, keep).kept
+            except ValueError as error:
+                raise CommandError(f"keep={keep}: {error}") from error
+        given = {" ".join(texts): schedules.read(texts) for texts in settings.schedules}
+        self.methods = methods.to_compare(self._llava, keep, settings.methods, given, clip=self._checkpoint.clip)
+        self._max_new_tokens = self._files.max_new_tokens or self._questions.max_new_tokens
+        self._encoder = Encoder(self._checkpoint, conversation=self._files.conversation, border=self._files.border)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for all workers."""
+        clip = self._checkpoint.clip
+        return {
+            "model_sha256": loading.checksum(self._checkpoint.folder),
+            **({} if clip is None else {"clip_sha256": loading.checksum(clip.folder)}),
+            "methods": {name: methods.visual_tokens(self._llava, carve) for name, carve in self.methods.items()},
+            "image_aspect_ratio": self._checkpoint.image_aspect_ratio,
+            "versions": results.versions(),
+            "code_sha256": results.code_checksum(),
+            **self._questions.identity(),
+        }
+
+    def machine(self) -> dict[str, Any]:
+        """What this worker runs on."""
+        return results.machine()
+
+    def ask(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Ask every method about rows of one batch.
+
+        Returns:
+          One record per row: `said` by method, or `error`.
+        """
+        samples, errors = dict[int, Sample](), dict[int, str]()
+        for index in indices:
+            try:
+                samples[index] = self._encoder.fitting(self._questions.sample(index))
+            except CommandError as error:
+                errors[index] = str(error)
+        said = self._answer(samples, errors) if samples else {}
+        return [
+            {"sample": index} | ({"error": errors[index]} if index in errors else {"said": said[index]})
+            for index in indices
+        ]
+
+    def _answer(self, samples: dict[int, Sample], errors: dict[int, str]) -> dict[int, dict[str, str]]:
+        """What every method says to each sample. One that cannot be asked goes to `errors`, and not its neighbours."""
+        try:
+            return self._answer_together(samples)
+        except (ValueError, TypeError, UnicodeError) as error:
+            if len(samples) == 1:
+                errors |= dict.fromkeys(samples, f"{type(error).__name__}: {one_line(error)}")
+                return {}
+        said = dict[int, dict[str, str]]()
+        for index, sample in samples.items():
+            said |= self._answer({index: sample}, errors)
+        return said
+
+    def _answer_together(self, samples: dict[int, Sample]) -> dict[int, dict[str, str]]:
+        inputs = self._encoder(list(samples.values()), self._settings.batch_size)
+        said = {index: dict[str, str]() for index in samples}
+        for name, carve in self.methods.items():
+            tokens = self._llava.generate(
+                inputs.input_ids,
+                inputs.pixel_values,
+                attention_mask=inputs.attention_mask,
+                image_sizes=inputs.image_sizes,
+                relevance=inputs.relevance,
+                border=inputs.border,
+                max_new_tokens=self._max_new_tokens,
+                carve=self._possible(carve, inputs),
+                seed=(self._settings.seed * 1_000_003 + next(iter(samples))) % 2**32,  # whoever asks it
+            )
+            for index, text in zip(samples, self._checkpoint.decode(tokens), strict=False):
+                said[index][name] = text
+        return said
+
+    def _possible(self, carve: Carve, inputs: loading.Inputs) -> Carve:
+        """Without border, a thin strip of an image has fewer tokens than a cut keeps: then it keeps them all."""
+        if self._files.border != "drop" or inputs.pixel_values is None:
+            return carve
+        prompt = self._llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask)
+        most = prompt.visual_slots.shape[1]
+        cuts = parse(carve, num_layers=self._llava.config.text.num_layers)
+        return tuple(
+            dataclasses.replace(cut, keep=min(cut.keep, most)) if isinstance(cut.keep, int) else cut for cut in cuts
+        )
