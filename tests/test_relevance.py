@@ -16,6 +16,7 @@ from models.config import ConfigError
 from models.engine import evidence, plan, prefill
 from models.engine.plan import Cut
 from models.engine.relevance import FEATURES, Asked
+from models.engine.visual import Reading
 from models.llava import Llava
 from models.relevance import Relevance, cut
 from models.towers.clip_text import PatchEmbedding
@@ -236,6 +237,10 @@ class TestOnlyWhatIsDeclared:
         assert len(calls) == times
         assert [FEATURES in found for found in read] == [times > 0]
 
+    def test_scoring_cuts_nothing(self, llava, asks, counted):
+        llava(*inputs(images=(1, 1)), relevance=asks(QUESTIONS))
+        assert counted == ([], [()])
+
     def test_plans_that_do_not_ask_share_the_program(self, llava, asks):
         ids, pixels, mask = inputs(images=(1, 1))
         llava.prefill(llava.prompt(ids, pixels, mask), carve=7)
@@ -252,6 +257,9 @@ def test_newlines_of_llava_next_are_the_least_relevant():
     patches.post_layernorm.bias[...] = jnp.asarray(rng.normal(size=24), jnp.float32)
     texts = rng.normal(size=(2, 1, 14)).astype(np.float32)
     told, _ = next_inputs([[(10, 20)], [(50, 50)]])
+    # What padding shows, the first patch of all, would be the second row's least relevant one.
+    first = model.visual(model.prompt(**told).pixel_values, Reading((FEATURES,))).evidence[FEATURES][0]
+    texts[1, 0] = patches(first)
 
     def relevance_of(rows, images):
         asked = Asked(texts[rows], np.ones((len(texts[rows]), 1), bool), patches)
