@@ -24,6 +24,7 @@ from models.towers.config import ClipConfig
 from tests import tiny
 from tests.checkpoints import IMAGE, PATCHES, VISION
 from tests.clips import CONTEXT, END, LEGACY, make_clip, make_llava, relevance
+from tests.devices import on_devices
 from tests.test_per_image import NEXT, next_inputs
 from tokencarve_jax import COMPRESSORS, Compressor, Selection, Tokens
 
@@ -277,6 +278,27 @@ def test_newlines_of_llava_next_are_the_least_relevant():
         assert of_patch.std() > 0.01
         alone, real, _ = relevance_of(slice(row, row + 1), slice(row, row + 1))
         np.testing.assert_allclose(alone[0][real[0]], both[row][valid[row]], rtol=0, atol=1e-5)
+
+
+def on_a_mesh(llava_folder, clip_folder):
+    """The body of the test below."""
+    asks, kept = Relevance.from_pretrained(clip_folder), []
+    ids, pixels, mask = inputs(images=(1, 1))
+    for mesh in (None, jax.make_mesh((2,), ("data",))):
+        model = Llava.from_pretrained(llava_folder, mesh=mesh)
+        prompt = model.prompt(ids, pixels, mask, relevance=asks(QUESTIONS))
+        kept.append(np.asarray(model.prefill(prompt, carve=(("input", "cdpruner", 6),)).cuts[0].indices))
+    texts, weight = prompt.relevance.texts, prompt.relevance.patches.projection.weight[...]
+    assert [x.sharding.is_fully_replicated for x in (texts, weight)] == [False, True]
+    assert len(texts.sharding.device_set) == len(weight.sharding.device_set) == 2
+    np.testing.assert_array_equal(*kept)
+    print("the same")
+
+
+def test_on_a_mesh(tmp_path, clip, clip_folder):
+    make_llava(tmp_path, clip, text={"num_hidden_layers": 1})
+    code = f"from tests.test_relevance import on_a_mesh; on_a_mesh({str(tmp_path)!r}, {str(clip_folder)!r})"
+    assert on_devices(2, code).strip() == "the same"
 
 
 class TestErrors:
