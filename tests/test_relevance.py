@@ -16,6 +16,7 @@ from models.config import ConfigError
 from models.engine import evidence, plan, prefill
 from models.engine.plan import Cut
 from models.engine.relevance import FEATURES, Asked
+from models.engine.visual import Reading
 from models.llava import Llava
 from models.relevance import Relevance, cut
 from models.towers.clip_text import PatchEmbedding
@@ -23,6 +24,7 @@ from models.towers.config import ClipConfig
 from tests import tiny
 from tests.checkpoints import IMAGE, PATCHES, VISION
 from tests.clips import CONTEXT, END, LEGACY, make_clip, make_llava, relevance
+from tests.devices import on_devices
 from tests.test_per_image import NEXT, next_inputs
 from tokencarve_jax import COMPRESSORS, Compressor, Selection, Tokens
 
@@ -236,6 +238,10 @@ class TestOnlyWhatIsDeclared:
         assert len(calls) == times
         assert [FEATURES in found for found in read] == [times > 0]
 
+    def test_scoring_cuts_nothing(self, llava, asks, counted):
+        llava(*inputs(images=(1, 1)), relevance=asks(QUESTIONS))
+        assert counted == ([], [()])
+
     def test_plans_that_do_not_ask_share_the_program(self, llava, asks):
         ids, pixels, mask = inputs(images=(1, 1))
         llava.prefill(llava.prompt(ids, pixels, mask), carve=7)
@@ -252,6 +258,9 @@ def test_newlines_of_llava_next_are_the_least_relevant():
     patches.post_layernorm.bias[...] = jnp.asarray(rng.normal(size=24), jnp.float32)
     texts = rng.normal(size=(2, 1, 14)).astype(np.float32)
     told, _ = next_inputs([[(10, 20)], [(50, 50)]])
+    # What padding shows, the first patch of all, would be the second row's least relevant one.
+    first = model.visual(model.prompt(**told).pixel_values, Reading((FEATURES,))).evidence[FEATURES][0]
+    texts[1, 0] = patches(first)
 
     def relevance_of(rows, images):
         asked = Asked(texts[rows], np.ones((len(texts[rows]), 1), bool), patches)
@@ -269,6 +278,27 @@ def test_newlines_of_llava_next_are_the_least_relevant():
         assert of_patch.std() > 0.01
         alone, real, _ = relevance_of(slice(row, row + 1), slice(row, row + 1))
         np.testing.assert_allclose(alone[0][real[0]], both[row][valid[row]], rtol=0, atol=1e-5)
+
+
+def on_a_mesh(llava_folder, clip_folder):
+    """The body of the test below."""
+    asks, kept = Relevance.from_pretrained(clip_folder), []
+    ids, pixels, mask = inputs(images=(1, 1))
+    for mesh in (None, jax.make_mesh((2,), ("data",))):
+        model = Llava.from_pretrained(llava_folder, mesh=mesh)
+        prompt = model.prompt(ids, pixels, mask, relevance=asks(QUESTIONS))
+        kept.append(np.asarray(model.prefill(prompt, carve=(("input", "cdpruner", 6),)).cuts[0].indices))
+    texts, weight = prompt.relevance.texts, prompt.relevance.patches.projection.weight[...]
+    assert [x.sharding.is_fully_replicated for x in (texts, weight)] == [False, True]
+    assert len(texts.sharding.device_set) == len(weight.sharding.device_set) == 2
+    np.testing.assert_array_equal(*kept)
+    print("the same")
+
+
+def test_on_a_mesh(tmp_path, clip, clip_folder):
+    make_llava(tmp_path, clip, text={"num_hidden_layers": 1})
+    code = f"from tests.test_relevance import on_a_mesh; on_a_mesh({str(tmp_path)!r}, {str(clip_folder)!r})"
+    assert on_devices(2, code).strip() == "the same"
 
 
 class TestErrors:
