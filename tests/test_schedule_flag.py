@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import re
+import types
 
 import pytest
 from PIL import Image
 
 from experiments import eval as evaluation
-from experiments import generate, schedules
+from experiments import generate, methods, schedules
 from experiments.cli import CommandError
 from experiments.scenes import make_scene
+from models.engine.official import sparsevlm_schedule
 from models.engine.plan import OPTIONS, Cut, parse
 from tests.commands import VISUAL, failure, save_checkpoint
 from tokencarve_jax import COMPRESSORS
@@ -108,6 +110,26 @@ def test_generate_takes_one(model, tmp_path, capsys):
         (["tokencarve@2=4", "--keep=3"], "not allowed with argument"),
     ):
         assert says in failure(generate.main, [*flags, *wrong], capsys)
+
+
+def test_published_schedules_are_methods_at_an_average():
+    """No model is needed to see what would be compared."""
+    text = types.SimpleNamespace(num_layers=32)
+    llava = types.SimpleNamespace(config=types.SimpleNamespace(text=text, tokens_per_image=576))
+    compared = methods.to_compare(llava, 192, ["tokencarve", "sparsevlm-schedule", "pyramiddrop-schedule"])
+    assert compared["sparsevlm-schedule"] == sparsevlm_schedule(32, 576, 192)
+    left = {name: methods.visual_tokens(llava, carve) for name, carve in compared.items()}
+    assert {name: count for name, (count, _) in left.items()} == {
+        "vanilla": 576,
+        "tokencarve": 192,
+        "sparsevlm-schedule": 113,
+        "pyramiddrop-schedule": 9,
+    }
+    assert [average for _, average in left.values()] == pytest.approx([576, 216, 192, 192], abs=0.1)
+    with pytest.raises(CommandError, match=r"keep=64: pyramiddrop: .* cannot be reached"):
+        methods.to_compare(llava, 64, ["pyramiddrop-schedule"])
+    with pytest.raises(CommandError, match="two have one name"):
+        methods.to_compare(llava, 64, ["fastv", "fastv"])
 
 
 def test_eval_compares_several_with_methods(model, tmp_path, capsys):
