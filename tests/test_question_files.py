@@ -191,6 +191,23 @@ class TestAnswers:
         assert texts["drop"]["vanilla"] != kept["vanilla"]
         assert texts["last"]["tokencarve"] != kept["tokencarve"]
 
+    def test_one_that_cannot_be_encoded(self, folder, whole, tmp_path, monkeypatch, capsys):
+        """What a processor may refuse besides all that is looked for; its neighbour in the batch is answered."""
+        original = loading.Checkpoint.encode_texts
+
+        def encode_texts(self, images, texts, **options):
+            if any("red circle" in text for text in texts):
+                raise ValueError("no red circles")
+            return original(self, images, texts, **options)
+
+        monkeypatch.setattr(loading.Checkpoint, "encode_texts", encode_texts)
+        assert evaluation.main(flags(folder, "pope.jsonl", tmp_path / "a.jsonl")) == 1
+        assert "1 questions could not be asked" in capsys.readouterr().err
+        (failed,) = json.loads((tmp_path / "a" / "results.json").read_text())["failed"]
+        assert (failed["line"], failed["question_id"], failed["error"]) == (2, 2, "ValueError: no red circles")
+        want = answers(whole, "tokencarve")
+        assert answers(tmp_path / "a.jsonl", "tokencarve") == [want[0], *want[2:]]
+
     def test_known_answers_are_scored(self, folder, whole, tmp_path):
         said = [line["text"] for line in answers(whole, "vanilla")]
         known = [f" {said[0].upper()}. ", "never", said[2], None, None]
@@ -267,6 +284,7 @@ class TestBadInput:
             (["--questions=nowhere.xlsx"], "ends in .jsonl, .json, .tsv"),
             (["--images=nowhere"], "nowhere: no such folder of images"),
             (["--image-aspect-ratio=crop", "--border=drop"], "'drop' is for padded images; here they are 'crop'"),
+            (["--border=last", "--methods=tome"], "'last': a cut in the vision tower"),
             (["--keep=17"], "keep=17"),
         ],
     )

@@ -12,7 +12,7 @@ from experiments.evaluation.file_questions import FileQuestions
 from experiments.evaluation.questions import Sample
 from experiments.evaluation.settings import Files, Settings
 from models.config import read_hf_config
-from models.engine.plan import Carve, parse
+from models.engine.plan import TOWER, Carve, Schedule, parse
 from tokencarve_jax import plan
 
 # Whole prompts; {images} is a placeholder and a line break for each. Those of LLaVA's `conv_templates`.
@@ -61,6 +61,8 @@ class FileAsker:
             except ValueError as error:
                 raise CommandError(f"keep={keep}: {error}") from error
         self.methods = methods.to_compare(self._llava, keep, settings.methods)
+        if self._files.border != "keep" and any(c.place == TOWER for m in self.methods.values() for c in self._cuts(m)):
+            raise CommandError(f"border {self._files.border!r}: a cut in the vision tower does not know of border")
         self._placeholder = processor.image_token
         self._max_new_tokens = self._files.max_new_tokens or self._questions.max_new_tokens
         hf, _ = read_hf_config(self._checkpoint.folder)
@@ -120,25 +122,16 @@ class FileAsker:
         return self._checkpoint.processor.apply_chat_template(turns, add_generation_prompt=True)
 
     def _answer(self, samples: dict[int, Sample], errors: dict[int, str]) -> dict[int, dict[str, str]]:
-        """What every method says to each sample. One that cannot be asked goes to `errors`, and not its neighbours."""
+        """What every method says to each sample. One that cannot be encoded goes to `errors`, its neighbours do not."""
         try:
-            return self._answer_together(samples)
-        except (ValueError, TypeError, UnicodeError) as error:
+            inputs = self._encode(list(samples.values()))
+            most = self._most(inputs)
+        except (ValueError, TypeError) as error:
             if len(samples) == 1:
                 errors |= dict.fromkeys(samples, f"{type(error).__name__}: {one_line(error)}")
                 return {}
-        said = dict[int, dict[str, str]]()
-        for index, sample in samples.items():
-            said |= self._answer({index: sample}, errors)
-        return said
-
-    def _answer_together(self, samples: dict[int, Sample]) -> dict[int, dict[str, str]]:
-        """A batch of full size: the last sample is repeated where there are fewer, so that nothing compiles anew."""
-        own = list(samples.values())
-        own += own[-1:] * (self._settings.batch_size - len(own))
-        inputs = self._checkpoint.encode_texts(
-            [sample.images for sample in own], [self._prompt(sample) for sample in own], border=self._files.border
-        )
+            alone = [self._answer({index: sample}, errors) for index, sample in samples.items()]
+            return {index: said for one in alone for index, said in one.items()}
         said = {index: dict[str, str]() for index in samples}
         for name, carve in self.methods.items():
             tokens = self._llava.generate(
@@ -148,23 +141,40 @@ class FileAsker:
                 image_sizes=inputs.image_sizes,
                 border=inputs.border,
                 max_new_tokens=self._max_new_tokens,
-                carve=self._possible(carve, inputs),
+                carve=self._at_most(carve, most),
                 seed=(self._settings.seed * 1_000_003 + next(iter(samples))) % 2**32,  # whoever asks it
             )
             for index, text in zip(samples, self._checkpoint.decode(tokens), strict=False):
                 said[index][name] = text
         return said
 
-    def _possible(self, carve: Carve, inputs: loading.Inputs) -> Carve:
-        """Without border, a thin strip of an image has fewer tokens than a cut keeps: then it keeps them all."""
-        if self._files.border != "drop" or inputs.pixel_values is None:
-            return carve
-        prompt = self._llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask)
-        most = prompt.visual_slots.shape[1]
-        cuts = parse(carve, num_layers=self._llava.config.text.num_layers)
-        return tuple(
-            dataclasses.replace(cut, keep=min(cut.keep, most)) if isinstance(cut.keep, int) else cut for cut in cuts
+    def _encode(self, samples: list[Sample]) -> loading.Inputs:
+        """A batch of full size: the last sample is repeated where there are fewer, so that nothing compiles anew."""
+        samples = samples + samples[-1:] * (self._settings.batch_size - len(samples))
+        return self._checkpoint.encode_texts(
+            [sample.images for sample in samples],
+            [self._prompt(sample) for sample in samples],
+            border=self._files.border,
         )
+
+    def _most(self, inputs: loading.Inputs) -> int:
+        """How many visual tokens a row of the batch has room for."""
+        prompt = self._llava.prompt(
+            inputs.input_ids, inputs.pixel_values, inputs.attention_mask, image_sizes=inputs.image_sizes
+        )
+        return prompt.visual_slots.shape[1]
+
+    def _at_most(self, carve: Carve, most: int) -> Carve:
+        """Without its border, a thin strip of an image has fewer tokens than a cut keeps: then it keeps them all."""
+        if self._files.border != "drop" or carve is None:
+            return carve
+        return tuple(
+            dataclasses.replace(cut, keep=min(cut.keep, most)) if isinstance(cut.keep, int) and most else cut
+            for cut in self._cuts(carve)
+        )
+
+    def _cuts(self, carve: Carve) -> Schedule:
+        return parse(carve, num_layers=self._llava.config.text.num_layers)
 
 
 def questions_of(files: Files) -> FileQuestions:
