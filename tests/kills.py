@@ -2,7 +2,8 @@
 
 Each try runs `experiments.eval --workers=2` on a small checkpoint, ends a worker, the driver, or both by SIGKILL at a
 random moment, repeats the command where the driver is gone, and compares the answers with those of one undisturbed
-process. It also looks for processes that are left over.
+process. It also looks for processes that are left over. With --questions it asks a question file, and compares the
+files of answers too, byte for byte.
 """
 
 import argparse
@@ -14,8 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
+
+from experiments.scenes import make_scene
 from tests.commands import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +34,18 @@ def command(model: Path, out: Path, *more: str) -> list[str]:
     """An evaluation of a few seconds; later flags count."""
     flags = [f"--model={model}", f"--out={out}", "--keep=5", "--limit=40", "--batch-size=2", "--seed=1"]
     return [sys.executable, "-m", "experiments.eval", *flags, *more]
+
+
+def command_on_file(model: Path, out: Path, *more: str) -> list[str]:
+    """The same on a question file, which is written where it is not there yet."""
+    path = model.parent / "questions.jsonl"
+    if not path.exists():
+        image = model.parent / "scene.png"
+        Image.fromarray(make_scene("test", 0, 1).image).save(image)
+        rows = ({"question_id": i, "image": image.name, "text": f"what is {i} " * (i % 3)} for i in range(2400))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [f"--questions={path}", f"--images={model.parent}", f"--answers={out / 'a.jsonl'}", "--max-new-tokens=8"]
+    return command(model, out, *files, *more)
 
 
 def environment() -> dict[str, str]:
@@ -59,6 +76,11 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 def samples(out: Path) -> list[dict]:
     return json.loads((out / "results.json").read_text())["samples"]
+
+
+def written(out: Path) -> tuple[list[dict], dict[str, bytes]]:
+    """All samples, and the files of answers where a question file was asked."""
+    return samples(out), {path.name: path.read_bytes() for path in out.glob("a-*.jsonl")}
 
 
 def descendants(pid: int) -> dict[int, str]:
@@ -138,17 +160,17 @@ def kill_once(argv: list[str], out: Path, target: str, after: float, generator: 
     }
 
 
-def kill_many(kills: int, seed: int, folder: Path) -> list[dict]:
+def kill_many(kills: int, seed: int, folder: Path, command: Callable[..., list[str]] = command) -> list[dict]:
     """Try after try, the targets by turns; says how each ended."""
     generator = random.Random(seed)
     model = save_checkpoint(folder / "model")
     status, _, err = finish(start(command(model, folder / "whole", LONG)))
     assert status == 0, err
-    wanted = samples(folder / "whole")
+    wanted = written(folder / "whole")
     began = time.monotonic()
     status, _, err = finish(start(command(model, folder / "timed", LONG, "--workers=2")))
     assert status == 0, err
-    assert samples(folder / "timed") == wanted
+    assert written(folder / "timed") == wanted
     span = max(2.0, time.monotonic() - began - 5)  # Ray takes about five seconds to have the first worker
     tries = []
     for number in range(kills):
@@ -156,7 +178,7 @@ def kill_many(kills: int, seed: int, folder: Path) -> list[dict]:
         found = kill_once(
             command(model, out, LONG, "--workers=2"), out, TARGETS[number % 3], generator.uniform(0, span), generator
         )
-        found["same"] = found["status"] == 0 and samples(out) == wanted
+        found["same"] = found["status"] == 0 and written(out) == wanted
         tries.append(found)
         print({key: value for key, value in found.items() if key != "family"}, flush=True)
     for found in tries:
@@ -168,10 +190,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--questions", action="store_true", help="ask a question file")
     flags = parser.parse_args()
     print(f"seed {flags.seed}")
     with tempfile.TemporaryDirectory() as folder:
-        tries = kill_many(flags.kills, flags.seed, Path(folder))
+        ask = command_on_file if flags.questions else command
+        tries = kill_many(flags.kills, flags.seed, Path(folder), ask)
     same, left = (sum(bool(found[key]) for found in tries) for key in ("same", "left"))
     hit = sum(found["hit"] > 0 for found in tries)
     print(f"{same} of {flags.kills} runs gave the answers of one process; {hit} were hit; {left} left processes behind")

@@ -11,7 +11,7 @@ from models.engine.plan import Cut
 from models.llava import Llava
 from tests import checkpoints, tiny
 from tests.tiny import IMAGE_TOKEN, PATCHES
-from tokencarve_jax import COMPRESSORS
+from tokencarve_jax import COMPRESSORS, Compressor, Selection
 
 BORDER = np.zeros((5, 5), bool)
 BORDER[:2] = BORDER[4] = True  # 10 tokens show the picture
@@ -63,6 +63,16 @@ class TestLast:
         assignment = np.asarray(out.cuts[0].assignment)
         gone = BORDER & ~np.isin(np.arange(PATCHES), kept[0])
         assert (assignment[0][gone] == -1).all()  # dropped, and not merged into the picture
+
+    def test_what_is_left_is_attended_to(self, llava, inputs):
+        """As after a cut that leaves the same tokens, and knows nothing of border."""
+        marked = llava.prompt(**inputs, border=borders(True, True))
+        out = llava.prefill(marked, carve=schedule("fastv", 14))
+        kept = out.cuts[0].indices
+        same = Compressor("same", lambda tokens, *, keep: Selection(kept))
+        want = llava.prefill(llava.prompt(**inputs), carve=((2, same, 14),))
+        assert BORDER[np.asarray(kept)].sum(1).tolist() == [4, 4]
+        np.testing.assert_allclose(out.logits, want.logits, atol=1e-5)
 
     def test_through_several_cuts(self, llava, inputs):
         prompt = llava.prompt(**inputs, border=borders(True, True))

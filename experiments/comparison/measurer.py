@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import loading, methods, results
+from experiments import cli, loading, methods, results
 from experiments.cli import CommandError
 from experiments.comparison.cells import Cell, Grid, grid
 from experiments.comparison.own_time import Own
@@ -20,6 +20,7 @@ from experiments.comparison.settings import Settings
 from experiments.evaluation.encoder import Encoder
 from experiments.summary import BASELINE
 from models.engine import decode, plan, prefill
+from models.engine.plan import TOWER
 from models.engine.prompt import Prompt, round_up
 from models.engine.relevance import only_asked
 from models.engine.sampling import GREEDY
@@ -68,6 +69,10 @@ class Measurer:
         for cell in self._grid.cells.values():
             with methods.said(cell.key):
                 methods.check_told(cell.cuts, clip=self._checkpoint.clip)
+            if files is not None and files.border != "keep" and any(cut.place == TOWER for cut in cell.cuts):
+                raise CommandError(
+                    f"border {files.border!r}: {cell.key} cuts in the vision tower, which knows no border"
+                )
         self._own: dict[str, Own] = {}
         self._warm: set[str] = set()
 
@@ -97,10 +102,6 @@ class Measurer:
         }
         lines = [vars(line) for line in self._grid.lines]
         return {"cells": cells, "lines": lines, "length": self._length}
-
-    @property
-    def _vanilla(self) -> Cell:
-        return self._grid.cells[BASELINE]
 
     def cost(self, indices: Sequence[int], key: str) -> dict[str, Any]:
         """XLA's count of the prefill's operations for the first question, and the bytes of its cache."""
@@ -160,6 +161,15 @@ class Measurer:
                 asked.append(index)
             except CommandError as error:
                 errors[index] = str(error)
+        try:
+            if asked:
+                self._prompt(asked)
+        except (ValueError, TypeError) as error:
+            if len(asked) == 1:
+                return [], errors | {asked[0]: f"{type(error).__name__}: {cli.one_line(error)}"}
+            parts = [self._possible([index]) for index in asked]
+            asked = [index for part, _ in parts for index in part]
+            errors |= {index: why for _, part in parts for index, why in part.items()}
         return asked, errors
 
     def time(self, indices: Sequence[int], keys: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -12,7 +12,7 @@ from experiments.evaluation.encoder import Encoder
 from experiments.evaluation.file_questions import questions_of
 from experiments.evaluation.questions import Sample
 from experiments.evaluation.settings import Settings
-from models.engine.plan import Carve, parse
+from models.engine.plan import TOWER, Carve, Schedule, parse
 from tokencarve_jax import plan
 
 
@@ -57,6 +57,8 @@ class FileAsker:
                 raise CommandError(f"keep={keep}: {error}") from error
         given = {" ".join(texts): schedules.read(texts) for texts in settings.schedules}
         self.methods = methods.to_compare(self._llava, keep, settings.methods, given, clip=self._checkpoint.clip)
+        if self._files.border != "keep" and any(c.place == TOWER for m in self.methods.values() for c in self._cuts(m)):
+            raise CommandError(f"border {self._files.border!r}: a cut in the vision tower does not know of border")
         self._max_new_tokens = self._files.max_new_tokens or self._questions.max_new_tokens
         self._encoder = Encoder(self._checkpoint, conversation=self._files.conversation, border=self._files.border)
 
@@ -96,20 +98,16 @@ class FileAsker:
         ]
 
     def _answer(self, samples: dict[int, Sample], errors: dict[int, str]) -> dict[int, dict[str, str]]:
-        """What every method says to each sample. One that cannot be asked goes to `errors`, and not its neighbours."""
+        """What every method says to each sample. One that cannot be encoded goes to `errors`, its neighbours do not."""
         try:
-            return self._answer_together(samples)
-        except (ValueError, TypeError, UnicodeError) as error:
+            inputs = self._encoder(list(samples.values()), self._settings.batch_size)
+            most = self._most(inputs)
+        except (ValueError, TypeError) as error:
             if len(samples) == 1:
                 errors |= dict.fromkeys(samples, f"{type(error).__name__}: {one_line(error)}")
                 return {}
-        said = dict[int, dict[str, str]]()
-        for index, sample in samples.items():
-            said |= self._answer({index: sample}, errors)
-        return said
-
-    def _answer_together(self, samples: dict[int, Sample]) -> dict[int, dict[str, str]]:
-        inputs = self._encoder(list(samples.values()), self._settings.batch_size)
+            alone = [self._answer({index: sample}, errors) for index, sample in samples.items()]
+            return {index: said for one in alone for index, said in one.items()}
         said = {index: dict[str, str]() for index in samples}
         for name, carve in self.methods.items():
             tokens = self._llava.generate(
@@ -120,20 +118,28 @@ class FileAsker:
                 relevance=inputs.relevance,
                 border=inputs.border,
                 max_new_tokens=self._max_new_tokens,
-                carve=self._possible(carve, inputs),
+                carve=self._at_most(carve, most),
                 seed=(self._settings.seed * 1_000_003 + next(iter(samples))) % 2**32,  # whoever asks it
             )
             for index, text in zip(samples, self._checkpoint.decode(tokens), strict=False):
                 said[index][name] = text
         return said
 
-    def _possible(self, carve: Carve, inputs: loading.Inputs) -> Carve:
-        """Without border, a thin strip of an image has fewer tokens than a cut keeps: then it keeps them all."""
-        if self._files.border != "drop" or inputs.pixel_values is None:
-            return carve
-        prompt = self._llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask)
-        most = prompt.visual_slots.shape[1]
-        cuts = parse(carve, num_layers=self._llava.config.text.num_layers)
-        return tuple(
-            dataclasses.replace(cut, keep=min(cut.keep, most)) if isinstance(cut.keep, int) else cut for cut in cuts
+    def _most(self, inputs: loading.Inputs) -> int:
+        """How many visual tokens a row of the batch has room for."""
+        prompt = self._llava.prompt(
+            inputs.input_ids, inputs.pixel_values, inputs.attention_mask, image_sizes=inputs.image_sizes
         )
+        return prompt.visual_slots.shape[1]
+
+    def _at_most(self, carve: Carve, most: int) -> Carve:
+        """Without its border, a thin strip of an image has fewer tokens than a cut keeps: then it keeps them all."""
+        if self._files.border != "drop" or carve is None:
+            return carve
+        return tuple(
+            dataclasses.replace(cut, keep=min(cut.keep, most)) if isinstance(cut.keep, int) and most else cut
+            for cut in self._cuts(carve)
+        )
+
+    def _cuts(self, carve: Carve) -> Schedule:
+        return parse(carve, num_layers=self._llava.config.text.num_layers)
