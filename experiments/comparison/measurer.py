@@ -29,6 +29,17 @@ from models.engine.target import target_of
 BUCKET = 32  # wide, so that a model's prompts of similar length share one program for each cell
 
 
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Questions that are asked together: their numbers, what is wrong with others, and vanilla's logits [B, V]."""
+
+    asked: list[int]
+    errors: dict[int, str]
+    seed: int
+    prompt: Any  # None where none can be asked
+    vanilla: np.ndarray
+
+
 class Measurer:
     """Loads the checkpoint once and is told one piece of work after the other.
 
@@ -74,6 +85,7 @@ class Measurer:
                     f"border {files.border!r}: {cell.key} cuts in the vision tower, which knows no border"
                 )
         self._own: dict[str, Own] = {}
+        self._batch = functools.lru_cache(maxsize=1)(self._read)  # cells come a few at a time
         self._warm: set[str] = set()
 
     def identity(self) -> dict[str, Any]:
@@ -126,21 +138,26 @@ class Measurer:
           question that could be: what was `said`, the Kullback-Leibler divergence in nats of the next token's
           distribution from vanilla's (`kl`), and whether the likeliest token is vanilla's (`same_first`).
         """
-        asked, errors = self._possible(indices)
+        batch = self._batch(tuple(indices))
         found: dict[str, dict[str, list[Any]]] = {}
-        if asked:
-            prompt, seed, rows = self._prompt(asked), self._seed(indices), len(asked)
-            vanilla = self._prefill(self._grid.cells[BASELINE], prompt, seed)
-            reference = np.asarray(vanilla.logits)[:rows]
-            for key in keys:
-                prefilled = vanilla if key == BASELINE else self._prefill(self._grid.cells[key], prompt, seed)
-                logits = np.asarray(prefilled.logits)[:rows]
-                found[key] = {
-                    "said": self._say(prefilled, seed)[:rows],
-                    "kl": [round(float(nats), 9) for nats in divergence(reference, logits)],
-                    "same_first": (logits.argmax(-1) == reference.argmax(-1)).tolist(),
-                }
-        return {"indices": asked, "errors": errors, "found": found}
+        for key in keys if batch.asked else ():
+            prefilled = self._prefill(self._grid.cells[key], batch.prompt, batch.seed)
+            logits = np.asarray(prefilled.logits)[: len(batch.asked)]
+            found[key] = {
+                "said": self._say(prefilled, batch.seed)[: len(batch.asked)],
+                "kl": [round(float(nats), 9) for nats in divergence(batch.vanilla, logits)],
+                "same_first": (logits.argmax(-1) == batch.vanilla.argmax(-1)).tolist(),
+            }
+        return {"indices": batch.asked, "errors": batch.errors, "found": found}
+
+    def _read(self, indices: tuple[int, ...]) -> _Batch:
+        asked, errors = self._possible(indices)
+        seed = (self._settings.seed * 1_000_003 + indices[0]) % 2**32  # whoever asks it; as in `experiments.eval`
+        if not asked:
+            return _Batch(asked, errors, seed, None, np.zeros(0))
+        prompt = self._prompt(asked)
+        vanilla = self._prefill(self._grid.cells[BASELINE], prompt, seed)
+        return _Batch(asked, errors, seed, prompt, np.asarray(vanilla.logits)[: len(asked)])
 
     def _first(self) -> int:
         """A question that can be asked."""
@@ -174,19 +191,19 @@ class Measurer:
 
     def time(self, indices: Sequence[int], keys: Sequence[str]) -> dict[str, dict[str, float]]:
         """Seconds of each cell's prefill of a batch, and of its compressors alone on one image: one turn for each."""
-        prompt, seed = self._prompt(indices), self._seed(indices)
+        batch = self._batch(tuple(indices))
         prefill_s, own_s = {}, {}
         for key in keys:
             cell = self._grid.cells[key]
             if key not in self._own:
                 self._own[key] = Own(self._llava, cell.cuts, length=self._length)
             if key not in self._warm:
-                self._prefill(cell, prompt, seed)
+                self._prefill(cell, batch.prompt, batch.seed)
                 self._own[key]()
                 self._warm.add(key)
         for key in keys:
             start = time.perf_counter()
-            self._prefill(self._grid.cells[key], prompt, seed)
+            self._prefill(self._grid.cells[key], batch.prompt, batch.seed)
             prefill_s[key] = time.perf_counter() - start
             own_s[key] = self._own[key]()
         return {"prefill_s": prefill_s, "own_s": own_s}
@@ -204,10 +221,6 @@ class Measurer:
             bucket=BUCKET,
         )
         return jax.device_put(prompt)
-
-    def _seed(self, indices: Sequence[int]) -> int:
-        """Each batch its own, whoever asks it; as in `experiments.eval`."""
-        return (self._settings.seed * 1_000_003 + indices[0]) % 2**32
 
     def _prefill(self, cell: Cell, prompt: Prompt, seed: int) -> prefill.Prefilled:
         if cell.side is not None and prompt.pixel_values is not None:

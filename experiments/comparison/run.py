@@ -19,6 +19,8 @@ from experiments.comparison.settings import Settings
 from experiments.evaluation.questions import QuestionSet
 from models.writing import own_folder
 
+CELLS = 8  # that are asked at a time: what an interruption costs, at most
+
 
 def compare(settings: Settings, *, command: Sequence[str]) -> tuple[str, int]:
     """Run a comparison, or go on with one.
@@ -64,7 +66,8 @@ def _compare(settings: Settings, pool: workers.Pool, command: Sequence[str]) -> 
     answers = Answers(keys)
     _ask_all(settings, questions, pool, journal, answers)
     samples, known = answers.samples(questions), answers.known
-    batch = [sample["sample"] for sample in samples][: settings.batch_size]
+    asked = {sample["sample"] for sample in samples}
+    batch = next(own for part in questions.batches(settings.batch_size) if (own := [i for i in part if i in asked]))
     costs = _costs(pool, journal, keys, batch)
     times = _times(settings.rounds, pool, journal, keys, batch)
 
@@ -157,14 +160,15 @@ class Answers:
 def _ask_all(
     settings: Settings, questions: QuestionSet, pool: workers.Pool, journal: results.Journal, answers: Answers
 ) -> None:
-    """Have all questions asked that the journal does not hold yet, a batch of all cells at a time."""
+    """Have all questions asked that the journal does not hold yet, some cells at a time."""
     for entry in journal.entries:
         answers.take(entry)
     parts = questions.batches(settings.batch_size)
     calls = [
-        Call(number, methodcaller("ask", part, missing))
+        Call((number, at), methodcaller("ask", part, missing[at : at + CELLS]))
         for number, part in enumerate(parts)
-        if (missing := answers.missing(part))
+        for missing in [answers.missing(part)]
+        for at in range(0, len(missing), CELLS)
     ]
     total = sum(map(len, parts)) * len(answers.known)
     with tqdm(
