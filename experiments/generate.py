@@ -19,6 +19,7 @@ from PIL import Image
 
 from experiments import cli, conversation, loading, pictures
 from experiments.cli import CommandError
+from experiments.images import open_image
 from experiments.results import format_bytes, format_seconds
 from models.engine.model import ROOM_BUCKET
 from models.engine.plan import parse, resolve
@@ -72,7 +73,7 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
       CommandError: an image cannot be read, the model not be carved like that, or the picture not be drawn.
       Whatever `experiments.loading.load` raises.
     """
-    images = [loading.read_image(path) for path in settings.images]
+    images = [open_image(path) for path in settings.images]
     checkpoint, load_s = _timed(lambda: _load(settings))
     llava = checkpoint.llava
     if picture and not llava.square:
@@ -143,7 +144,7 @@ def chat(settings: Settings) -> None:
       CommandError: an image cannot be read, or the model not be carved like that.
       Whatever `experiments.loading.load` raises.
     """
-    images = [loading.read_image(path) for path in settings.images]
+    images = [open_image(path) for path in settings.images]
     talk = conversation.Conversation(
         _load(settings), images, keep=settings.keep, max_new_tokens=settings.max_new_tokens
     )

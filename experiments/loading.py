@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
 
 from experiments.cli import CommandError
 from models.auto import from_pretrained
@@ -135,19 +133,3 @@ def checksum(folder: Path) -> str:
             with path.open("rb") as file:
                 total.update(f"{name.as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read an image file, upright and RGB.
-
-    Raises:
-      CommandError: missing, or no image that Pillow reads whole.
-    """
-    if not path.is_file():
-        raise CommandError(f"{path}: no such file")
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise CommandError(f"{path}: cannot be read as an image ({reason})") from error
