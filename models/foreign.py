@@ -41,10 +41,10 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def parsing(what: object, raising: type[Exception]) -> Iterator[None]:
-    """Whatever the body's parser raises for bad input becomes one line that names the input; no warning or log is shown.
+    """Whatever the body's parser raises for bad input becomes one line that names the input.
 
-    The body calls another library on what a user gave, and does nothing else: parsers raise anything at all for
-    damaged input, so that a list of exceptions is never complete.
+    Its warnings and logs are not shown. The body calls another library on what a user gave, and does nothing else:
+    parsers raise anything at all for damaged input, so that a list of exceptions is never complete.
 
     Args:
       what: the file or folder, for the message.

@@ -153,6 +153,9 @@ class VisionLanguageModel(nnx.Module):
         """
         given = {name: value for name, value in inputs.items() if value is not None}
         packed = self.pack(input_ids, pixel_values, attention_mask, per_image=per_image, bucket=bucket, **given)
+        longest, context = int(packed.lengths.max()), self.config.text.max_positions
+        if longest > context:
+            raise ValueError(f"a prompt has {longest} tokens, visual ones included; the model's context is {context}")
         return place_batch(packed, self.mesh)
 
     def __call__(
