@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
-import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -27,19 +24,6 @@ def formats() -> tuple[str, ...]:
     return tuple(sorted(set(Image.OPEN) - _RUN_PROGRAMS))
 
 
-@contextlib.contextmanager
-def _silent_c() -> Iterator[None]:
-    """File descriptor 2 goes nowhere: libtiff prints its errors there, and Pillow raises them as well."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def open_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     """Read an image whole, upright and RGB.
 
@@ -57,7 +41,7 @@ def open_image(source: Path | bytes, name: str | None = None) -> Image.Image:
     name = str(source if isinstance(source, Path) else "image") if name is None else name
     if isinstance(source, Path) and (problem := file_problem(source)):
         raise CommandError(f"{name} {problem}")
-    with parsing(name, CommandError), _silent_c():
+    with parsing(name, CommandError):
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats()) as image:

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cli import CommandError
-from models.auto import from_pretrained
+from models.auto import family_of, from_pretrained
 from models.checkpoint.hub import find_checkpoint
 from models.engine.model import VisionLanguageModel
+from models.processor import load_processor, render
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Checkpoint:
         Returns:
           One row per conversation.
         """
-        texts = [self.processor.apply_chat_template(turns, add_generation_prompt=True) for turns in conversations]
+        texts = [render(self.processor, turns) for turns in conversations]
         flat = [image for own in images for image in own]
         out = self.processor(images=flat, text=texts, padding=True, return_tensors="np")
         return Inputs(out["input_ids"], out["pixel_values"], out["attention_mask"], out.get("image_sizes"))
@@ -107,21 +108,12 @@ def load(source: str, *, dtype: str, revision: str | None = None) -> Checkpoint:
       CommandError: there is no such folder, or it has no processor that fits.
       ConfigError, CheckpointError, FileNotFoundError: see `Llava.from_pretrained`.
     """
-    # Imported here: it takes a second or more that `--help` should not wait for.
-    from transformers import AutoProcessor
-
     if Path(source).parent.is_dir() and not Path(source).is_dir():
         raise CommandError(f"{source}: no such folder")  # and the hub need not be asked
     folder = find_checkpoint(source, revision=revision)
-    llava = from_pretrained(folder, dtype=jnp.dtype(dtype))
-    try:
-        # Pillow's resizing, also where torchvision is installed: the same pixels on every machine.
-        processor = AutoProcessor.from_pretrained(folder, backend="pil")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CommandError(f"{folder} has no processor that can be loaded: {error}") from error
-    if not getattr(processor, "chat_template", None) or not hasattr(processor, "image_processor"):
-        raise CommandError(f"{folder}: its processor needs an image processor and a chat template")
-    return Checkpoint(folder, llava, processor)
+    family_of(folder)  # what is wrong with the small files shows before the weights are read
+    processor = load_processor(folder)
+    return Checkpoint(folder, from_pretrained(folder, dtype=jnp.dtype(dtype)), processor)
 
 
 def checksum(folder: Path) -> str:

@@ -1,14 +1,18 @@
-"""Guards around what other people wrote: files that are none, and what other libraries parse."""
+"""Guards around what other people wrote: files that are none, what other libraries parse, and templates that run."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import signal
 import stat
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
@@ -43,22 +47,82 @@ def reason(error: BaseException) -> str:
 def parsing(what: object, raising: type[Exception]) -> Iterator[None]:
     """Whatever the body's parser raises for bad input becomes one line that names the input.
 
-    Its warnings and logs are not shown. The body calls another library on what a user gave, and does nothing else:
-    parsers raise anything at all for damaged input, so that a list of exceptions is never complete.
+    Its warnings, logs and what its C code prints are not shown. The body calls another library on what a user gave, and
+    does nothing else: parsers raise anything at all for damaged input, so that a list of exceptions is never complete.
 
     Args:
       what: the file or folder, for the message.
       raising: made from the message. If the body raises one itself, it stays as it is.
     """
-    level = logging.root.manager.disable
-    logging.disable()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _silence():
             yield
     except raising:
         raise
-    except Exception as error:
-        raise raising(f"{what} cannot be read ({reason(error)})") from error
+    except BaseException as error:
+        # Rust's panics reach Python as an exception of this name that is no `Exception`.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise raising(f"{what} cannot be read ({reason(error)})") from error
+        raise
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No warnings, no logs, and file descriptor 2 goes nowhere."""
+    level, kept = logging.root.manager.disable, os.dup(2)
+    logging.disable()
+    try:
+        with warnings.catch_warnings(), open(os.devnull, "wb") as nowhere:
+            warnings.simplefilter("ignore")
+            os.dup2(nowhere.fileno(), 2)
+            yield
     finally:
+        os.dup2(kept, 2)
+        os.close(kept)
         logging.disable(level)
+
+
+@contextlib.contextmanager
+def limited(seconds: float, more_bytes: int) -> Iterator[None]:
+    """Limits for a body that runs what a file says, such as a template: Jinja's sandbox limits neither time nor memory.
+
+    Time is that of the processors, so that a busy machine changes nothing. It is limited in the main thread alone, and
+    memory on Linux alone.
+
+    Args:
+      seconds: then the body gets a TimeoutError.
+      more_bytes: of memory, beyond what the process has; then it gets a MemoryError.
+    """
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"took more than {seconds:g} s")
+
+    timed = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    before = signal.signal(signal.SIGVTALRM, stop) if timed else None
+    try:
+        if timed:
+            signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+        with _memory(more_bytes):
+            yield
+    finally:
+        if timed:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, before)
+
+
+@contextlib.contextmanager
+def _memory(more_bytes: int) -> Iterator[None]:
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = pages * resource.getpagesize() + more_bytes
+    limits = [limit for limit in (soft, hard, wanted) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -22,7 +22,7 @@ from models.config import ConfigError, read_hf_config
 from models.decoders.llama import Decoder
 from models.engine import decode, plan, prefill
 from models.engine.loop import Flow, run_layers
-from models.engine.prompt import BUCKET, Prompt, pack_order, round_up
+from models.engine.prompt import BUCKET, Prompt, pack_order, round_up, within_context
 from models.engine.sampling import GREEDY, Sampling
 from models.engine.sharding import auto_mesh, place_batch, weight_sharding
 from models.engine.target import CPU, Target, target_of
@@ -153,10 +153,7 @@ class VisionLanguageModel(nnx.Module):
         """
         given = {name: value for name, value in inputs.items() if value is not None}
         packed = self.pack(input_ids, pixel_values, attention_mask, per_image=per_image, bucket=bucket, **given)
-        longest, context = int(packed.lengths.max()), self.config.text.max_positions
-        if longest > context:
-            raise ValueError(f"a prompt has {longest} tokens, visual ones included; the model's context is {context}")
-        return place_batch(packed, self.mesh)
+        return place_batch(within_context(packed, self.config.text.max_positions), self.mesh)
 
     def __call__(
         self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None, **inputs: Any
