@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,11 +22,12 @@ from PIL import Image
 from experiments import cli, conversation, loading, pictures
 from experiments.cli import CommandError
 from experiments.images import open_image
+from experiments.memory import check_request
 from experiments.results import format_bytes, format_seconds
 from models.engine.model import ROOM_BUCKET
 from models.engine.plan import parse, resolve
 from models.engine.prompt import round_up
-from models.writing import replacing
+from models.foreign import file_problem
 
 _EXAMPLES = """examples:
   python -m experiments.generate --image=photo.jpg --prompt="Where is the red circle?"
@@ -83,6 +86,7 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
         prompt = llava.prompt(
             inputs.input_ids, inputs.pixel_values, inputs.attention_mask, image_sizes=inputs.image_sizes
         )
+        check_request(llava, inputs, settings.max_new_tokens)
         room_for = prompt.visual_slots.shape[1]
         resolve(parse(settings.keep, num_layers=llava.config.text.num_layers), room_for)
     except ValueError as error:
@@ -127,9 +131,7 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
     if picture:
         views = pictures.views_of(list(checkpoint.seen(inputs.pixel_values)), llava.config, prefilled)
         page = pictures.draw(views)
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(picture) as part:
-            pictures.save(page, part)
+        pictures.save(page, picture)
         print(f"{'picture':<15}{picture}")
 
 
@@ -145,14 +147,19 @@ def chat(settings: Settings) -> None:
       Whatever `experiments.loading.load` raises.
     """
     images = [open_image(path) for path in settings.images]
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused by itself
     talk = conversation.Conversation(
         _load(settings), images, keep=settings.keep, max_new_tokens=settings.max_new_tokens
     )
     try:
         for question in conversation.questions(sys.stdin):
-            for piece in talk.ask(question):
-                print(piece, end="", flush=True)
-            print(flush=True)
+            try:
+                for piece in talk.ask(question):
+                    print(piece, end="", flush=True)
+                print(flush=True)
+            except CommandError as error:  # the line is refused; the conversation goes on
+                print(cli.one_line(error), file=sys.stderr, flush=True)
     except ValueError as error:
         raise CommandError(str(error)) from error
 
@@ -165,10 +172,15 @@ def _check_picture(path: Path, keep: float | int | None) -> None:
     """Find out before the work what would fail after it."""
     if keep is None:
         raise CommandError("--picture shows what a carve keeps; pass --keep too, such as --keep=0.222")
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise CommandError(f"--picture {path}: pass a file name that ends in .png or .jpg")
-    if path.is_dir():
-        raise CommandError(f"--picture {path}: there is a folder of that name")
+    try:
+        Image.new("RGB", (8, 8)).save(io.BytesIO(), Image.registered_extensions()[path.suffix.lower()])
+    except (KeyError, OSError, ValueError, RuntimeError):  # no format, or one that Pillow cannot write by itself
+        raise CommandError(f"--picture {path}: pass a file name that ends in .png or .jpg") from None
+    if path.exists() and (problem := file_problem(path)):
+        raise CommandError(f"--picture {path} {problem}")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise CommandError(f"--picture {path}: {above} is no folder that can be written to")
 
 
 def _run(flags: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import memory
 from experiments.cli import CommandError
 from models.auto import family_of, from_pretrained
 from models.checkpoint.hub import find_checkpoint
@@ -75,10 +77,26 @@ class Checkpoint:
         Returns:
           One row per conversation.
         """
+        for turns in conversations:
+            self._check_texts(turns)
         texts = [render(self.processor, turns) for turns in conversations]
         flat = [image for own in images for image in own]
         out = self.processor(images=flat, text=texts, padding=True, return_tensors="np")
         return Inputs(out["input_ids"], out["pixel_values"], out["attention_mask"], out.get("image_sizes"))
+
+    def _check_texts(self, turns: list[dict[str, Any]]) -> None:
+        """What the user says must be text, and hold no placeholder of an image that there is not.
+
+        Raises:
+          CommandError: it is neither.
+        """
+        placeholder = getattr(self.processor, "image_token", None)
+        for part in (part for turn in turns if turn["role"] == "user" for part in turn["content"]):
+            text = part.get("text", "")
+            if not_utf8(text):
+                raise CommandError(f"what is asked is not UTF-8: {text!r}")
+            if placeholder and placeholder in text:
+                raise CommandError(f"what is asked holds {placeholder}, which stands for an image; leave it out")
 
     def decode(self, tokens: Any) -> list[str]:
         """New tokens [B, T] -> stripped texts, special tokens left out."""
@@ -108,12 +126,24 @@ def load(source: str, *, dtype: str, revision: str | None = None) -> Checkpoint:
       CommandError: there is no such folder, or it has no processor that fits.
       ConfigError, CheckpointError, FileNotFoundError: see `Llava.from_pretrained`.
     """
-    if Path(source).parent.is_dir() and not Path(source).is_dir():
+    if Path(source).parent.is_dir() and not os.path.lexists(source):
         raise CommandError(f"{source}: no such folder")  # and the hub need not be asked
     folder = find_checkpoint(source, revision=revision)
-    family_of(folder)  # what is wrong with the small files shows before the weights are read
+    _, config = family_of(folder)  # what is wrong with the small files shows before the weights are read
+    memory.check_weights(config, jnp.dtype(dtype).itemsize)
     processor = load_processor(folder)
-    return Checkpoint(folder, from_pretrained(folder, dtype=jnp.dtype(dtype)), processor)
+    checkpoint = Checkpoint(folder, from_pretrained(folder, dtype=jnp.dtype(dtype)), processor)
+    try:
+        inputs = checkpoint.encode([[np.zeros((8, 8, 3), np.uint8)]], ["What is this?"])
+        checkpoint.llava.prompt(**dataclasses.asdict(inputs))
+    except ValueError as error:
+        raise CommandError(f"{folder}: its processor does not fit its model: {error}") from error
+    return checkpoint
+
+
+def not_utf8(text: str) -> bool:
+    """Whether a command line or a terminal gave bytes that are no text."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def checksum(folder: Path) -> str:

@@ -44,15 +44,17 @@ def reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def parsing(what: object, raising: type[Exception]) -> Iterator[None]:
+def parsing(what: object, raising: type[Exception], problem: str = "cannot be read") -> Iterator[None]:
     """Whatever the body's parser raises for bad input becomes one line that names the input.
 
-    Its warnings, logs and what its C code prints are not shown. The body calls another library on what a user gave, and
-    does nothing else: parsers raise anything at all for damaged input, so that a list of exceptions is never complete.
+    Its warnings, logs and prints, those of C and Rust too, are not shown. The body calls another library on what a user
+    gave, and does nothing else: parsers raise anything at all for damaged input, so that no list of exceptions is
+    complete.
 
     Args:
       what: the file or folder, for the message.
       raising: made from the message. If the body raises one itself, it stays as it is.
+      problem: what ends the sentence, before the parser's own words.
     """
     try:
         with _silence():
@@ -62,23 +64,26 @@ def parsing(what: object, raising: type[Exception]) -> Iterator[None]:
     except BaseException as error:
         # Rust's panics reach Python as an exception of this name that is no `Exception`.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise raising(f"{what} cannot be read ({reason(error)})") from error
+            raise raising(f"{what} {problem} ({reason(error)})") from error
         raise
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """No warnings, no logs, and file descriptor 2 goes nowhere."""
-    level, kept = logging.root.manager.disable, os.dup(2)
+    """No warnings, no logs, and the file descriptors of standard output and error lead nowhere."""
+    level, kept = logging.root.manager.disable, {number: os.dup(number) for number in (1, 2)}
     logging.disable()
+    sys.stdout.flush()  # what this process has said before
     try:
         with warnings.catch_warnings(), open(os.devnull, "wb") as nowhere:
             warnings.simplefilter("ignore")
-            os.dup2(nowhere.fileno(), 2)
+            for number in kept:
+                os.dup2(nowhere.fileno(), number)
             yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
         logging.disable(level)
 
 

@@ -13,6 +13,7 @@ from experiments import loading, methods, pictures, results
 from experiments.cli import CommandError
 from experiments.evaluation.questions import batches, sample, scene_of
 from experiments.evaluation.settings import Settings
+from experiments.memory import check_request
 from experiments.summary import BASELINE
 from models.engine.model import ROOM_BUCKET
 from models.engine.prompt import round_up
@@ -45,6 +46,7 @@ class Asker:
                 f"{settings.model} is a LLaVA-NeXT; the scenes are for models that see an image as one tile"
             )
         self.methods = methods.to_compare(self._llava, settings.keep, settings.methods)
+        check_request(self._llava, self._encode([0], rows=1), MAX_NEW_TOKENS, times=settings.batch_size)
         self._warm: set[tuple[int, ...]] = set()  # shapes of prompts for which everything is compiled
 
     def identity(self) -> dict[str, Any]:
@@ -75,9 +77,9 @@ class Asker:
         entry = self._time_prefill(inputs) if timed else {}
         return entry | {"samples": self.answer(inputs, indices)}
 
-    def _encode(self, indices: Sequence[int]) -> loading.Inputs:
+    def _encode(self, indices: Sequence[int], rows: int | None = None) -> loading.Inputs:
         """A batch of full size: the last question is repeated where there are fewer, so that nothing compiles anew."""
-        filled = [*indices, *[indices[-1]] * (self._settings.batch_size - len(indices))]
+        filled = [*indices, *[indices[-1]] * ((rows or self._settings.batch_size) - len(indices))]
         pairs = [sample(index, self._settings.seed) for index in filled]
         return self._checkpoint.encode([[scene.image] for scene, _ in pairs], [question.text for _, question in pairs])
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from models.checkpoint.table import Table
@@ -164,6 +165,7 @@ class Llava(VisionLanguageModel):
         del per_image
         if inputs:
             raise TypeError(f"{self.model_type} models take no {', '.join(inputs)}")
+        self.check_pixels(pixel_values)
         return make_prompt(
             input_ids,
             pixel_values,
@@ -173,6 +175,17 @@ class Llava(VisionLanguageModel):
             bucket=bucket,
             vocab_size=self.config.text.vocab_size,
         )
+
+    def check_pixels(self, pixel_values: Any) -> None:
+        """Compare pixels [..., C, height, width], where there are any, with what the tower takes.
+
+        Raises:
+          ValueError: other sides, or another number of channels.
+        """
+        vision = self.config.vision
+        shape, wanted = np.shape(pixel_values), (vision.num_channels, vision.image_size, vision.image_size)
+        if pixel_values is not None and shape[-3:] != wanted:
+            raise ValueError(f"pixel_values has shape {shape}; the tower takes images of {wanted}")
 
     def image_features(self, pixel_values: jax.Array) -> jax.Array:
         """Visual tokens of images [images, C, image_size, image_size]: [images, N, D] in the weights' dtype."""

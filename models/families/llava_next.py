@@ -89,6 +89,7 @@ class LlavaNext(Llava):
         if inputs:
             raise TypeError(f"{self.model_type} models take no {', '.join(inputs)}")
         config = self.config
+        self.check_pixels(pixel_values)
         if pixel_values is not None:
             pixel_values, features_of = anyres.lay_out(
                 pixel_values,
