@@ -76,6 +76,11 @@ def run(
     except (CommandError, ConfigError, CheckpointError, OSError) as error:
         print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
         return 1
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"{parser.prog}: error: out of memory; ask for less at a time", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: {interrupted}", file=sys.stderr)
         return 130
