@@ -38,6 +38,20 @@ def one_line(message: object) -> str:
     return " ".join(str(message).split())
 
 
+def _flush() -> None:
+    """What was printed must arrive, or the command has failed; Python would only say so after its end.
+
+    Raises:
+      OSError: standard output is full, closed, or nobody reads it.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # so that Python does not try again
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
 def run(
     body: Callable[[argparse.Namespace], int | None],
     parser: Parser,
@@ -72,7 +86,9 @@ def run(
     else:
         jax.config.update("jax_enable_compilation_cache", False)
     try:
-        return body(flags) or 0
+        status = body(flags) or 0
+        _flush()
+        return status
     except (CommandError, ConfigError, CheckpointError, OSError) as error:
         print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
         return 1
