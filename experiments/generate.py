@@ -76,6 +76,8 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
       CommandError: an image cannot be read, the model not be carved like that, or the picture not be drawn.
       Whatever `experiments.loading.load` raises.
     """
+    if loading.not_utf8(prompt_text):
+        raise CommandError(f"--prompt is not UTF-8: {prompt_text!r}")
     images = [open_image(path) for path in settings.images]
     checkpoint, load_s = _timed(lambda: _load(settings))
     llava = checkpoint.llava

@@ -17,6 +17,7 @@ from experiments.cli import CommandError
 from models.auto import family_of, from_pretrained
 from models.checkpoint.hub import find_checkpoint
 from models.engine.model import VisionLanguageModel
+from models.foreign import parsing
 from models.processor import load_processor, render
 
 
@@ -81,7 +82,8 @@ class Checkpoint:
             self._check_texts(turns)
         texts = [render(self.processor, turns) for turns in conversations]
         flat = [image for own in images for image in own]
-        out = self.processor(images=flat, text=texts, padding=True, return_tensors="np")
+        with parsing("what is asked", CommandError, "cannot be packed by the checkpoint's processor"):
+            out = self.processor(images=flat, text=texts, padding=True, return_tensors="np")
         return Inputs(out["input_ids"], out["pixel_values"], out["attention_mask"], out.get("image_sizes"))
 
     def _check_texts(self, turns: list[dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 from PIL import Image
 
 from experiments import loading
@@ -64,6 +65,7 @@ def cases(folder: Path, count: int, seed: int, *, processes: bool) -> Iterator[C
 
 def try_all(count: int, seed: int, *, processes: bool) -> Counts:
     """Run them in a temporary folder."""
+    jax.config.update("jax_disable_most_optimizations", True)  # compiles sooner
     found = Counts()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

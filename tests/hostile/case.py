@@ -17,6 +17,8 @@ from models.config import ConfigError
 
 LIMIT_S = 20
 """A case that takes longer hangs."""
+STARTING_S = 60
+"""One that starts a process or compiles a model, on a machine that may be busy."""
 REFUSALS = (CommandError, ConfigError, CheckpointError, OSError)
 """What `models.cli.run` makes one line of."""
 GOOD = ("worked", "refused")
@@ -31,12 +33,14 @@ class Case:
       attempt: does it, in this process; raises one of `REFUSALS` to refuse.
       want: "worked" for inputs that are good, "refused" for those that cannot be right, None where either will do.
       says: what a refusal must name.
+      limit_s: when it counts as a hang.
     """
 
     name: str
     attempt: Callable[[], object]
     want: str | None = None
     says: str = ""
+    limit_s: float = LIMIT_S
 
 
 class Hang(BaseException):
@@ -102,13 +106,13 @@ def run(case: Case, scratch: Path) -> tuple[str, str]:
     with _standard_error() as written, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            with _alarm(LIMIT_S):
+            with _alarm(case.limit_s):
                 case.attempt()
             outcome, detail = "worked", ""
         except REFUSALS as error:
             outcome, detail = "refused", str(error)
         except Hang:
-            outcome, detail = "hang", f"more than {LIMIT_S} s"
+            outcome, detail = "hang", f"more than {case.limit_s} s"
         except BaseException as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             outcome, detail = "traceback", f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"

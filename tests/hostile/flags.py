@@ -11,7 +11,7 @@ from experiments import eval as evaluation
 from experiments import generate
 from experiments.cli import CommandError
 from models import compare, convert
-from tests.hostile.case import Case
+from tests.hostile.case import STARTING_S, Case
 
 VALUES = (
     *("", "0", "-1", "1.5", "nan", "inf", "1e-400", "x", "1_000", "\u0663", "0x10", "True"),
@@ -43,8 +43,8 @@ def known(model: Path, image: Path, scratch: Path) -> Iterator[Case]:
     """One that works, and one for each of what must be refused."""
     asking = [f"--model={model}", f"--image={image}"]
     good = [*asking, "--prompt=Where?", "--keep=3", "--max-new-tokens=2"]
-    yield Case("generate", functools.partial(call, generate.main, good), "worked")
-    for name in ("x.h5", "x.grib", "x.bufr", "x.wmf", "x.txt", "x", "/dev/null", "/proc/x.png", str(scratch)):
+    yield Case("generate", functools.partial(call, generate.main, good), "worked", limit_s=STARTING_S)
+    for name in ("x.h5", "x.grib", "x.bufr", "x.wmf", "x.txt", "x", "/dev/null", str(scratch)):
         argv = [*good, f"--picture={name}"]
         yield Case(f"generate --picture={name}", functools.partial(call, generate.main, argv), "refused", "--picture")
     for name in ("/dev/null", str(image), "/nowhere", "a/b/c", "~/x", "", "\udcff", "x" * 300, "\0"):
