@@ -15,6 +15,7 @@ from models import compiled
 from models.checkpoint.table import CheckpointError
 from models.config import ConfigError
 
+_ADDRESSES = 4 * 2**30  # a small model on two cores takes 2.3 GiB; each core adds threads' stacks
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -43,6 +44,23 @@ class Parser(argparse.ArgumentParser):
 def one_line(message: object) -> str:
     """A message without line breaks."""
     return " ".join(str(message).split())
+
+
+def _check_addresses() -> None:
+    """XLA and its threads end the process, or fail at an import, where `ulimit -v` leaves too little for them.
+
+    Raises:
+      CommandError: it does.
+    """
+    if sys.platform == "linux":
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if soft != resource.RLIM_INFINITY and soft < _ADDRESSES:
+            raise CommandError(
+                f"addresses are limited to {soft / 2**30:.1f} GiB (ulimit -v), and JAX alone takes more than 2; "
+                f"allow {_ADDRESSES / 2**30:.0f} GiB or more"
+            )
 
 
 def _flush() -> None:
@@ -93,6 +111,7 @@ def run(
     else:
         jax.config.update("jax_enable_compilation_cache", False)
     try:
+        _check_addresses()
         status = body(flags) or 0
         _flush()
         return status

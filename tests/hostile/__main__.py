@@ -43,12 +43,13 @@ def cases(folder: Path, count: int, seed: int, *, processes: bool) -> Iterator[C
     Image.linear_gradient("L").convert("RGB").save(image)
     bench = checkpoints.Bench.make(model, folder / "damaged")
     checkpoint = loading.load(str(model), dtype="float32")
+    if processes:
+        yield from limits.known(limits.Processes(model, image, scratch))
     always = [
         *images.known(),
         *checkpoints.known(bench),
         *prompts.known(checkpoint),
         *flags.known(model, image, scratch),
-        *(limits.known(limits.Processes(model, image, scratch)) if processes else ()),
     ]
     yield from always
     makes: dict[str, Callable[[int], Case]] = {
