@@ -127,14 +127,8 @@ def known(processes: Processes) -> Iterator[Case]:
     yield case("a pipe as model", GENERATE, [*ask, f"--model={pipe}"], "refused", "is a pipe")
     with open("/dev/full", "wb") as full:
         yield case("standard output is full", GENERATE, ask, "refused", "No space left", stdout=full.fileno())
-    yield case(
-        "a picture and a full disk",
-        GENERATE,
-        [*ask, f"--picture={scratch / 'x.png'}"],
-        "refused",
-        "x.png",
-        limits=no_file,
-    )
+    page = f"--picture={scratch / 'x.png'}"
+    yield case("a picture and a full disk", GENERATE, [*ask, page], "refused", "x.png", limits=no_file)
     chat = [model, image, "--chat", "--max-new-tokens=2"]
     lines = b"What?\n<image>\n\xff\xfe\nWhere?\n"
     yield case("a chat with lines that are refused", GENERATE, chat, "worked", stdin=lines)
