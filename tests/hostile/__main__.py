@@ -29,11 +29,11 @@ GOOD_AT_LEAST = 0.15
 
 
 def cases(folder: Path, count: int, seed: int, *, processes: bool) -> Iterator[Case]:
-    """Those that are always tried, then random ones up to `count`.
+    """Those of which it is known what must come of them, then random ones up to `count`.
 
     Args:
       folder: empty; for checkpoints and scratch files.
-      count: of all cases, at least those that are always tried.
+      count: of all cases but those that start processes; where it is small, half of them are of the first kind.
       seed: of the random ones.
       processes: try whole processes too.
     """
@@ -51,6 +51,8 @@ def cases(folder: Path, count: int, seed: int, *, processes: bool) -> Iterator[C
         *prompts.known(checkpoint),
         *flags.known(model, image, scratch),
     ]
+    if count < 2 * len(always):
+        always = generator.sample(always, count // 2)
     yield from always
     makes: dict[str, Callable[[int], Case]] = {
         "images": lambda number: images.random_case(generator, number),
