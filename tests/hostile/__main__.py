@@ -6,7 +6,6 @@ everything fails. Ends with status 1 where anything was neither done nor refused
 """
 
 import argparse
-import collections
 import random
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from PIL import Image
 from experiments import loading
 from tests.commands import save_checkpoint
 from tests.hostile import checkpoints, flags, images, limits, prompts
-from tests.hostile.case import Case, Counts, run
+from tests.hostile.case import FAULTS, Case, Counts, run
 
 SHARES = {"images": 60, "configs": 12, "small files": 12, "prompts": 10, "flags": 6}
 """Percent of the random cases."""
@@ -88,9 +87,7 @@ def main() -> int:
     total = found.counts.total()
     for fault in found.faults:
         print(fault)
-    kinds = collections.Counter({"clean": found.counts["worked"] + found.counts["refused"]})
-    kinds |= {kind: found.counts[kind] for kind in ("traceback", "hang", "warning", "leftover", "message", "wrong")}
-    print(", ".join(f"{kind} {found.counts[kind] if kind != 'clean' else kinds['clean']}" for kind in kinds))
+    print(", ".join([f"clean {total - len(found.faults)}", *(f"{kind} {found.counts[kind]}" for kind in FAULTS)]))
     print(
         f"seed {flags_.seed}: {total} cases in {time.monotonic() - began:.0f} s, "
         f"{found.counts['worked']} done and {found.counts['refused']} refused in one line"

@@ -22,6 +22,7 @@ STARTING_S = 60
 REFUSALS = (CommandError, ConfigError, CheckpointError, OSError)
 """What `models.cli.run` makes one line of."""
 GOOD = ("worked", "refused")
+FAULTS = ("traceback", "hang", "warning", "leftover", "message", "wrong")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,7 @@ def run(case: Case, scratch: Path) -> tuple[str, str]:
       scratch: folder that must hold the same files afterwards.
 
     Returns:
-      "worked", "refused", or the fault: "traceback", "hang", "warning", "leftover", "message", "wrong"; and details.
+      One of `GOOD` or `FAULTS`, and details.
     """
     before = set(scratch.rglob("*"))
     with _standard_error() as written, warnings.catch_warnings(record=True) as warned:
