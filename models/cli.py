@@ -69,6 +69,8 @@ def _flush() -> None:
     Raises:
       OSError: standard output is full, closed, or nobody reads it.
     """
+    if sys.stdout is None:  # closed from the start
+        return
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -71,9 +71,13 @@ def parsing(what: object, raising: type[Exception], problem: str = "cannot be re
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """No warnings, no logs, and the file descriptors of standard output and error lead nowhere."""
-    level, kept = logging.root.manager.disable, {number: os.dup(number) for number in (1, 2)}
+    level, kept = logging.root.manager.disable, dict[int, int]()
+    for number in (1, 2):
+        with contextlib.suppress(OSError):  # closed
+            kept[number] = os.dup(number)
+    if sys.stdout is not None:
+        sys.stdout.flush()  # what this process has said before
     logging.disable()
-    sys.stdout.flush()  # what this process has said before
     try:
         with warnings.catch_warnings(), open(os.devnull, "wb") as nowhere:
             warnings.simplefilter("ignore")
