@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.loading import Checkpoint
+from experiments.memory import check_request
 from models.engine.plan import Carve
 
 
@@ -52,6 +53,7 @@ class Conversation:
             content = [*[{"type": "image"}] * len(self._images), *content]
         turns = [*self.turns, {"role": "user", "content": content}]
         inputs = self._checkpoint.encode_turns([self._images], [turns])
+        check_request(self._checkpoint.llava, inputs, self._options["max_new_tokens"])
         stream = self._checkpoint.llava.stream(
             inputs.input_ids,
             inputs.pixel_values,

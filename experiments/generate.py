@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,11 +21,13 @@ from PIL import Image
 
 from experiments import cli, conversation, loading, methods, pictures, preprocessing, schedules
 from experiments.cli import CommandError
+from experiments.images import open_image
+from experiments.memory import check_request
 from experiments.results import format_bytes, format_seconds
 from models.engine.decode import ROOM_BUCKET
 from models.engine.plan import Carve, has_budgets_per_image, parse, resolve
 from models.engine.prompt import round_up
-from models.writing import replacing
+from models.foreign import file_problem
 
 _EXAMPLES = """examples:
   python -m experiments.generate --image=photo.jpg --prompt="Where is the red circle?"
@@ -79,7 +83,9 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
       CommandError: an image cannot be read, the model not be carved like that, or the picture not be drawn.
       Whatever `experiments.loading.load` raises.
     """
-    images = [loading.read_image(path) for path in settings.images]
+    if loading.not_utf8(prompt_text):
+        raise CommandError(f"--prompt is not UTF-8: {prompt_text!r}")
+    images = [open_image(path) for path in settings.images]
     checkpoint, load_s = _timed(lambda: _load(settings))
     llava = checkpoint.llava
     if picture and not llava.square:
@@ -95,6 +101,7 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
             relevance=inputs.relevance,
             per_image=has_budgets_per_image(schedule),
         )
+        check_request(llava, inputs, settings.max_new_tokens)
         room_for = prompt.visual_slots.shape[1]
         methods.check_told(resolve(schedule, room_for, images=prompt.images).cuts, clip=checkpoint.clip)
     except ValueError as error:
@@ -141,9 +148,7 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
     if picture:
         views = pictures.views_of(list(checkpoint.seen(inputs.pixel_values)), llava.config, prefilled)
         page = pictures.draw(views)
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(picture) as part:
-            pictures.save(page, part)
+        pictures.save(page, picture)
         print(f"{'picture':<15}{picture}")
 
 
@@ -165,15 +170,20 @@ def chat(settings: Settings) -> None:
       CommandError: an image cannot be read, or the model not be carved like that.
       Whatever `experiments.loading.load` raises.
     """
-    images = [loading.read_image(path) for path in settings.images]
+    images = [open_image(path) for path in settings.images]
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused by itself
     talk = conversation.Conversation(
         _load(settings), images, carve=settings.carve, max_new_tokens=settings.max_new_tokens
     )
     try:
         for question in conversation.questions(sys.stdin):
-            for piece in talk.ask(question):
-                print(piece, end="", flush=True)
-            print(flush=True)
+            try:
+                for piece in talk.ask(question):
+                    print(piece, end="", flush=True)
+                print(flush=True)
+            except CommandError as error:  # the line is refused; the conversation goes on
+                print(cli.one_line(error), file=sys.stderr, flush=True)
     except ValueError as error:
         raise CommandError(str(error)) from error
 
@@ -186,10 +196,15 @@ def _check_picture(path: Path, carve: Carve) -> None:
     """Find out before the work what would fail after it."""
     if carve is None:
         raise CommandError("--picture shows what a carve keeps; pass --keep too, such as --keep=0.222")
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise CommandError(f"--picture {path}: pass a file name that ends in .png or .jpg")
-    if path.is_dir():
-        raise CommandError(f"--picture {path}: there is a folder of that name")
+    try:
+        Image.new("RGB", (8, 8)).save(io.BytesIO(), Image.registered_extensions()[path.suffix.lower()])
+    except (KeyError, OSError, ValueError, RuntimeError):  # no format, or one that Pillow cannot write by itself
+        raise CommandError(f"--picture {path}: pass a file name that ends in .png or .jpg") from None
+    if path.exists() and (problem := file_problem(path)):
+        raise CommandError(f"--picture {path} {problem}")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise CommandError(f"--picture {path}: {above} is no folder that can be written to")
 
 
 def _run(flags: argparse.Namespace) -> None:

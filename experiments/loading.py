@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import struct
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
 
-from experiments import preprocessing
+from experiments import memory, preprocessing
 from experiments.cli import CommandError
-from models.auto import from_pretrained
+from models.auto import family_of, from_pretrained
 from models.checkpoint.hub import find_checkpoint
 from models.engine.model import VisionLanguageModel
 from models.engine.relevance import Asked
+from models.foreign import parsing
+from models.processor import load_processor, render
 from models.relevance import Relevance
 
 
@@ -85,7 +86,9 @@ class Checkpoint:
         Returns:
           One row per conversation.
         """
-        texts = [self.processor.apply_chat_template(turns, add_generation_prompt=True) for turns in conversations]
+        for turns in conversations:
+            self._check_texts(turns)
+        texts = [render(self.processor, turns) for turns in conversations]
         return self.encode_texts(images, texts, questions=[_question(turns) for turns in conversations])
 
     def encode_texts(
@@ -109,7 +112,8 @@ class Checkpoint:
           One row per prompt.
         """
         flat = [image for own in images for image in own]
-        out = self.processor(images=flat or None, text=list(texts), padding=True, return_tensors="np")
+        with parsing("what is asked", CommandError, "cannot be packed by the checkpoint's processor"):
+            out = self.processor(images=flat or None, text=list(texts), padding=True, return_tensors="np")
         relevance = None if self.clip is None or questions is None else self.clip(questions)
         inputs = Inputs(
             out["input_ids"], out.get("pixel_values"), out["attention_mask"], out.get("image_sizes"), relevance
@@ -135,6 +139,20 @@ class Checkpoint:
     def image_aspect_ratio(self) -> str:
         """How its images become squares, see `experiments.preprocessing`."""
         return preprocessing.aspect_ratio_of(self.processor.image_processor)
+
+    def _check_texts(self, turns: list[dict[str, Any]]) -> None:
+        """What the user says must be text, and hold no placeholder of an image that there is not.
+
+        Raises:
+          CommandError: it is neither.
+        """
+        placeholder = getattr(self.processor, "image_token", None)
+        for part in (part for turn in turns if turn["role"] == "user" for part in turn["content"]):
+            text = part.get("text", "")
+            if not_utf8(text):
+                raise CommandError(f"what is asked is not UTF-8: {text!r}")
+            if placeholder and placeholder in text:
+                raise CommandError(f"what is asked holds {placeholder}, which stands for an image; leave it out")
 
     def decode(self, tokens: Any) -> list[str]:
         """New tokens [B, T] -> stripped texts, special tokens left out."""
@@ -184,30 +202,35 @@ def load(
         the CLIP does not go with the model.
       ConfigError, CheckpointError, FileNotFoundError: see `Llava.from_pretrained` and `Relevance.from_pretrained`.
     """
-    # Imported here: it takes a second or more that `--help` should not wait for.
-    from transformers import AutoProcessor
-
     for name in (source, *([] if clip is None else [clip])):
-        if Path(name).parent.is_dir() and not Path(name).is_dir():
+        if Path(name).parent.is_dir() and not os.path.lexists(name):
             raise CommandError(f"{name}: no such folder")  # and the hub need not be asked
     folder = find_checkpoint(source, revision=revision)
-    llava = from_pretrained(folder, dtype=jnp.dtype(dtype))
-    try:
-        # Pillow's resizing, also where torchvision is installed: the same pixels on every machine.
-        processor = AutoProcessor.from_pretrained(folder, backend="pil")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CommandError(f"{folder} has no processor that can be loaded: {error}") from error
-    if not getattr(processor, "chat_template", None) or not hasattr(processor, "image_processor"):
-        raise CommandError(f"{folder}: its processor needs an image processor and a chat template")
+    _, config = family_of(folder)  # what is wrong with the small files shows before the weights are read
+    memory.check_weights(config, jnp.dtype(dtype).itemsize)
+    processor = load_processor(folder)
     processor.image_processor = preprocessing.with_aspect_ratio(processor.image_processor, image_aspect_ratio)
+    checkpoint = Checkpoint(folder, from_pretrained(folder, dtype=jnp.dtype(dtype)), processor)
+    try:
+        inputs = checkpoint.encode([[np.zeros((8, 8, 3), np.uint8)]], ["What is this?"])
+        checkpoint.llava.prompt(
+            inputs.input_ids, inputs.pixel_values, inputs.attention_mask, image_sizes=inputs.image_sizes
+        )
+    except ValueError as error:
+        raise CommandError(f"{folder}: its processor does not fit its model: {error}") from error
     if clip is None:
-        return Checkpoint(folder, llava, processor)
+        return checkpoint
     relevance = Relevance.from_pretrained(clip, dtype=jnp.dtype(dtype), revision=clip_revision)
     try:
-        relevance.check(llava)
+        relevance.check(checkpoint.llava)
     except ValueError as error:
         raise CommandError(f"{clip} and {source} do not go together: {error}") from error
-    return Checkpoint(folder, llava, processor, relevance)
+    return dataclasses.replace(checkpoint, clip=relevance)
+
+
+def not_utf8(text: str) -> bool:
+    """Whether a command line or a terminal gave bytes that are no text."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def checksum(folder: Path) -> str:
@@ -219,19 +242,3 @@ def checksum(folder: Path) -> str:
             with path.open("rb") as file:
                 total.update(f"{name.as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
-
-
-def read_image(path: Path) -> Image.Image:
-    """Read an image file, upright and RGB.
-
-    Raises:
-      CommandError: missing, or no image that Pillow reads whole.
-    """
-    if not path.is_file():
-        raise CommandError(f"{path}: no such file")
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise CommandError(f"{path}: cannot be read as an image ({reason})") from error

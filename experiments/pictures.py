@@ -13,6 +13,7 @@ from PIL import Image
 
 from models.engine.prefill import Prefilled
 from models.llava import LlavaConfig
+from models.writing import replacing
 
 PANEL = 672  # pixels along each side of a panel, about: patches are scaled by whole numbers
 GAP = 28
@@ -147,6 +148,5 @@ def draw(views: Sequence[View]) -> Image.Image:
 def save(page: Image.Image, path: Path) -> None:
     """Write a page so that the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    page.save(part)
-    part.replace(path)
+    with replacing(path) as part:
+        page.save(part)

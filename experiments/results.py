@@ -17,13 +17,14 @@ import jax
 import numpy as np
 
 from experiments.cli import CommandError
-from models.writing import replacing
+from models.writing import naming, replacing
 
 _PACKAGES = ("tokencarve_jax", "jax", "jaxlib", "flax", "transformers", "numpy", "pillow")
 _CODE = (
     "tokencarve_jax",
     "models",
     "experiments/scenes",
+    "experiments/images.py",
     "experiments/loading.py",
     "experiments/preprocessing.py",
     "experiments/evaluation",
@@ -86,7 +87,8 @@ def code_checksum(*more: str) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it appears whole or not at all."""
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+        # A byte of a path or flag that is not UTF-8 becomes JSON's own escape.
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -163,7 +165,7 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({"settings": self.settings}).encode() + b"\n"
         text += json.dumps(entry).encode() + b"\n"
-        with self.path.open("r+b" if self.path.exists() else "wb") as file:
+        with naming(self.path), self.path.open("r+b" if self.path.exists() else "wb") as file:
             file.truncate(self._size)
             file.seek(self._size)
             file.write(text)

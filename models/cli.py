@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from models import compiled
 from models.checkpoint.table import CheckpointError
 from models.config import ConfigError
 
+_ADDRESSES = 4 * 2**30  # a small model on two cores takes 2.3 GiB; each core adds threads' stacks
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -27,6 +29,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, which makes an empty list of `--flag=--` and does not say so."""
+        for given in sys.argv[1:] if args is None else args:
+            if given.startswith("--") and given.endswith("=--"):
+                self.error(f"argument {given[:-3]}: '--' is no value")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """End the process with status 2 and one line."""
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
@@ -35,6 +44,39 @@ class Parser(argparse.ArgumentParser):
 def one_line(message: object) -> str:
     """A message without line breaks."""
     return " ".join(str(message).split())
+
+
+def _check_addresses() -> None:
+    """XLA and its threads end the process, or fail at an import, where `ulimit -v` leaves too little for them.
+
+    Raises:
+      CommandError: it does.
+    """
+    if sys.platform == "linux":
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if soft != resource.RLIM_INFINITY and soft < _ADDRESSES:
+            raise CommandError(
+                f"addresses are limited to {soft / 2**30:.1f} GiB (ulimit -v), and JAX alone takes more than 2; "
+                f"allow {_ADDRESSES / 2**30:.0f} GiB or more"
+            )
+
+
+def _flush() -> None:
+    """What was printed must arrive, or the command has failed; Python would only say so after its end.
+
+    Raises:
+      OSError: standard output is full, closed, or nobody reads it.
+    """
+    if sys.stdout is None:  # closed from the start
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # so that Python does not try again
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def run(
@@ -59,6 +101,9 @@ def run(
     Returns:
       The exit status.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # so that no work is lost to a terminal's encoding
     flags = parser.parse_args(argv)
     os.environ.setdefault(
         "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
@@ -68,9 +113,17 @@ def run(
     else:
         jax.config.update("jax_enable_compilation_cache", False)
     try:
-        return body(flags) or 0
+        _check_addresses()
+        status = body(flags) or 0
+        _flush()
+        return status
     except (CommandError, ConfigError, CheckpointError, OSError) as error:
         print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
+        return 1
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"{parser.prog}: error: out of memory; ask for less at a time", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: {interrupted}", file=sys.stderr)

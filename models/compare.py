@@ -24,6 +24,7 @@ from models.auto import from_pretrained
 from models.checkpoint import hub
 from models.checkpoint.shards import INDEX, SINGLE
 from models.cli import CommandError
+from models.processor import load_processor, render
 
 _EXAMPLES = """examples:
   python -m models.compare llava-hf/llava-1.5-7b-hf --against=transformers
@@ -86,17 +87,11 @@ def first_difference(ours: np.ndarray, theirs: np.ndarray) -> int | None:
 def make_inputs(folder: Path, tokens: int) -> dict[str, Any]:
     """What the checkpoint's processor makes of a photograph and a text of at least so many tokens."""
     from sklearn.datasets import load_sample_images
-    from transformers import AutoProcessor
 
-    try:
-        processor = AutoProcessor.from_pretrained(folder, backend="pil")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CommandError(f"{folder} has no processor that can be loaded: {error}") from error
-    if not getattr(processor, "chat_template", None):
-        raise CommandError(f"{folder}: its processor has no chat template")
+    processor = load_processor(folder)
     text = _TEXT * -(-tokens // max(1, len(processor.tokenizer(_TEXT)["input_ids"]) - 1))
     content = [{"type": "image"}, {"type": "text", "text": text}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    prompt = render(processor, [{"role": "user", "content": content}])
     return dict(processor(images=[load_sample_images().images[0]], text=[prompt], return_tensors="np"))
 
 

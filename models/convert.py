@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import logging
 import re
@@ -30,7 +29,7 @@ from tqdm import tqdm
 
 from models import cli
 from models.auto import family_of
-from models.checkpoint import hub, orbax
+from models.checkpoint import hashes, hub, orbax
 from models.checkpoint.safetensors_writer import write_safetensors
 from models.checkpoint.shards import open_folder
 from models.checkpoint.table import MAPPING, CheckpointError, abstract_model, dotted, key_of, read_weights, variables_of
@@ -42,6 +41,7 @@ _EXAMPLES = """examples:
   python -m models.convert llava-hf/llava-1.5-7b-hf llava-7b --dtype=bfloat16
   python -m models.convert llava-hf/llava-v1.6-mistral-7b-hf llava-next --dtype=bfloat16 --revision=main
   python -m models.convert llava-7b llava-7b-hf --to-hf
+  python -m models.convert llava-7b --verify
 """
 _SLACK = 1 << 20  # bytes that the small files may take
 
@@ -94,14 +94,6 @@ def _copy_small_files(source: Path, dest: Path) -> list[Path]:
     return small
 
 
-def _hashes(paths: Sequence[Path]) -> dict[str, str]:
-    hashes = {}
-    for path in tqdm(paths, desc="Hashing files", unit=" files", disable=None):
-        with path.open("rb") as file:
-            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
-
-
 def convert(source: str | Path, dest: str | Path, *, dtype: str = "float32", revision: str | None = None) -> None:
     """Convert a checkpoint in Hugging Face format to a folder that `Llava.from_pretrained` reads.
 
@@ -146,9 +138,10 @@ def _convert(folder: Path, source: str, dest: Path, dtype: str) -> None:
             "revision": folder.name if folder.parent.name == "snapshots" else None,
             "dtype": dtype,
             "mapping": MAPPING,
-            "files": _hashes([*small, *read]),
+            "files": hashes.sha256([*small, *read]),
         }
         (unfinished / orbax.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        hashes.write_sums(unfinished)
 
     _new_folder(dest, needed, fill)
 
@@ -197,6 +190,7 @@ def _to_hf(source: Path, dest: Path) -> None:
         _copy_small_files(source, unfinished)
         _set_dtype(unfinished / "config.json", dtype)
         write_safetensors(unfinished, shapes, tensors(), dtype=to)
+        hashes.write_sums(unfinished)
 
     needed = sum(int(np.prod(shape)) for shape in shapes.values()) * to.itemsize
     _new_folder(dest, needed, fill)
@@ -220,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read the flags, convert, and say what went wrong in one line."""
     parser = cli.Parser(prog="python -m models.convert", description=__doc__, epilog=_EXAMPLES)
     parser.add_argument("source", metavar="SOURCE", help="a folder, or a model id such as llava-hf/llava-1.5-7b-hf")
-    parser.add_argument("dest", type=Path, metavar="DEST", help="the folder to make; it must not exist yet")
+    parser.add_argument("dest", type=Path, nargs="?", metavar="DEST", help="the folder to make; it must not exist yet")
     parser.add_argument(
         "--dtype",
         choices=cli.DTYPES,
@@ -230,10 +224,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--to-hf", action="store_true", help="the way back: from a converted folder to safetensors for transformers"
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="only compare SOURCE's files with the hashes that were recorded of them"
+    )
 
     def body(flags: argparse.Namespace) -> None:
         # Orbax warns of features that are off on purpose, and what goes wrong in its threads is raised here as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        if flags.verify:
+            if flags.dest or flags.to_hf or flags.dtype:
+                raise CommandError("--verify goes with SOURCE alone")
+            folder = hub.find_checkpoint(flags.source, revision=flags.revision)
+            print(f"{hashes.verify(folder)} files are what was recorded")
+            return
+        if flags.dest is None:
+            raise CommandError("DEST is missing: the folder to make")
         if flags.to_hf and (flags.dtype or flags.revision):
             raise CommandError("--to-hf writes the weights as they are; it goes with neither --dtype nor --revision")
         if flags.to_hf:

@@ -23,6 +23,17 @@ class InUseError(OSError):
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A write that fails says where: the system names no file once one is open."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A new file or folder in place of an old one, in one step and only if the body succeeds.
 
@@ -34,8 +45,9 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     part = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part{path.suffix}")
     try:
-        yield part
-        os.replace(part, path)
+        with naming(path):
+            yield part
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 

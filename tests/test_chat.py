@@ -82,6 +82,17 @@ def test_a_conversation_with_a_converted_next(image, tmp_path, capsys, monkeypat
     assert len(answers[0]) == 2
 
 
+def test_lines_that_are_refused_do_not_end_it(model, image, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\nan <image> more\n\udcff\nWhere?\n"))
+    assert generate.main([f"--model={model}", f"--image={image}", "--chat", "--max-new-tokens=2"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert err.splitlines() == [
+        "what is asked holds <image>, which stands for an image; leave it out",
+        "what is asked is not UTF-8: '\\udcff'",
+    ]
+
+
 def test_answers_stream(model, image):
     checkpoint = loading.load(str(model), dtype="float32")
     talk = conversation.Conversation(checkpoint, [Image.open(image)], carve=None, max_new_tokens=6)

@@ -49,6 +49,7 @@ TEXT_FIELDS = {
     "mlp_bias": (True, MISFIT),
     "tie_word_embeddings": (True, OTHER),
     "sliding_window": (30, OTHER),
+    "max_positions": (PATCHES + 19, OTHER),
 }
 LLAVA_FIELDS = {
     "image_token_id": (96, OTHER),
@@ -131,6 +132,9 @@ def test_fields_that_change_the_logits(folder, baseline, path, value):
     model = load(folder, other)
     if path in {("image_token_id",), ("keep_class_token",)}:
         with pytest.raises(ValueError, match="image placeholders per row"):
+            logits(model)
+    elif path == ("text", "max_positions"):
+        with pytest.raises(ValueError, match=f"a prompt has {PATCHES + 20} tokens.*context is {PATCHES + 19}"):
             logits(model)
     elif path == ("text", "rope_sections"):
         with pytest.raises(ValueError, match=r"2 sections of .* do not fit positions with 1 axes"):

@@ -61,7 +61,7 @@ def fails(argv, capsys, dest=None):
 
 def test_what_else_is_copied_and_what_the_manifest_says(source, converted):
     names = {path.name for path in converted.iterdir()}
-    assert names == {"config.json", "weights", "conversion.json", *STRANGE}
+    assert names == {"config.json", "weights", "conversion.json", "SHA256SUMS", *STRANGE}
     assert all((converted / name).read_text() == text for name, text in STRANGE.items())
     manifest = json.loads((converted / "conversion.json").read_text())
     files = manifest.pop("files")

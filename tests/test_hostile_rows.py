@@ -1,6 +1,5 @@
 """A question file made to break the run: every row is answered, or recorded with what is wrong with it."""
 
-import io
 import json
 import struct
 import zlib
@@ -10,7 +9,6 @@ import pytest
 from PIL import Image
 
 from experiments import eval as evaluation
-from experiments.evaluation.images import read_bytes
 from tests.commands import save_checkpoint
 
 ROWS = 200
@@ -23,12 +21,12 @@ KINDS = {
     "animated": ({"image": "moving.gif"}, None),
     "PNG called JPEG": ({"image": "wrong.jpg"}, None),
     "truncated": ({"image": "truncated.png"}, "truncated.png' cannot be read"),
-    "20,000 x 20,000": ({"image": "huge.png"}, "400000000 pixels"),
-    "says that it is larger": ({"image": "bomb.png"}, "bomb.png' cannot be read"),
+    "20,000 x 20,000": ({"image": "huge.png"}, "huge.png' has more than"),
+    "says that it is larger": ({"image": "bomb.png"}, "bomb.png' has more than"),
     "strip": ({"image": "strip.png"}, "6000 x 2 pixels"),
     "text called PNG": ({"image": "text.png"}, "unknown format"),
     "empty file": ({"image": "empty.png"}, "unknown format"),
-    "folder": ({"image": "folder.png"}, "directory"),
+    "folder": ({"image": "folder.png"}, "is a folder"),
     "missing": ({"image": "nowhere.png"}, "no such file"),
     "outside": ({"image": "../model/config.json"}, "not a path inside"),
     "absolute": ({"image": "/etc/hostname"}, "not a path inside"),
@@ -119,12 +117,3 @@ def test_every_row_is_answered_or_recorded(folder, tmp_path, capsys, recwarn):
         fine = {answer["text"] for number, answer in zip(own, answers, strict=True) if kinds[number] == "fine"}
         assert len(fine) == 1  # whoever stands beside it in a batch
         assert "<image>" not in "".join(answer["prompt"] for answer in answers)
-
-
-def test_warnings_of_pillow_stay_inside(recwarn, monkeypatch):
-    """Such as that of a decompression bomb, which is a warning before it is an error."""
-    file = io.BytesIO()
-    Image.new("RGB", (40, 40)).save(file, "PNG")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert read_bytes(file.getvalue(), "x").size == (40, 40)
-    assert not recwarn.list

@@ -90,3 +90,17 @@ def test_rivals(model, tmp_path, argv_of, is_whole):
     assert is_whole(tmp_path / "place" / "target", tmp_path / "wanted")
     assert (second, out, why.count("\n")) == (1, "", 1)
     assert rivals.HELD.search(why)
+
+
+def fill(part):
+    part.touch()
+    with open("/dev/full", "wb", buffering=0) as full:
+        full.write(b"x")
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path):
+    """Of an open file the system says that, but not which."""
+    said = r"No space left on device: '.*/results\.json'$"
+    with pytest.raises(OSError, match=said), replacing(tmp_path / "results.json") as part:
+        fill(part)
+    assert list(tmp_path.iterdir()) == []

@@ -44,6 +44,7 @@ CONFIG = LlavaConfig(
         mlp_bias=False,
         tie_word_embeddings=False,
         sliding_window=None,
+        max_positions=4096,
     ),
     image_token_id=IMAGE_TOKEN,
     feature_layers=(2,),

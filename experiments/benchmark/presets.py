@@ -40,6 +40,7 @@ def _llava_1_5(*, width: int, intermediate: int, layers: int, heads: int, vision
         mlp_bias=False,
         tie_word_embeddings=False,
         sliding_window=None,
+        max_positions=4096,
     )
     return LlavaConfig(
         vision=vision,

@@ -18,6 +18,7 @@ from experiments.comparison.cells import Cell, Grid, grid
 from experiments.comparison.own_time import Own
 from experiments.comparison.settings import Settings
 from experiments.evaluation.encoder import Encoder
+from experiments.memory import check_request
 from experiments.summary import BASELINE
 from models.engine import decode, plan, prefill
 from models.engine.plan import TOWER
@@ -75,7 +76,10 @@ class Measurer:
         )
         self._new_tokens = (files and files.max_new_tokens) or self._questions.max_new_tokens
         self._room = round_up(self._new_tokens, decode.ROOM_BUCKET)
-        self._length = self._prompt([self._first()]).input_ids.shape[1]
+        first = self._first()
+        inputs = self._encoder([self._questions.sample(first)], 1)
+        check_request(self._llava, inputs, self._new_tokens, times=settings.batch_size)
+        self._length = self._prompt([first], size=1).input_ids.shape[1]
         self._grid: Grid = grid(config, settings.methods, settings.keeps, length=self._length, given=settings.schedules)
         for cell in self._grid.cells.values():
             with methods.said(cell.key):
@@ -180,8 +184,8 @@ class Measurer:
                 errors[index] = str(error)
         try:
             if asked:
-                self._prompt(asked)
-        except (ValueError, TypeError) as error:
+                self._prompt(asked, size=len(asked))
+        except (CommandError, ValueError, TypeError) as error:
             if len(asked) == 1:
                 return [], errors | {asked[0]: f"{type(error).__name__}: {cli.one_line(error)}"}
             parts = [self._possible([index]) for index in asked]

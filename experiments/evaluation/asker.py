@@ -14,6 +14,7 @@ from experiments.cli import CommandError
 from experiments.evaluation.questions import batches
 from experiments.evaluation.scene_questions import SceneQuestions
 from experiments.evaluation.settings import Settings
+from experiments.memory import check_request
 from experiments.summary import BASELINE
 from models.engine.decode import ROOM_BUCKET
 from models.engine.prompt import Prompt, round_up
@@ -56,6 +57,7 @@ class Asker:
         self.methods = methods.to_compare(
             self._llava, settings.keep, settings.methods, given, clip=self._checkpoint.clip
         )
+        check_request(self._llava, self._encode([0], rows=1), MAX_NEW_TOKENS, times=settings.batch_size)
         self._warm: set[tuple[int, ...]] = set()  # shapes of prompts for which everything is compiled
 
     def identity(self) -> dict[str, Any]:
@@ -87,9 +89,9 @@ class Asker:
         entry = self._time_prefill(inputs) if timed else {}
         return entry | {"samples": self.answer(inputs, indices)}
 
-    def _encode(self, indices: Sequence[int]) -> loading.Inputs:
+    def _encode(self, indices: Sequence[int], rows: int | None = None) -> loading.Inputs:
         """A batch of full size: the last question is repeated where there are fewer, so that nothing compiles anew."""
-        filled = [*indices, *[indices[-1]] * (self._settings.batch_size - len(indices))]
+        filled = [*indices, *[indices[-1]] * ((rows or self._settings.batch_size) - len(indices))]
         samples = [self._questions.sample(index) for index in filled]
         return self._checkpoint.encode([sample.images for sample in samples], [sample.text for sample in samples])
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from experiments.cli import CommandError
 from experiments.evaluation.questions import Sample
 from experiments.loading import Checkpoint, Inputs
-from models.config import read_hf_config
+from models.processor import render
 
 # Whole prompts; {images} is a placeholder and a line break for each. Those of LLaVA's `conv_templates`.
 CONVERSATIONS = {
@@ -28,8 +28,8 @@ class Encoder:
 
     def __init__(self, checkpoint: Checkpoint, *, conversation: str = "checkpoint", border: str = "keep"):
         self._checkpoint, self._template, self._border = checkpoint, CONVERSATIONS[conversation], border
-        hf, _ = read_hf_config(checkpoint.folder)
-        self._context = min(hf.text_config.max_position_embeddings, checkpoint.processor.tokenizer.model_max_length)
+        context = checkpoint.llava.config.text.max_positions
+        self._context = min(context, checkpoint.processor.tokenizer.model_max_length)
 
     def fitting(self, sample: Sample) -> Sample:
         """The sample.
@@ -61,4 +61,4 @@ class Encoder:
             return self._template.format(images=f"{placeholder}\n" * len(sample.images), text=text)
         content = [*[{"type": "image"}] * len(sample.images), {"type": "text", "text": text}]
         turns = [{"role": "user", "content": content}]
-        return self._checkpoint.processor.apply_chat_template(turns, add_generation_prompt=True)
+        return render(self._checkpoint.processor, turns)

@@ -6,12 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments import loading, methods, results, schedules
 from experiments.cli import CommandError, one_line
 from experiments.evaluation.encoder import Encoder
 from experiments.evaluation.file_questions import questions_of
 from experiments.evaluation.questions import Sample
 from experiments.evaluation.settings import Settings
+from experiments.memory import check_request
 from models.engine.plan import TOWER, Carve, Schedule, parse
 from tokencarve_jax import plan
 
@@ -61,6 +64,8 @@ class FileAsker:
             raise CommandError(f"border {self._files.border!r}: a cut in the vision tower does not know of border")
         self._max_new_tokens = self._files.max_new_tokens or self._questions.max_new_tokens
         self._encoder = Encoder(self._checkpoint, conversation=self._files.conversation, border=self._files.border)
+        probe = self._encoder([Sample("", "What is this?", (np.zeros((8, 8, 3), np.uint8),), None, 0)], 1)
+        check_request(self._llava, probe, self._max_new_tokens, times=settings.batch_size)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for all workers."""
@@ -102,7 +107,7 @@ class FileAsker:
         try:
             inputs = self._encoder(list(samples.values()), self._settings.batch_size)
             most = self._most(inputs)
-        except (ValueError, TypeError) as error:
+        except (CommandError, ValueError, TypeError) as error:
             if len(samples) == 1:
                 errors |= dict.fromkeys(samples, f"{type(error).__name__}: {one_line(error)}")
                 return {}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from models.foreign import file_problem
 
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")  # config, tokenizer and processor
 # Pickles are not among them: they can run any code when opened.
@@ -28,6 +31,8 @@ def find_checkpoint(source: str | Path, *, revision: str | None = None) -> Path:
     if folder.is_dir():
         return folder
     name = str(source)
+    if os.path.lexists(folder):
+        raise FileNotFoundError(f"{name} {file_problem(folder) or 'is a file'}; expected a folder, or a model id")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise FileNotFoundError(f"{name} is not a folder; expected one, or a model id such as llava-hf/llava-1.5-7b-hf")
     from huggingface_hub import snapshot_download

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +12,8 @@ from types import MappingProxyType
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from models.foreign import file_problem
 
 FLOATS: Mapping[str, np.dtype] = MappingProxyType(
     {
@@ -58,11 +61,12 @@ def open_folder(folder: Path) -> Files:
     Returns:
       Headers and problems. Nothing is raised for damaged files.
     """
-    if (folder / SINGLE).is_file():
+    if os.path.lexists(folder / SINGLE):
         headers, problems = _headers(folder / SINGLE)
         return Files(folder, headers, problems)
-    if (folder / INDEX).is_file():
-        return _sharded(folder)
+    if os.path.lexists(folder / INDEX):
+        problem = file_problem(folder / INDEX)
+        return Files(folder, {}, (f"{INDEX} {problem}",)) if problem else _sharded(folder)
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
     if pickles:
         problem = (
@@ -75,12 +79,12 @@ def open_folder(folder: Path) -> Files:
 
 def _headers(path: Path) -> tuple[dict[str, Header], tuple[str, ...]]:
     """Headers of one file, and what is wrong with it."""
+    if problem := file_problem(path):
+        return {}, (f"{path.name} {problem}" if os.path.lexists(path) else f"{path.name} is missing",)
     try:
         with safe_open(path, framework="np") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
             return {key: Header(path, tuple(s.get_shape()), s.get_dtype()) for key, s in slices.items()}, ()
-    except FileNotFoundError:
-        return {}, (f"{path.name} is missing",)
     except (SafetensorError, OSError) as error:
         with path.open("rb") as raw:
             if raw.read(20) == b"version https://git-":

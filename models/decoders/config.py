@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from models.config import ConfigError, activation_problems
+from models.config import MAX_LAYERS, ConfigError, Fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +13,7 @@ class TextConfig:
     """A Llama-family decoder.
 
     `rope_factor` divides positions (1.0 where rotary scaling is off); `rope_sections` says how many of the head_dim / 2
-    wavelengths go by each axis of the positions.
+    wavelengths go by each axis of the positions; `max_positions` is the longest sequence it was trained for.
     """
 
     vocab_size: int
@@ -32,39 +32,53 @@ class TextConfig:
     mlp_bias: bool
     tie_word_embeddings: bool
     sliding_window: int | None
+    max_positions: int
 
 
 def text_config(hf: Any) -> TextConfig:
     """`TextConfig` from a transformers `LlamaConfig` or `MistralConfig`.
 
     Raises:
-      ConfigError: another decoder, an unknown activation, or a rotary scaling that is not implemented.
+      ConfigError: another decoder, a rotary scaling that is not implemented, fields of another type or out of range.
     """
     if hf.model_type not in ("llama", "mistral"):
         raise ConfigError(f"text_config.model_type is {hf.model_type!r}; supported are 'llama' and 'mistral'")
-    rope = dict(hf.rope_parameters)  # transformers 5 folds the older `rope_theta` and `rope_scaling` in here
-    rope_type = rope.get("rope_type", "default")
-    problems = activation_problems(hf.hidden_act, "text_config.hidden_act")
-    if rope_type not in ("default", "linear"):
-        problems.append(f"text_config asks for rotary scaling {rope_type!r}; supported are 'default' and 'linear'")
-    if problems:
-        raise ConfigError(*problems)
-    head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
-    return TextConfig(
-        vocab_size=hf.vocab_size,
-        hidden_size=hf.hidden_size,
-        intermediate_size=hf.intermediate_size,
-        num_layers=hf.num_hidden_layers,
-        num_heads=hf.num_attention_heads,
-        num_kv_heads=hf.num_key_value_heads,
+    read = Fields(hf, "text_config.")
+    # transformers 5 folds the older `rope_theta` and `rope_scaling` in here
+    rope = Fields(read.get("rope_parameters") or {}, "text_config.rope_parameters.")
+    if rope.get("rope_type") not in (None, "default", "linear"):
+        read.problems.append(
+            f"text_config asks for rotary scaling {rope.get('rope_type')!r}; supported are 'default' and 'linear'"
+        )
+    hidden_size = read.whole("hidden_size", 1, 2**17)
+    num_heads = read.whole("num_attention_heads", 1, 2**12)
+    num_kv_heads = read.whole("num_key_value_heads", 1, 2**12)
+    head_dim = read.whole_or_none("head_dim", 2, 2**12) or hidden_size // num_heads
+    if not read.problems and num_heads % num_kv_heads:
+        read.wrong("num_key_value_heads", num_kv_heads, f"expected a divisor of the {num_heads} heads")
+    if not read.problems and (head_dim < 2 or head_dim % 2):
+        read.wrong("head_dim", head_dim, "expected an even number, for rotary embedding")
+    half = head_dim // 2
+    sections = rope.wholes("mrope_section", 0, half) if rope.get("mrope_section") else (half,)
+    config = TextConfig(
+        vocab_size=read.whole("vocab_size", 1, 2**22),
+        hidden_size=hidden_size,
+        intermediate_size=read.whole("intermediate_size", 1, 2**20),
+        num_layers=read.whole("num_hidden_layers", 1, MAX_LAYERS),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        activation=hf.hidden_act,
-        rms_norm_eps=hf.rms_norm_eps,
-        rope_theta=float(rope["rope_theta"]),
-        rope_factor=float(rope["factor"]) if rope_type == "linear" else 1.0,
-        rope_sections=tuple(rope.get("mrope_section") or [head_dim // 2]),
-        attention_bias=getattr(hf, "attention_bias", False),
-        mlp_bias=getattr(hf, "mlp_bias", False),
-        tie_word_embeddings=bool(hf.tie_word_embeddings),
-        sliding_window=getattr(hf, "sliding_window", None),
+        activation=read.activation("hidden_act"),
+        rms_norm_eps=read.number("rms_norm_eps", 0, 1),
+        rope_theta=rope.number("rope_theta", 1, 1e12),
+        rope_factor=rope.number("factor", 1e-3, 1e6) if rope.get("rope_type") == "linear" else 1.0,
+        rope_sections=sections,
+        attention_bias=read.flag("attention_bias"),
+        mlp_bias=read.flag("mlp_bias"),
+        tie_word_embeddings=read.flag("tie_word_embeddings"),
+        sliding_window=read.whole_or_none("sliding_window", 1, 2**31 - 1),
+        max_positions=read.whole("max_position_embeddings", 1, 2**31 - 1),
     )
+    read.problems += rope.problems
+    read.check()
+    return config

@@ -16,13 +16,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from models.checkpoint.hub import find_checkpoint
+from models.checkpoint import hashes, hub
 from models.checkpoint.table import Table, abstract_model, load_weights
 from models.config import ConfigError, read_hf_config
 from models.decoders.llama import Decoder
 from models.engine import decode, plan, prefill
 from models.engine.loop import Flow, run_layers
-from models.engine.prompt import BUCKET, Prompt, pack_order, round_up
+from models.engine.prompt import BUCKET, Prompt, pack_order, round_up, within_context
 from models.engine.relevance import Asked, attach, only_asked
 from models.engine.sampling import GREEDY, Sampling
 from models.engine.sharding import auto_mesh, place_batch, weight_sharding
@@ -95,7 +95,13 @@ class VisionLanguageModel(nnx.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, dtype: Any = jnp.float32, mesh: Mesh | None = None, revision: str | None = None
+        cls,
+        source: str | Path,
+        *,
+        dtype: Any = jnp.float32,
+        mesh: Mesh | None = None,
+        revision: str | None = None,
+        verify: bool = False,
     ) -> Self:
         """Load a checkpoint in Hugging Face format, or one that `python -m models.convert` made.
 
@@ -106,19 +112,22 @@ class VisionLanguageModel(nnx.Module):
           mesh: with an axis "data", "model" or both; each weight is placed on it as it is read, and batches are split
             over "data". None is the default device.
           revision: branch, tag or commit on the hub; None is its main branch.
+          verify: first compare every file with the hash that a conversion, or the hub, recorded of it.
 
         Returns:
           The model.
 
         Raises:
           ConfigError: an architecture that is not supported.
-          CheckpointError: weights that are missing, surplus, damaged or of the wrong shape; it lists them all.
+          CheckpointError: weights that are missing, surplus, damaged, altered or of the wrong shape; it lists them all.
           FileNotFoundError: neither a folder nor a model id that the hub has.
           ValueError: a mesh with another axis.
         """
         from models.checkpoint import orbax  # here, because it takes a second that `--help` should not wait for
 
-        folder = find_checkpoint(source, revision=revision)
+        folder = hub.find_checkpoint(source, revision=revision)
+        if verify:
+            hashes.verify(folder)
         family, config = cls.family_of(folder)
         mesh = None if mesh is None else auto_mesh(mesh)
         abstract = abstract_model(lambda rngs: family(config, dtype=dtype, rngs=rngs))
@@ -154,7 +163,8 @@ class VisionLanguageModel(nnx.Module):
         """
         given = {name: value for name, value in inputs.items() if value is not None}
         packed = self.pack(input_ids, pixel_values, attention_mask, per_image=per_image, bucket=bucket, **given)
-        return attach(relevance, place_batch(packed, self.mesh), self.config, self.mesh)
+        placed = place_batch(within_context(packed, self.config.text.max_positions), self.mesh)
+        return attach(relevance, placed, self.config, self.mesh)
 
     def __call__(
         self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None, **inputs: Any
@@ -240,16 +250,7 @@ class VisionLanguageModel(nnx.Module):
     ) -> Iterator[jax.Array]:
         """The tokens of `generate`, as they come: the first alone, then `chunk` at a time.
 
-        Args:
-          input_ids: as for `generate`, and so are the others but for `chunk`.
-          pixel_values: see `generate`.
-          attention_mask: see `generate`.
-          max_new_tokens: see `generate`.
-          carve: see `generate`.
-          sampling: see `generate`.
-          seed: see `generate`.
-          chunk: tokens between two looks of the host at the device.
-          **inputs: see `generate`.
+        Arguments and errors are those of `generate`; `chunk` is the tokens between two looks of the host at the device.
 
         Yields:
           [B, 1], then [B, <= chunk] int32.

@@ -65,6 +65,17 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+def within_context(prompt: Prompt, context: int) -> Prompt:
+    """The prompt itself.
+
+    Raises:
+      ValueError: it has more tokens than the model was trained for.
+    """
+    if (longest := int(prompt.lengths.max())) > context:
+        raise ValueError(f"a prompt has {longest} tokens, visual ones included; the model's context is {context}")
+    return prompt
+
+
 def make_prompt(
     input_ids: Any,
     pixel_values: Any | None,

@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from models.checkpoint.table import Table
-from models.config import ConfigError, activation_problems, special_token
+from models.config import MAX_LAYERS, ConfigError, Fields, special_token
 from models.decoders.config import TextConfig, text_config
 from models.decoders.llama import Decoder
 from models.engine.model import VisionLanguageModel
@@ -77,46 +78,40 @@ def llava_config(
     Raises:
       ConfigError: with every architecture, activation and feature choice that is not supported.
     """
-    layers = hf.vision_feature_layer
-    layers = tuple(layers) if isinstance(layers, (list, tuple)) else (layers,)
-    depth = hf.vision_config.num_hidden_layers + 1
     parts: list[Any] = []
-    problems = [*more, *_problems(hf, layers, depth)]
-    for read, part in ((vision_config, hf.vision_config), (text_config, hf.text_config)):
+    read = Fields(hf)
+    for read_part, part in ((vision_config, hf.vision_config), (text_config, hf.text_config)):
         try:
-            parts.append(read(part))
+            parts.append(read_part(part))
         except ConfigError as error:
-            problems += error.problems
-    if problems:
+            read.problems += error.problems
+    depth = parts[0].num_layers + 1 if parts and isinstance(parts[0], VisionConfig) else MAX_LAYERS + 1
+    vocabulary = parts[-1].vocab_size if parts and isinstance(parts[-1], TextConfig) else 2**31
+    layers = read.wholes("vision_feature_layer", -depth, depth - 1)
+    keep_class_token = read.choice("vision_feature_select_strategy", ("default", "full")) == "full"
+    activation = read.activation("projector_hidden_act")
+    image_token_id = read.whole("image_token_id", 0, vocabulary - 1)
+    bias, tied = read.flag("multimodal_projector_bias"), read.flag("tie_word_embeddings")
+    ends, pads = (special_token(hf, name, generation) for name in ("eos_token_id", "pad_token_id"))
+    eos_ids = () if ends is None else ends.wholes("eos_token_id", 0, vocabulary - 1)
+    pad = (*eos_ids, 0)[0] if pads is None else pads.whole("pad_token_id", 0, vocabulary - 1)
+    for fields in (ends, pads):
+        read.problems += fields.problems if fields is not None else []
+    if problems := [*more, *read.problems]:
         raise ConfigError(*problems)
     vision, text = parts
-    # transformers 5 keeps the tie on the outer config, older files on the decoder's: either one ties.
-    tied = bool(hf.tie_word_embeddings) or text.tie_word_embeddings
-    eos = special_token(hf, "eos_token_id", generation)
-    eos_ids = () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
-    pad = special_token(hf, "pad_token_id", generation)
     return LlavaConfig(
         vision=vision,
-        text=dataclasses.replace(text, tie_word_embeddings=tied),
-        image_token_id=hf.image_token_id,
+        # transformers 5 keeps the tie on the outer config, older files on the decoder's: either one ties.
+        text=dataclasses.replace(text, tie_word_embeddings=tied or text.tie_word_embeddings),
+        image_token_id=image_token_id,
         feature_layers=tuple(layer % depth for layer in layers),
-        keep_class_token=hf.vision_feature_select_strategy == "full",
-        projector_activation=hf.projector_hidden_act,
-        projector_bias=hf.multimodal_projector_bias,
+        keep_class_token=keep_class_token,
+        projector_activation=activation,
+        projector_bias=bias,
         eos_token_ids=eos_ids,
-        pad_token_id=pad if pad is not None else (*eos_ids, 0)[0],
+        pad_token_id=pad,
     )
-
-
-def _problems(hf: Any, layers: tuple[int, ...], depth: int) -> list[str]:
-    """What a LLaVA's own fields, tower and decoder apart, ask for in vain."""
-    problems = activation_problems(hf.projector_hidden_act, "projector_hidden_act")
-    if any(not -depth <= layer < depth for layer in layers):
-        problems.append(f"vision_feature_layer {layers} is outside the tower's {depth} hidden states")
-    strategy = hf.vision_feature_select_strategy
-    if strategy not in ("default", "full"):
-        problems.append(f"vision_feature_select_strategy is {strategy!r}; expected 'default' or 'full'")
-    return problems
 
 
 class Projector(nnx.Module):
@@ -171,6 +166,7 @@ class Llava(VisionLanguageModel):
         border = inputs.pop("border", None)
         if inputs:
             raise TypeError(f"{self.model_type} models take no {', '.join(inputs)}")
+        self.check_pixels(pixel_values)
         return make_prompt(
             input_ids,
             pixel_values,
@@ -181,6 +177,17 @@ class Llava(VisionLanguageModel):
             vocab_size=self.config.text.vocab_size,
             border=border,
         )
+
+    def check_pixels(self, pixel_values: Any) -> None:
+        """Compare pixels [..., C, height, width], where there are any, with what the tower takes.
+
+        Raises:
+          ValueError: other sides, or another number of channels.
+        """
+        vision = self.config.vision
+        shape, wanted = np.shape(pixel_values), (vision.num_channels, vision.image_size, vision.image_size)
+        if pixel_values is not None and shape[-3:] != wanted:
+            raise ValueError(f"pixel_values has shape {shape}; the tower takes images of {wanted}")
 
     def image_features(self, pixel_values: jax.Array) -> jax.Array:
         """Visual tokens of images [images, C, image_size, image_size]: [images, N, D] in the weights' dtype."""

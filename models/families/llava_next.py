@@ -14,11 +14,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.checkpoint.table import Table
+from models.config import Fields
 from models.engine.prompt import Prompt, make_prompt
 from models.engine.visual import Reading, Visual
 from models.families import anyres
 from models.families.llava import Llava, LlavaConfig, llava_config
 from models.families.tables import newline_table
+
+_MAX_GRIDS, _MAX_TILES = 256, 64  # published: 5 grids of up to 4 tiles, 36 of up to 36
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,14 @@ class LlavaNextConfig(LlavaConfig):
     """
 
     image_grid_pinpoints: tuple[tuple[int, int], ...]
+
+
+def _is_grid(pair: Any, side: int) -> bool:
+    """Whether it is the height and width of a grid of a few tiles."""
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        return False
+    whole = all(isinstance(length, int) and length >= side and length % side == 0 for length in pair)
+    return whole and pair[0] * pair[1] <= _MAX_TILES * side**2
 
 
 class LlavaNext(Llava):
@@ -51,15 +62,19 @@ class LlavaNext(Llava):
         Raises:
           ConfigError: with every architecture, activation and feature choice that is not supported.
         """
-        side, problems = hf.vision_config.image_size, []
-        pinpoints = tuple((int(height), int(width)) for height, width in hf.image_grid_pinpoints)
-        if not pinpoints or any(length < side or length % side for pair in pinpoints for length in pair):
-            problems.append(f"image_grid_pinpoints is {hf.image_grid_pinpoints}; expected multiples of {side} pixels")
-        if hf.vision_feature_select_strategy == "full":
-            problems.append("vision_feature_select_strategy is 'full'; the grids of 'llava_next' need 'default'")
-        common = llava_config(hf, generation, more=tuple(problems))
+        read, side = Fields(hf), Fields(hf.vision_config, "vision_config.").whole("image_size", 1, 2**13)
+        pinpoints, expected = read.get("image_grid_pinpoints"), f"expected multiples of {side} pixels, two by two"
+        if (
+            not isinstance(pinpoints, (list, tuple))
+            or not 1 <= len(pinpoints) <= _MAX_GRIDS
+            or not all(_is_grid(pair, side) for pair in pinpoints)
+        ):
+            read.wrong("image_grid_pinpoints", pinpoints, expected)
+        if read.get("vision_feature_select_strategy") == "full":
+            read.problems.append("vision_feature_select_strategy is 'full'; the grids of 'llava_next' need 'default'")
+        common = llava_config(hf, generation, more=tuple(read.problems))
         fields = {field.name: getattr(common, field.name) for field in dataclasses.fields(common)}
-        return LlavaNextConfig(**fields, image_grid_pinpoints=pinpoints)
+        return LlavaNextConfig(**fields, image_grid_pinpoints=tuple((height, width) for height, width in pinpoints))
 
     @staticmethod
     def table(config: LlavaConfig) -> Table:
@@ -74,6 +89,7 @@ class LlavaNext(Llava):
         if inputs:
             raise TypeError(f"{self.model_type} models take no {', '.join(inputs)}")
         config = self.config
+        self.check_pixels(pixel_values)
         if pixel_values is not None:
             pixel_values, features_of = anyres.lay_out(
                 pixel_values,

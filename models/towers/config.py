@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from models.config import ConfigError, activation_problems
+from models.config import MAX_LAYERS, ConfigError, Fields
+
+MAX_PATCHES = 2**14  # of an image; the largest published tower has 5,329
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,15 +40,21 @@ def vision_config(hf: Any) -> VisionConfig:
     """`VisionConfig` from a transformers `CLIPVisionConfig`.
 
     Raises:
-      ConfigError: another kind of tower, or an unknown activation.
+      ConfigError: another kind of tower, fields of another type or out of range.
     """
     if hf.model_type != "clip_vision_model":
         raise ConfigError(f"vision_config.model_type is {hf.model_type!r}; only 'clip_vision_model' is supported")
-    if problems := activation_problems(hf.hidden_act, "vision_config.hidden_act"):
-        raise ConfigError(*problems)
-    return VisionConfig(
-        **_encoder(hf), num_channels=hf.num_channels, image_size=hf.image_size, patch_size=hf.patch_size
+    read = Fields(hf, "vision_config.")
+    config = VisionConfig(
+        **_encoder(read),
+        num_channels=read.whole("num_channels", 1, 16),
+        image_size=read.whole("image_size", 1, 2**13),
+        patch_size=read.whole("patch_size", 1, 2**10),
     )
+    if not read.problems and not 1 <= config.num_patches <= MAX_PATCHES:
+        read.wrong("patch_size", config.patch_size, f"{config.num_patches} patches; expected 1 to {MAX_PATCHES}")
+    read.check()
+    return config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,34 +91,36 @@ def clip_config(hf: Any) -> ClipConfig:
     """`ClipConfig` from a transformers config of that name.
 
     Raises:
-      ConfigError: another kind of model, an unknown activation, or a text that ends in more ways than one.
+      ConfigError: another kind of model, or fields that are wrong; it lists them.
     """
     if hf.model_type != "clip":
         raise ConfigError(f"config.json has model_type {hf.model_type!r}; relevance is told by a 'clip'")
-    text = hf.text_config
-    problems = activation_problems(text.hidden_act, "text_config.hidden_act")
-    if not isinstance(text.eos_token_id, int):
-        problems.append(f"text_config.eos_token_id is {text.eos_token_id!r}; expected one id")
-    if problems:
-        raise ConfigError(*problems)
-    return ClipConfig(
+    vision, text, whole = vision_config(hf.vision_config), Fields(hf.text_config, "text_config."), Fields(hf)
+    config = ClipConfig(
         text=ClipTextConfig(
             **_encoder(text),
-            vocab_size=text.vocab_size,
-            context=text.max_position_embeddings,
-            eos_token_id=text.eos_token_id,
+            vocab_size=text.whole("vocab_size", 1, 2**24),
+            context=text.whole("max_position_embeddings", 1, 2**16),
+            eos_token_id=text.whole("eos_token_id", 0, 2**24),
         ),
-        vision=vision_config(hf.vision_config),
-        projection_dim=hf.projection_dim,
+        vision=vision,
+        projection_dim=whole.whole("projection_dim", 1, 2**15),
     )
+    text.problems += whole.problems
+    text.check()
+    return config
 
 
-def _encoder(hf: Any) -> dict[str, Any]:
-    return {
-        "hidden_size": hf.hidden_size,
-        "intermediate_size": hf.intermediate_size,
-        "num_layers": hf.num_hidden_layers,
-        "num_heads": hf.num_attention_heads,
-        "activation": hf.hidden_act,
-        "layer_norm_eps": hf.layer_norm_eps,
+def _encoder(read: Fields) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "hidden_size": read.whole("hidden_size", 1, 2**15),
+        "intermediate_size": read.whole("intermediate_size", 1, 2**18),
+        "num_layers": read.whole("num_hidden_layers", 1, MAX_LAYERS),
+        "num_heads": read.whole("num_attention_heads", 1, 2**10),
+        "activation": read.activation("hidden_act"),
+        "layer_norm_eps": read.number("layer_norm_eps", 0, 1),
     }
+    if not read.problems and fields["hidden_size"] % fields["num_heads"]:
+        expected = f"expected a divisor of hidden_size, {fields['hidden_size']}"
+        read.wrong("num_attention_heads", fields["num_heads"], expected)
+    return fields

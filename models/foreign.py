@@ -1,0 +1,137 @@
+"""Guards around what other people wrote: files that are none, what other libraries parse, and templates that run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import stat
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+
+
+def file_problem(path: Path) -> str | None:
+    """Why a file cannot be opened for reading, found without opening it: a pipe would wait for a writer.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      What ends the sentence "PATH ...", or None where nothing is wrong.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "is a link to nothing" if path.is_symlink() else "does not exist (no such file)"
+    except (OSError, ValueError) as error:  # a loop of links, a name that is too long, a null byte
+        return f"cannot be opened ({getattr(error, 'strerror', None) or error})"
+    if not stat.S_ISREG(mode):
+        return f"is a {_KINDS.get(stat.S_IFMT(mode), 'device')}, not a file"
+    return None if os.access(path, os.R_OK) else "cannot be read by this user (permission denied)"
+
+
+def reason(error: BaseException) -> str:
+    """An exception of another library as part of a line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def parsing(what: object, raising: type[Exception], problem: str = "cannot be read") -> Iterator[None]:
+    """Whatever the body's parser raises for bad input becomes one line that names the input.
+
+    Its warnings, logs and prints, those of C and Rust too, are not shown. The body calls another library on what a user
+    gave, and does nothing else: parsers raise anything at all for damaged input, so that no list of exceptions is
+    complete.
+
+    Args:
+      what: the file or folder, for the message.
+      raising: made from the message. If the body raises one itself, it stays as it is.
+      problem: what ends the sentence, before the parser's own words.
+    """
+    try:
+        with _silence():
+            yield
+    except raising:
+        raise
+    except BaseException as error:
+        # Rust's panics reach Python as an exception of this name that is no `Exception`.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise raising(f"{what} {problem} ({reason(error)})") from error
+        raise
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No warnings, no logs, and the file descriptors of standard output and error lead nowhere."""
+    level, kept = logging.root.manager.disable, dict[int, int]()
+    for number in (1, 2):
+        with contextlib.suppress(OSError):  # closed
+            kept[number] = os.dup(number)
+    if sys.stdout is not None:
+        sys.stdout.flush()  # what this process has said before
+    logging.disable()
+    try:
+        with warnings.catch_warnings(), open(os.devnull, "wb") as nowhere:
+            warnings.simplefilter("ignore")
+            for number in kept:
+                os.dup2(nowhere.fileno(), number)
+            yield
+    finally:
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)
+        logging.disable(level)
+
+
+@contextlib.contextmanager
+def limited(seconds: float, more_bytes: int) -> Iterator[None]:
+    """Limits for a body that runs what a file says, such as a template: Jinja's sandbox limits neither time nor memory.
+
+    Time is that of the processors, so that a busy machine changes nothing. It is limited in the main thread alone, and
+    memory on Linux alone.
+
+    Args:
+      seconds: then the body gets a TimeoutError.
+      more_bytes: of memory, beyond what the process has; then it gets a MemoryError.
+    """
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"took more than {seconds:g} s")
+
+    timed = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    before = signal.signal(signal.SIGVTALRM, stop) if timed else None
+    try:
+        if timed:
+            signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+        with _memory(more_bytes):
+            yield
+    finally:
+        if timed:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.signal(signal.SIGVTALRM, before)
+
+
+@contextlib.contextmanager
+def _memory(more_bytes: int) -> Iterator[None]:
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = pages * resource.getpagesize() + more_bytes
+    limits = [limit for limit in (soft, hard, wanted) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

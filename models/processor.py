@@ -1,0 +1,138 @@
+"""A checkpoint's Hugging Face processor: loaded behind one guard, and its sizes checked before they are used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.cli import CommandError
+from models.config import Fields
+from models.foreign import file_problem, limited, parsing
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "chat_template.json",
+)
+TEMPLATE = "chat_template.jinja"
+TEMPLATE_S, TEMPLATE_BYTES = 1.0, 2**27  # a template takes milliseconds
+_MOST_PIXELS = 2**13  # along a side, as for a tower
+_MOST_CHARACTERS = 10**7  # of a rendered prompt
+
+
+def load_processor(folder: Path) -> Any:
+    """The processor of a checkpoint folder, tried on a small image and a short question.
+
+    Nothing that the folder holds is run but its chat template, in Jinja's sandbox; nothing is asked of the hub.
+
+    Args:
+      folder: a local folder.
+
+    Returns:
+      A transformers processor with an image processor and a chat template.
+
+    Raises:
+      CommandError: there is none that can be loaded and used; names the file.
+    """
+    # Imported here: it takes a second or more that `--help` should not wait for.
+    from transformers import AutoProcessor
+
+    _check_files(folder)
+    local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        with parsing(folder, CommandError):
+            # Pillow's resizing, also where torchvision is installed: the same pixels on every machine.
+            processor = AutoProcessor.from_pretrained(folder, backend="pil", **local)
+    except CommandError as error:
+        where, cause = _culprit(folder, local), str(error).removeprefix(f"{folder} cannot be read ")
+        raise CommandError(f"{folder} has no processor that can be loaded: {where} {cause}") from error
+    if not getattr(processor, "chat_template", None) or not hasattr(processor, "image_processor"):
+        raise CommandError(f"{folder}: its processor needs an image processor and a chat template")
+    _check_sizes(folder, processor)
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+    text = render(processor, turns, folder / TEMPLATE)
+    with parsing(folder, CommandError, "has a processor that fails on a small image"):
+        image = np.full((8, 8, 3), 9, np.uint8)
+        out = processor(images=[image], text=[text], padding=True, return_tensors="np")
+        if not np.isfinite(out["pixel_values"]).all():
+            raise CommandError(f"{folder}: its processor gives numbers that are not finite; see image_mean, image_std")
+    return processor
+
+
+def render(processor: Any, turns: list[dict[str, Any]], where: object = TEMPLATE) -> str:
+    """Put a conversation into the chat template, which runs in Jinja's sandbox and within limits.
+
+    Raises:
+      CommandError: the template fails, or takes more than `TEMPLATE_S` or `TEMPLATE_BYTES`.
+    """
+    with parsing(where, CommandError), limited(TEMPLATE_S, TEMPLATE_BYTES):
+        text = processor.apply_chat_template(turns, add_generation_prompt=True)
+    if not isinstance(text, str) or len(text) > _MOST_CHARACTERS:
+        raise CommandError(f"{where} makes more than {_MOST_CHARACTERS} characters of a conversation, or no text")
+    return text
+
+
+def _check_files(folder: Path) -> None:
+    """What can be said of a single file.
+
+    Raises:
+      CommandError: one is there, but is no file, or no JSON object.
+    """
+    for path in (folder / name for name in (*_FILES, TEMPLATE)):
+        problem = file_problem(path)
+        if problem and (path.exists() or path.is_symlink()):
+            raise CommandError(f"{path} {problem}")
+        if not problem and path.suffix == ".json":
+            with parsing(path, CommandError):
+                if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                    raise CommandError(f"{path} cannot be read (it holds no JSON object)")
+
+
+def _culprit(folder: Path, local: Mapping[str, Any]) -> str:
+    """Which part fails by itself."""
+    from transformers import AutoTokenizer
+
+    try:
+        with parsing(folder, CommandError):
+            AutoTokenizer.from_pretrained(folder, **local)
+    except CommandError:
+        names: tuple[str, ...] = _FILES[:4]
+    else:
+        names = _FILES[4:6]
+    return " or ".join(name for name in names if (folder / name).exists()) or f"there is no {names[0]}"
+
+
+def _check_sizes(folder: Path, processor: Any) -> None:
+    """Numbers that decide how much memory the processor asks for.
+
+    Raises:
+      CommandError: with all that are not numbers, or out of range.
+    """
+    images = processor.image_processor
+    problems: list[str] = []
+    for name in ("size", "crop_size"):
+        sizes = getattr(images, name, None)
+        sizes = {key: value for key, value in dict(sizes or {}).items() if value is not None}
+        if not sizes and (name == "size" or getattr(images, "do_center_crop", False)):
+            problems.append(f"{name} is empty; expected sides in pixels")
+        fields = Fields(sizes, f"{name}.")
+        for key in sizes:
+            fields.whole(key, 1, _MOST_PIXELS)
+        problems += fields.problems
+    fields = Fields(processor)
+    if fields.get("patch_size") is not None:
+        fields.whole("patch_size", 1, _MOST_PIXELS)
+    if fields.get("num_additional_image_tokens") is not None:
+        fields.whole("num_additional_image_tokens", 0, 16)
+    problems += fields.problems
+    if problems:
+        names = " or ".join(name for name in _FILES[4:6] if (folder / name).exists())
+        raise CommandError(f"{folder / names}: {'; '.join(problems)}")

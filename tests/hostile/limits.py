@@ -1,0 +1,144 @@
+"""Whole processes where memory, disk, descriptors or encodings are short. Linux only."""
+
+import dataclasses
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from experiments.cli import CommandError
+from tests.hostile.case import STARTING_S, Case
+from tests.hostile.images import png
+
+ROOT = Path(__file__).parents[2]
+MORE_MEMORY = 2**30
+"""Bytes that a refusal may take beyond a request that works."""
+_LIMITING = (
+    "import os, resource, sys; limits = eval(sys.argv[1]); "
+    "[resource.setrlimit(what, (most, most)) for what, most in limits.items()]; os.execv(sys.argv[2], sys.argv[2:])"
+)
+GENERATE, EVAL = "experiments.generate", "experiments.eval"
+
+
+@dataclasses.dataclass
+class Processes:
+    """Runs commands on a good checkpoint, and knows what an ordinary one takes.
+
+    Attributes:
+      model: the checkpoint.
+      image: a good image.
+      scratch: where commands may write.
+      peak: bytes of the largest process that worked.
+    """
+
+    model: Path
+    image: Path
+    scratch: Path
+    peak: int = 0
+
+    def run(
+        self,
+        module: str,
+        argv: Sequence[str | bytes],
+        *,
+        limits: dict[int, int] | None = None,
+        stdin: bytes = b"",
+        stdout: int | None = None,
+        **environment: str,
+    ) -> None:
+        """A command with limits; what it refuses in one line is raised."""
+
+        command = [sys.executable, "-m", module, *argv]
+        if limits:  # set by a process in between: JAX has threads here, and a fork of them may wait for ever
+            command = [sys.executable, "-c", _LIMITING, repr(limits), *command]
+        with subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=subprocess.PIPE,  # a file would count as disk
+        ) as process:
+            try:
+                process.stdin.write(stdin)
+                process.stdin.close()
+                _, status, usage = os.wait4(process.pid, 0)  # the little that is said fits into the pipes
+            except BaseException:
+                process.kill()
+                raise
+            process.returncode = os.waitstatus_to_exitcode(status)
+            peak = usage.ru_maxrss * 1024
+            pipes = (process.stdout, process.stderr)
+            said, error = (pipe.read().decode(errors="replace") if pipe else "" for pipe in pipes)
+        if process.returncode == 0:
+            self.peak = max(self.peak, peak)
+            if not said and stdout is None:
+                raise AssertionError("nothing was said")
+            if "Traceback" in error or "Warning" in error:
+                raise AssertionError(error[-500:])
+            return
+        if error.count("\n") != 1 or "Traceback" in error:
+            raise AssertionError(f"status {process.returncode}, {said[-200:]!r}, {error[-500:]!r}")
+        if self.peak and peak > self.peak + MORE_MEMORY:
+            raise AssertionError(f"{peak / 2**30:.1f} GiB for a refusal: {error}")
+        raise CommandError(error.rstrip("\n"))
+
+
+def known(processes: Processes) -> Iterator[Case]:
+    """All of them; the first says what an ordinary request takes."""
+    model, image, scratch = f"--model={processes.model}", f"--image={processes.image}", processes.scratch
+    ask = [model, image, "--prompt=Where?", "--keep=3", "--max-new-tokens=2"]
+    narrow = scratch / "narrow.png"
+    narrow.write_bytes(png(1, 60_000))
+    pipe = scratch / "pipe"
+    os.mkfifo(pipe)
+
+    def case(name: str, module: str, argv: Sequence[str | bytes], want: str | None, says: str = "", **how) -> Case:
+        return Case(name, lambda: processes.run(module, argv, **how), want, says, STARTING_S)
+
+    def evaluating(name: str, argv: Sequence[str | bytes], want: str | None, says: str = "", **how) -> Case:
+        """Its folder is removed, so that what is left elsewhere shows."""
+        out = scratch / "out"
+
+        def attempt() -> None:
+            try:
+                processes.run(EVAL, [model, "--limit=2", "--batch-size=2", "--keep=5", f"--out={out}", *argv], **how)
+            finally:
+                left = [path.name for path in out.rglob("*.part*")] if out.exists() else []
+                for path in scratch.glob("out*"):
+                    shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(os.fsencode(scratch) + b"/out-\xff", ignore_errors=True)
+                if left:
+                    raise AssertionError(f"left {left}")
+
+        return Case(name, attempt, want, says, STARTING_S)
+
+    no_file = {resource.RLIMIT_FSIZE: 64}
+    yield case("an ordinary question", GENERATE, ask, "worked")
+    yield case("ASCII alone", GENERATE, ask, "worked", PYTHONIOENCODING="ascii", LC_ALL="C")
+    yield case("a prompt that is not UTF-8", GENERATE, [*ask, b"--prompt=\xff\xfe"], "refused", "not UTF-8")
+    yield case("10^8 new tokens", GENERATE, [*ask, "--max-new-tokens=100000000"], "refused", "context is")
+    yield case("2^31 - 1 new tokens", GENERATE, [*ask, "--max-new-tokens=2147483647"], "refused", "context is")
+    yield case("a 1 x 60,000 image", GENERATE, [*ask, f"--image={narrow}"], "refused", "1 x 60000")
+    yield case("a pipe as image", GENERATE, [*ask, f"--image={pipe}"], "refused", "is a pipe")
+    yield case("a pipe as model", GENERATE, [*ask, f"--model={pipe}"], "refused", "is a pipe")
+    with open("/dev/full", "wb") as full:
+        yield case("standard output is full", GENERATE, ask, "refused", "No space left", stdout=full.fileno())
+    page = f"--picture={scratch / 'x.png'}"
+    yield case("a picture and a full disk", GENERATE, [*ask, page], "refused", "x.png", limits=no_file)
+    chat = [model, image, "--chat", "--max-new-tokens=2"]
+    lines = b"What?\n<image>\n\xff\xfe\nWhere?\n"
+    yield case("a chat with lines that are refused", GENERATE, chat, "worked", stdin=lines)
+    yield case("few open files", GENERATE, ask, None, limits={resource.RLIMIT_NOFILE: 12})
+    for gib in (1, 2, 4):
+        yield case(f"{gib} GiB of addresses", GENERATE, ask, None, limits={resource.RLIMIT_AS: gib * 2**30})
+    yield evaluating("an evaluation", [], "worked")
+    yield evaluating("an evaluation in ASCII", [], "worked", PYTHONIOENCODING="ascii", LC_ALL="C")
+    yield evaluating("--out that is not UTF-8", [b"--out=" + os.fsencode(scratch) + b"/out-\xff"], "worked")
+    yield evaluating("10,000,000 at a time", ["--batch-size=10000000"], "refused", "at a time fit")
+    yield evaluating("a full disk", [], "refused", str(scratch / "out"), limits=no_file)
+    small = {resource.RLIMIT_FSIZE: 3000}
+    yield evaluating("a disk that fills up", [], "refused", str(scratch / "out"), limits=small)

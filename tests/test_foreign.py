@@ -1,0 +1,91 @@
+"""The guards around files and parsers of others."""
+
+import logging
+import os
+import sys
+import warnings
+
+import pytest
+
+from models.foreign import file_problem, limited, parsing
+
+
+class Refused(Exception):
+    pass
+
+
+class PanicException(BaseException):
+    """As pyo3's."""
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no\nway"), RecursionError("deep"), MemoryError(), PanicException("index")]
+)
+def test_whatever_a_parser_raises_is_one_line(error):
+    with (
+        pytest.raises(Refused, match=rf"^x\.bin cannot be read \({type(error).__name__}[^\n]*\)$"),
+        parsing("x.bin", Refused),
+    ):
+        raise error
+
+
+def test_what_is_ours_stays_as_it_is():
+    with pytest.raises(Refused, match=r"^mine$"), parsing("x", Refused):
+        raise Refused("mine")
+    with pytest.raises(KeyboardInterrupt), parsing("x", Refused):
+        raise KeyboardInterrupt
+
+
+def test_nothing_is_shown(capfd, caplog):
+    with warnings.catch_warnings(record=True) as warned, parsing("x", Refused):
+        warnings.warn("of Python", stacklevel=1)
+        logging.getLogger("library").error("of a logger")
+        os.write(1, b"of C")
+        os.write(2, b"of Rust")
+    assert warned == []
+    assert capfd.readouterr() == ("", "")
+    logging.getLogger("library").error("heard")
+    print("said")
+    out, _ = capfd.readouterr()
+    assert (out, caplog.messages) == ("said\n", ["heard"])
+
+
+def test_files_that_are_none(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "astray").symlink_to("nowhere")
+    (tmp_path / "file").touch()
+    assert file_problem(tmp_path / "file") is None
+    assert file_problem(tmp_path) == "is a folder, not a file"
+    assert file_problem(tmp_path / "pipe") == "is a pipe, not a file"
+    assert "symbolic links" in file_problem(tmp_path / "loop")
+    assert file_problem(tmp_path / "astray") == "is a link to nothing"
+    assert file_problem(tmp_path / "none") == "does not exist (no such file)"
+    assert file_problem(tmp_path / "file" / "below") == "does not exist (no such file)"
+    assert "null byte" in file_problem(tmp_path / "a\0b")
+    assert "too long" in file_problem(tmp_path / ("x" * 300))
+
+
+def test_files_of_others(tmp_path, monkeypatch):
+    """As root everything can be read; so the question is asked, and not tried."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+    assert file_problem(tmp_path / "file") == "cannot be read by this user (permission denied)"
+
+
+def spin():
+    while True:
+        pass
+
+
+def test_time_is_limited_and_then_is_not():
+    with pytest.raises(TimeoutError, match=r"took more than 0\.05 s"), limited(0.05, 2**28):
+        spin()
+    sum(range(3_000_000))  # nothing rings any more
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
+def test_memory_is_limited_and_then_is_not():
+    with pytest.raises(MemoryError), limited(5, 2**24):
+        bytes(2**26)
+    assert len(bytes(2**26)) == 2**26
