@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from models.cli import DTYPES, CommandError, Parser, one_line, run
 
 __all__ = [
     "CommandError",
     "Parser",
+    "add_clip_flags",
     "add_keep_flag",
     "add_model_flags",
     "add_out_flag",
@@ -79,6 +81,22 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_clip_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--clip` and `--clip-revision`, for `experiments.loading.load`."""
+    parser.add_argument(
+        "--clip",
+        metavar="FOLDER|ID",
+        help="the CLIP that the model's vision tower is from, such as openai/clip-vit-large-patch14-336: a folder in "
+        "Hugging Face format or a model id on the hub; tells methods that can use it (cdpruner) how relevant each "
+        "visual token is to the question (default: they are not told)",
+    )
+    parser.add_argument(
+        "--clip-revision",
+        metavar="NAME",
+        help="its branch, tag or commit on the hub, such as one with safetensors where main has none (default: main)",
+    )
+
+
 def add_out_flag(parser: argparse.ArgumentParser, folder: str) -> None:
     """Add `--out`, for a command that leaves its results.json in a folder."""
     parser.add_argument(
@@ -86,7 +104,7 @@ def add_out_flag(parser: argparse.ArgumentParser, folder: str) -> None:
     )
 
 
-def add_keep_flag(parser: argparse.ArgumentParser, *, default: float | int | None) -> None:
+def add_keep_flag(parser: Any, *, default: float | int | None) -> None:
     """Add `--keep`."""
     unset = "all of them, nothing is carved" if default is None else str(default)
     parser.add_argument(
@@ -94,6 +112,6 @@ def add_keep_flag(parser: argparse.ArgumentParser, *, default: float | int | Non
         type=keep,
         default=default,
         metavar="FRACTION|COUNT",
-        help="how many visual tokens TokenCarve leaves: with a point a fraction (0.222 leaves 128 of 576), without one "
+        help="how many visual tokens are left: with a point a fraction (0.222 leaves 128 of 576), without one "
         f"a count (128; so 1 is one token and 1.0 is all) (default: {unset})",
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.loading import Checkpoint
+from models.engine.plan import Carve
 
 
 def questions(lines: Iterable[str]) -> Iterator[str]:
@@ -30,21 +31,21 @@ class Conversation:
     Args:
       checkpoint: model and processor.
       images: what the conversation is about, PIL or uint8 [height, width, 3].
-      keep: how many visual tokens are left at layer 2, or None; each answer starts from all of them again.
+      carve: as a model's `generate` takes it; each answer starts from all visual tokens again.
       max_new_tokens: the longest answer.
     """
 
-    def __init__(self, checkpoint: Checkpoint, images: Sequence[Any], *, keep: float | int | None, max_new_tokens: int):
+    def __init__(self, checkpoint: Checkpoint, images: Sequence[Any], *, carve: Carve, max_new_tokens: int):
         self._checkpoint = checkpoint
         self._images = list(images)
-        self._options: dict[str, Any] = {"carve": keep, "max_new_tokens": max_new_tokens}
+        self._options: dict[str, Any] = {"carve": carve, "max_new_tokens": max_new_tokens}
         self.turns: list[dict[str, Any]] = []
 
     def ask(self, question: str) -> Iterator[str]:
         """Ask, and give the answer in pieces as they come. The turn counts once the last piece is taken.
 
         Raises:
-          ValueError: `keep` asks for more visual tokens than there are.
+          ValueError: `carve` asks for more visual tokens than there are.
         """
         content = [{"type": "text", "text": question}]
         if not self.turns:
@@ -56,6 +57,7 @@ class Conversation:
             inputs.pixel_values,
             attention_mask=inputs.attention_mask,
             image_sizes=inputs.image_sizes,
+            relevance=inputs.relevance,
             chunk=1,
             **self._options,
         )

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli, methods, workers
+from experiments import cli, methods, schedules, workers
 from experiments.cli import CommandError
 from experiments.evaluation import file_flags, file_run
 from experiments.evaluation.run import evaluate
@@ -32,6 +32,8 @@ _EXAMPLES = """examples:
   python -m experiments.eval --keep=0.111 --limit=30      30 scenes only, for a quick look
   python -m experiments.eval --methods tokencarve tokencarve-no-merge tokencarve-attention-only
                                                           what merging and the information score are worth
+  python -m experiments.eval --schedule tome@tower=288 tokencarve@2=128 --schedule fastv@2=128,full
+                                                          cuts of your own, each schedule a row of the table
   python -m experiments.eval --model=path/to/llava --dtype=bfloat16 --out=results/mine
   python -m experiments.eval --workers=8                  a machine with eight GPUs
   python -m experiments.eval --model=llava-hf/llava-1.5-7b-hf --dtype=bfloat16 --keep=128 \
@@ -42,19 +44,24 @@ _EXAMPLES = """examples:
 
 def _settings(flags: argparse.Namespace) -> Settings:
     files = file_flags.files(flags)
-    out = flags.out or (files.answers.with_suffix("") if files else Path("results") / f"eval-{flags.keep}")
+    out = flags.out or (
+        files.answers.with_suffix("") if files and files.answers else Path("results") / f"eval-{flags.keep}"
+    )
     if out.exists() and not out.is_dir():
         raise CommandError(f"--out {out}: there is a file of that name")
     return Settings(
         model=flags.model,
         keep=flags.keep,
         methods=tuple(flags.methods),
+        schedules=tuple(map(tuple, flags.schedule)),
         out=out,
         scenes=flags.limit or SCENES,
         batch_size=flags.batch_size,
         seed=flags.seed,
         dtype=flags.dtype,
         revision=flags.revision,
+        clip=flags.clip,
+        clip_revision=flags.clip_revision,
         restart=flags.restart,
         workers=flags.workers,
         ray_address=flags.ray_address,
@@ -83,9 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=["tokencarve", "random"],
         metavar="NAME",
         help=f"what to compare with all tokens, of: {', '.join(methods.choices())}; or "
-        "your own, as package.module:object or path/to/file.py:object (default: tokencarve random)",
+        "your own, as package.module:object or path/to/file.py:object; or the authors' cuts at several layers, with "
+        f"KEEP as the average over the layers: {', '.join(methods.OFFICIAL)} (default: tokencarve random)",
     )
+    schedules.add_flag(parser, several=True)
     cli.add_model_flags(parser)
+    cli.add_clip_flags(parser)
     parser.add_argument(
         "--limit",
         type=cli.positive,
@@ -106,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where everything is written (default: results/eval-KEEP, or see --answers)",
     )
     parser.add_argument("--restart", action="store_true", help="forget what FOLDER holds of an earlier run")
-    file_flags.add_flags(parser)
+    file_flags.add_flags(parser, answers=True)
     workers.add_flags(parser)
 
     def body(flags: argparse.Namespace) -> None:

@@ -17,17 +17,18 @@ from typing import Any
 import jax
 from PIL import Image
 
-from experiments import cli, conversation, loading, pictures, preprocessing
+from experiments import cli, conversation, loading, methods, pictures, preprocessing, schedules
 from experiments.cli import CommandError
 from experiments.results import format_bytes, format_seconds
-from models.engine.model import ROOM_BUCKET
-from models.engine.plan import parse, resolve
+from models.engine.decode import ROOM_BUCKET
+from models.engine.plan import Carve, has_budgets_per_image, parse, resolve
 from models.engine.prompt import round_up
 from models.writing import replacing
 
 _EXAMPLES = """examples:
   python -m experiments.generate --image=photo.jpg --prompt="Where is the red circle?"
   python -m experiments.generate --image=photo.jpg --prompt="Where is the red circle?" --keep=0.222 --picture=carved.png
+  python -m experiments.generate --image=photo.jpg --prompt="Where is it?" --schedule tome@tower=288 tokencarve@2=128
   python -m experiments.generate --image=one.jpg --image=two.jpg --chat
 """
 
@@ -39,19 +40,23 @@ class Settings:
     Attributes:
       model: folder of a checkpoint, or a model id on the hub.
       images: files.
-      keep: fraction or count of the visual tokens that are left; None carves nothing.
+      carve: how visual tokens are cut, as `generate` of the model takes it; None carves nothing.
       max_new_tokens: of the longest answer.
       dtype: of weights and hidden states.
       revision: of the model on the hub.
+      clip: what tells relevance to the question, as `model`; None for nothing.
+      clip_revision: of that on the hub.
       image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.preprocessing`.
     """
 
     model: str
     images: tuple[Path, ...]
-    keep: float | int | None = None
+    carve: Carve = None
     max_new_tokens: int = 32
     dtype: str = "float32"
     revision: str | None = None
+    clip: str | None = None
+    clip_revision: str | None = None
     image_aspect_ratio: str = "checkpoint"
 
 
@@ -81,11 +86,17 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
         raise CommandError("a picture cannot show the tiles of a LLaVA-NeXT; ask for none")
     try:
         inputs = checkpoint.encode([images], [prompt_text])
+        schedule = parse(settings.carve, num_layers=llava.config.text.num_layers)
         prompt = llava.prompt(
-            inputs.input_ids, inputs.pixel_values, inputs.attention_mask, image_sizes=inputs.image_sizes
+            inputs.input_ids,
+            inputs.pixel_values,
+            inputs.attention_mask,
+            image_sizes=inputs.image_sizes,
+            relevance=inputs.relevance,
+            per_image=has_budgets_per_image(schedule),
         )
         room_for = prompt.visual_slots.shape[1]
-        resolve(parse(settings.keep, num_layers=llava.config.text.num_layers), room_for)
+        methods.check_told(resolve(schedule, room_for, images=prompt.images).cuts, clip=checkpoint.clip)
     except ValueError as error:
         raise CommandError(str(error)) from error
     visual = int(prompt.visual_valid.sum())
@@ -96,8 +107,9 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
             inputs.pixel_values,
             attention_mask=inputs.attention_mask,
             image_sizes=inputs.image_sizes,
+            relevance=inputs.relevance,
             max_new_tokens=settings.max_new_tokens,
-            carve=settings.keep,
+            carve=schedule,
         )
 
     room = round_up(settings.max_new_tokens, ROOM_BUCKET)
@@ -105,13 +117,14 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
     (text,) = checkpoint.decode(tokens)
     print(text)
     _, whole_s = _timed(answer)  # once more, now that all is compiled
-    prefilled, prefill_s = _timed(lambda: llava.prefill(prompt, carve=settings.keep, room=room))
+    prefilled, prefill_s = _timed(lambda: llava.prefill(prompt, carve=schedule, room=room))
 
-    stand_for = prefilled.cuts[0].indices.shape[1] if prefilled.cuts else room_for
-    left = min(stand_for, visual)
+    left = int(prefilled.cuts[-1].indices.shape[1]) if prefilled.cuts else room_for
+    left = min(left, visual)
     length, slots = int(prompt.lengths[0]), prompt.input_ids.shape[1] + room
     held = prefilled.cache.nbytes
-    uncarved = held // (slots - room_for + stand_for) * slots  # every slot takes the same space
+    held_slots = sum(key.shape[-2] for key, _ in prefilled.cache.layers)
+    uncarved = held // held_slots * slots * len(prefilled.cache.layers)  # every slot takes the same space
     count = tokens.shape[1]
     facts = {
         "visual tokens": _change(str(visual), str(left)),
@@ -139,6 +152,8 @@ def _load(settings: Settings) -> loading.Checkpoint:
         settings.model,
         dtype=settings.dtype,
         revision=settings.revision,
+        clip=settings.clip,
+        clip_revision=settings.clip_revision,
         image_aspect_ratio=settings.image_aspect_ratio,
     )
 
@@ -152,7 +167,7 @@ def chat(settings: Settings) -> None:
     """
     images = [loading.read_image(path) for path in settings.images]
     talk = conversation.Conversation(
-        _load(settings), images, keep=settings.keep, max_new_tokens=settings.max_new_tokens
+        _load(settings), images, carve=settings.carve, max_new_tokens=settings.max_new_tokens
     )
     try:
         for question in conversation.questions(sys.stdin):
@@ -167,9 +182,9 @@ def _change(before: str, after: str) -> str:
     return before if before == after else f"{before} -> {after}"
 
 
-def _check_picture(path: Path, keep: float | int | None) -> None:
+def _check_picture(path: Path, carve: Carve) -> None:
     """Find out before the work what would fail after it."""
-    if keep is None:
+    if carve is None:
         raise CommandError("--picture shows what a carve keeps; pass --keep too, such as --keep=0.222")
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
         raise CommandError(f"--picture {path}: pass a file name that ends in .png or .jpg")
@@ -181,10 +196,12 @@ def _run(flags: argparse.Namespace) -> None:
     settings = Settings(
         model=flags.model,
         images=tuple(flags.image),
-        keep=flags.keep,
+        carve=schedules.read(flags.schedule) if flags.schedule else flags.keep,
         max_new_tokens=flags.max_new_tokens,
         dtype=flags.dtype,
         revision=flags.revision,
+        clip=flags.clip,
+        clip_revision=flags.clip_revision,
         image_aspect_ratio=flags.image_aspect_ratio,
     )
     if flags.chat:
@@ -193,7 +210,7 @@ def _run(flags: argparse.Namespace) -> None:
         chat(settings)
         return
     if flags.picture:
-        _check_picture(flags.picture, flags.keep)
+        _check_picture(flags.picture, flags.schedule or flags.keep)
     generate(settings, flags.prompt, flags.picture)
 
 
@@ -213,8 +230,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked.add_argument(
         "--chat", action="store_true", help='hold a conversation: ask line by line, and end it with "exit"'
     )
-    cli.add_keep_flag(parser, default=None)
+    carve = parser.add_mutually_exclusive_group()
+    cli.add_keep_flag(carve, default=None)
+    schedules.add_flag(carve, several=False)
     cli.add_model_flags(parser)
+    cli.add_clip_flags(parser)
     preprocessing.add_aspect_ratio_flag(parser, default="checkpoint")
     parser.add_argument(
         "--max-new-tokens",

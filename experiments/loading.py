@@ -18,6 +18,8 @@ from experiments.cli import CommandError
 from models.auto import from_pretrained
 from models.checkpoint.hub import find_checkpoint
 from models.engine.model import VisionLanguageModel
+from models.engine.relevance import Asked
+from models.relevance import Relevance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Inputs:
       pixel_values: [images, C, height, width] float32, with tiles for LLaVA-NeXT; None without images.
       attention_mask: [B, S].
       image_sizes: [images, 2], of LLaVA-NeXT's processor alone.
+      relevance: the rows' questions as CLIP sees them, of a checkpoint with one alone.
       border: [images, N] bool, visual tokens that show nothing but padding, where cuts should take these last.
     """
 
@@ -36,6 +39,7 @@ class Inputs:
     pixel_values: np.ndarray | None
     attention_mask: np.ndarray
     image_sizes: np.ndarray | None = None
+    relevance: Asked | None = None
     border: np.ndarray | None = None
 
 
@@ -47,11 +51,13 @@ class Checkpoint:
       folder: where it was read from.
       llava: the model.
       processor: its Hugging Face processor.
+      clip: tells how relevant visual tokens are to what is asked, or None.
     """
 
     folder: Path
     llava: VisionLanguageModel
     processor: Any
+    clip: Relevance | None = None
 
     def encode(self, images: Sequence[Sequence[Any]], prompts: Sequence[str]) -> Inputs:
         """Put prompts into the checkpoint's chat template and run its processor.
@@ -80,14 +86,22 @@ class Checkpoint:
           One row per conversation.
         """
         texts = [self.processor.apply_chat_template(turns, add_generation_prompt=True) for turns in conversations]
-        return self.encode_texts(images, texts)
+        return self.encode_texts(images, texts, questions=[_question(turns) for turns in conversations])
 
-    def encode_texts(self, images: Sequence[Sequence[Any]], texts: Sequence[str], *, border: str = "keep") -> Inputs:
+    def encode_texts(
+        self,
+        images: Sequence[Sequence[Any]],
+        texts: Sequence[str],
+        *,
+        questions: Sequence[str] | None = None,
+        border: str = "keep",
+    ) -> Inputs:
         """Run the checkpoint's processor on whole prompts.
 
         Args:
           images: for each prompt its images, PIL or uint8 [height, width, 3].
           texts: the prompts, with a placeholder for each image.
+          questions: what a CLIP is told of each, where the checkpoint has one.
           border: what becomes of visual tokens that show nothing but padding: "keep" treats them as all others, "last"
             has cuts take them after all others, with "drop" they do not enter the decoder.
 
@@ -96,7 +110,10 @@ class Checkpoint:
         """
         flat = [image for own in images for image in own]
         out = self.processor(images=flat or None, text=list(texts), padding=True, return_tensors="np")
-        inputs = Inputs(out["input_ids"], out.get("pixel_values"), out["attention_mask"], out.get("image_sizes"))
+        relevance = None if self.clip is None or questions is None else self.clip(questions)
+        inputs = Inputs(
+            out["input_ids"], out.get("pixel_values"), out["attention_mask"], out.get("image_sizes"), relevance
+        )
         if border == "keep" or not flat:
             return inputs
         where = np.stack([self.border(image) for image in flat])
@@ -132,27 +149,47 @@ class Checkpoint:
         return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
 
 
-def load(source: str, *, dtype: str, revision: str | None = None, image_aspect_ratio: str = "checkpoint") -> Checkpoint:
-    """Load model and processor.
+def _question(turns: list[dict[str, Any]]) -> str:
+    """What the last turn asks, without the template."""
+    content = turns[-1]["content"]
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part["type"] == "text")
+
+
+def load(
+    source: str,
+    *,
+    dtype: str,
+    revision: str | None = None,
+    clip: str | None = None,
+    clip_revision: str | None = None,
+    image_aspect_ratio: str = "checkpoint",
+) -> Checkpoint:
+    """Load model and processor, and a CLIP where one is named.
 
     Args:
       source: a folder, or a model id on the Hugging Face hub.
       dtype: name of a float.
       revision: branch, tag or commit on the hub; None is its main branch.
+      clip: as `source`, for a CLIP; None for none.
+      clip_revision: as `revision`.
       image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.preprocessing`.
 
     Returns:
-      Both.
+      All of them.
 
     Raises:
-      CommandError: there is no such folder, it has no processor that fits, or that cannot do `image_aspect_ratio`.
-      ConfigError, CheckpointError, FileNotFoundError: see `Llava.from_pretrained`.
+      CommandError: there is no such folder, it has no processor that fits, or that cannot do `image_aspect_ratio`; or
+        the CLIP does not go with the model.
+      ConfigError, CheckpointError, FileNotFoundError: see `Llava.from_pretrained` and `Relevance.from_pretrained`.
     """
     # Imported here: it takes a second or more that `--help` should not wait for.
     from transformers import AutoProcessor
 
-    if Path(source).parent.is_dir() and not Path(source).is_dir():
-        raise CommandError(f"{source}: no such folder")  # and the hub need not be asked
+    for name in (source, *([] if clip is None else [clip])):
+        if Path(name).parent.is_dir() and not Path(name).is_dir():
+            raise CommandError(f"{name}: no such folder")  # and the hub need not be asked
     folder = find_checkpoint(source, revision=revision)
     llava = from_pretrained(folder, dtype=jnp.dtype(dtype))
     try:
@@ -163,7 +200,14 @@ def load(source: str, *, dtype: str, revision: str | None = None, image_aspect_r
     if not getattr(processor, "chat_template", None) or not hasattr(processor, "image_processor"):
         raise CommandError(f"{folder}: its processor needs an image processor and a chat template")
     processor.image_processor = preprocessing.with_aspect_ratio(processor.image_processor, image_aspect_ratio)
-    return Checkpoint(folder, llava, processor)
+    if clip is None:
+        return Checkpoint(folder, llava, processor)
+    relevance = Relevance.from_pretrained(clip, dtype=jnp.dtype(dtype), revision=clip_revision)
+    try:
+        relevance.check(llava)
+    except ValueError as error:
+        raise CommandError(f"{clip} and {source} do not go together: {error}") from error
+    return Checkpoint(folder, llava, processor, relevance)
 
 
 def checksum(folder: Path) -> str:

@@ -1,24 +1,32 @@
-"""What an evaluation compares: registered compressors, each where it is meant to work, at one count."""
+"""What an evaluation compares: compressors, each where it is meant to work, at one count; and schedules of cuts."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
+import hashlib
 import importlib
 import importlib.util
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from experiments.cli import CommandError
 from experiments.summary import BASELINE
-from models.engine.plan import TOKENCARVE_LAYER, Carve, parse, resolve
+from models.engine.official import layer_average, pyramiddrop_schedule, sparsevlm_schedule
+from models.engine.plan import TOKENCARVE_LAYER, Carve, Schedule, parse, resolve
 from tokencarve_jax import COMPRESSORS, Compressor
 
-NEEDS_MORE = ("relevance",)  # evidence of another model
+# The authors' cuts at several layers, to a count that is the average over the layers
+OFFICIAL = {"pyramiddrop-schedule": pyramiddrop_schedule, "sparsevlm-schedule": sparsevlm_schedule}
 
 
 def choices() -> list[str]:
     """Names of what can be compared."""
-    return sorted(name for name, compressor in COMPRESSORS.items() if not set(compressor.required) & set(NEEDS_MORE))
+    return sorted(COMPRESSORS)
 
 
 def find(name: str) -> Compressor:
@@ -61,19 +69,109 @@ def cut(compressor: Compressor, keep: float | int) -> Carve:
     return ((place, compressor, keep),)
 
 
-def to_compare(llava: Any, keep: float | int, names: Sequence[str]) -> dict[str, Carve]:
-    """Vanilla, and the methods of these names at the same count.
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What a name on the command line stands for.
+
+    Attributes:
+      name: in tables.
+      cuts: from a budget, a fraction or a count, to a schedule.
+    """
+
+    name: str
+    cuts: Callable[[float | int], Carve]
+
+
+def method(name: str, *, num_layers: int, num_visual: int) -> Method:
+    """A compressor as in `find` by one cut, or an official schedule, whose budget is the layer average.
+
+    Args:
+      name: of either.
+      num_layers: of the decoder.
+      num_visual: tokens before the first cut.
+
+    Raises:
+      CommandError: there is no such method.
+    """
+    if name in OFFICIAL:
+        return Method(name, functools.partial(OFFICIAL[name], num_layers, num_visual))
+    compressor = find(name)
+    return Method(compressor.name, functools.partial(cut, compressor))
+
+
+def version(compressor: Compressor) -> str:
+    """Changes with the file that a method of the user's own is in; empty for registered ones."""
+    if COMPRESSORS.get(compressor.name) is compressor:
+        return ""
+    try:
+        source = Path(inspect.getfile(compressor.select)).read_bytes()
+    except (TypeError, OSError):
+        return ""
+    return f"#{hashlib.sha256(source).hexdigest()[:8]}"
+
+
+def check_told(cuts: Schedule, *, clip: Any) -> None:
+    """Find out before the work that a method needs a CLIP and there is none.
+
+    Raises:
+      ValueError: so it is.
+    """
+    for one in cuts if clip is None else ():
+        if "relevance" in one.compressor.required:
+            name = one.compressor.name
+            raise ValueError(f"{name} needs to know how relevant tokens are to the question; pass --clip too")
+
+
+def to_compare(
+    llava: Any,
+    keep: float | int,
+    names: Sequence[str],
+    schedules: Mapping[str, Carve] = MappingProxyType({}),
+    *,
+    clip: Any = None,
+) -> dict[str, Carve]:
+    """Vanilla, the methods of these names at the same count, and schedules by their names.
+
+    Args:
+      llava: the model.
+      keep: how many visual tokens are left.
+      names: of the methods.
+      schedules: cuts of the user's own, by their names.
+      clip: what tells relevance, or None.
 
     Raises:
       CommandError: the model cannot be carved like that, or there is no such method.
     """
-    compressors = [find(name) for name in names]
-    cuts = {compressor.name: cut(compressor, keep) for compressor in compressors}
-    if len(cuts) < len(names) or BASELINE in cuts:
+    layers, visual = llava.config.text.num_layers, llava.config.tokens_per_image
+
+    def check(carve: Carve) -> None:
+        check_told(resolve(parse(carve, num_layers=layers), visual).cuts, clip=clip)
+
+    cuts: dict[str, Carve] = {}
+    for name in names:
+        found = method(name, num_layers=layers, num_visual=visual)
+        with said(f"keep={keep}"):
+            cuts[found.name] = found.cuts(keep)
+            check(cuts[found.name])
+    if len(cuts) < len(names) or {BASELINE, *schedules} & set(cuts):
         raise CommandError(f"of the methods {', '.join(names)} two have one name, or one is called {BASELINE!r}")
-    for schedule in cuts.values():
-        try:
-            resolve(parse(schedule, num_layers=llava.config.text.num_layers), llava.config.tokens_per_image)
-        except (TypeError, ValueError) as error:
-            raise CommandError(f"keep={keep}: {error}") from error
-    return {BASELINE: None} | cuts
+    for name, schedule in schedules.items():
+        with said(f"schedule {name}"):
+            check(schedule)
+    return {BASELINE: None} | cuts | dict(schedules)
+
+
+@contextlib.contextmanager
+def said(about: str) -> Iterator[None]:
+    """Turn the errors of a schedule that cannot be into a `CommandError` that says what they are about."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise CommandError(f"{about}: {error}") from error
+
+
+def visual_tokens(llava: Any, carve: Carve) -> tuple[int, float]:
+    """How many of one image's tokens a cut, or the last of a schedule, leaves; and the average over the layers."""
+    layers, visual = llava.config.text.num_layers, llava.config.tokens_per_image
+    cuts = resolve(parse(carve, num_layers=layers), visual).cuts
+    return int(cuts[-1].keep) if cuts else visual, layer_average(carve, layers, visual)

@@ -28,6 +28,7 @@ _CODE = (
     "experiments/preprocessing.py",
     "experiments/evaluation",
     "experiments/methods.py",
+    "experiments/schedules.py",
 )
 _ENVIRONMENT = ("XLA_FLAGS", "PJRT_NPROC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # change times
 _ROOT = Path(__file__).parents[1]
@@ -72,10 +73,10 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def code_checksum() -> str:
-    """SHA-256 over the source that decides what a run measures."""
+def code_checksum(*more: str) -> str:
+    """SHA-256 over the source that decides what a run measures, and over `more` folders or files of it."""
     total = hashlib.sha256()
-    for part in _CODE:
+    for part in (*_CODE, *more):
         path = _ROOT / part
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             total.update(file.relative_to(_ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")

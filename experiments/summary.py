@@ -20,13 +20,16 @@ def share(right: Sequence[bool]) -> dict[str, Any]:
 
 
 def rows(
-    records: Sequence[Mapping[str, Any]], *, tokens: Mapping[str, int], entries: Sequence[Mapping[str, Any]]
+    records: Sequence[Mapping[str, Any]],
+    *,
+    tokens: Mapping[str, tuple[int, float]],
+    entries: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """What the table says, in numbers; one entry per method.
 
     Args:
       records: one per question, with `family`, `scene`, `answer` and `said` by method.
-      tokens: visual tokens after the cut, by method.
+      tokens: visual tokens after the last cut and on average over the decoder's layers, by method.
       entries: of the journal, with the times.
 
     Returns:
@@ -48,7 +51,8 @@ def rows(
         out.append(
             {
                 "method": name,
-                "visual_tokens": tokens[name],
+                "visual_tokens": tokens[name][0],
+                "layer_average": tokens[name][1],
                 "accuracy": families | {"overall": share(right[name])},
                 "of_vanilla": sum(right[name]) / reference if reference else None,
                 "difference": difference,
@@ -98,6 +102,9 @@ def table(rows: Sequence[Mapping[str, Any]], *, scenes: int, settings: Mapping[s
         f"KV cache: keys and values held per question, room for {settings['room']} new tokens included.",
         f"Prefill: a batch of {batch}, vision tower included, compiled before; median of {rows[0]['prefill_runs']}.",
     ]
+    if len({row["visual_tokens"] for row in rows[1:]}) > 1:  # schedules, which are to be compared by their averages
+        averages = ", ".join(f"{row['method']} {row['layer_average']:.1f}" for row in rows)
+        notes.insert(1, f"Visual tokens: behind the last cut; on average over the decoder's layers: {averages}.")
     if settings["workers"] > 1:
         notes.append(f"Asked by {settings['workers']} workers; prefill is of the first, while the others were busy.")
     return "\n".join([format_table(header, cells), "", *notes])

@@ -21,7 +21,7 @@ VISUAL = 16
 Q_PROJ = "language_model.model.layers.0.self_attn.q_proj.weight"
 
 
-def save_checkpoint(folder: Path, *, strategy: str = "default") -> Path:
+def save_checkpoint(folder: Path, *, strategy: str = "default", layers: int = 3) -> Path:
     """A random LLaVA of 4 x 4 patches, with the shipped model's words."""
     hf = LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -37,7 +37,7 @@ def save_checkpoint(folder: Path, *, strategy: str = "default") -> Path:
             vocab_size=len(VOCABULARY),
             hidden_size=24,
             intermediate_size=32,
-            num_hidden_layers=3,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=1,
             head_dim=12,

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tokencarve_jax import EVIDENCE, Tokens
+from tokencarve_jax import COMPRESSORS, EVIDENCE, Tokens
 
 N, K, D, LEADING = 33, 11, 24, (2, 3)
 SIZES = {"T": 7, "d": 12, "F": 20, "C": 16, "D": D}
 KEY = jax.random.key(7)
+# The registry, and how a row of it with groups, weights and text merges what it drops
+ROWS = dict(COMPRESSORS) | {"merged": dataclasses.replace(COMPRESSORS["sparsevlm"], name="merged", rest="merged")}
 
 
 @dataclasses.dataclass(frozen=True)

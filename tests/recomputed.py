@@ -103,7 +103,9 @@ class Row:
         self.slots = np.where(prompt.visual_valid[row], prompt.visual_slots[row], -1)
         self.weighing, self.sizes = np.ones(length), np.ones(len(self.slots))
         self.known, self.records, self.sets, self.weighed = {}, [], [], False
-        self.question = self.hidden[self.slots.max() + 1 :]
+        text = np.setdiff1d(np.arange(length), self.slots)
+        self.text = {"text": self.hidden[text], "text_valid": text > self.slots.max()}
+        self.outputs = []  # of attention, per layer: of all tokens, and of the visual ones
         self._see(model, prompt, row)
 
     def _see(self, model, prompt, row):
@@ -116,19 +118,25 @@ class Row:
             self.tower = {name: np.asarray(array)[features] for (name, _), array in visual.evidence.items()}
             self.hidden[self.slots[valid]] = np.asarray(visual.tokens)[features[valid]]
             return
-        kept, left, values, sizes = visual.indices.shape[1], [], [], []
+        kept, left, values, sizes, lives = visual.indices.shape[1], [], [], [], []
         for stretch in range(prompt.images):
             image = features[stretch * images] // images
             left += [stretch * images + int(i) for i in visual.indices[image]]
             values.append(visual.tokens.reshape(-1, kept, visual.tokens.shape[-1])[image])
             sizes.append(visual.sizes[image])
-        self.leave(cut, np.array(left), np.concatenate(values), np.concatenate(sizes))
+            lives.append(np.where(visual.assignment[image] < 0, -1, visual.assignment[image] + stretch * kept))
+        self.leave(cut, np.array(left), *map(np.concatenate, (values, sizes, lives)), prompt.images)
 
-    def leave(self, cut, indices, values, sizes):
+    def medians(self, indices, assignment):
+        """Positions of survivors: the lower median of those that live on in each."""
+        groups = [sorted(self.positions[self.slots[assignment == row]]) for row in range(len(indices))]
+        return np.array([group[(len(group) - 1) // 2] for group in groups])
+
+    def leave(self, cut, indices, values, sizes, assignment, stretches):
         """Only these visual tokens are left, with new values and sizes."""
         slots = self.slots[indices]
         valid = slots >= 0
-        self.records.append((indices, valid))
+        medians = self.medians(indices, assignment)
         self.hidden[slots[valid]] = values[valid]
         self.weighed |= cut.weighs  # from then on every size counts, whoever merged
         if self.weighed:
@@ -136,8 +144,19 @@ class Row:
             self.weighing[slots[valid]] = sizes[valid]
         gone = np.setdiff1d(self.slots[self.slots >= 0], slots[valid])
         kept = np.setdiff1d(np.arange(len(self.hidden)), gone)
+        if cut.positions == "median":
+            self.positions = self.positions.copy()
+            self.positions[slots[valid]] = medians[valid]
+            kept = kept[np.argsort(self.positions[kept], kind="stable")]
+        place = {int(slot): place for place, slot in enumerate(kept)}
+        self.slots = np.array([place.get(int(slot), -1) for slot in slots])
+        if cut.positions == "median":  # in the order in which they stand
+            each = len(indices) // stretches
+            key = np.where(self.slots < 0, len(kept), self.slots) + np.arange(len(indices)) // each * 2 * len(kept)
+            order = np.argsort(key, kind="stable")
+            indices, sizes, valid, self.slots = indices[order], sizes[order], valid[order], self.slots[order]
+        self.records.append((indices, valid))
         self.hidden, self.positions, self.weighing = self.hidden[kept], self.positions[kept], self.weighing[kept]
-        self.slots = np.where(valid, np.searchsorted(kept, slots), -1)
         self.sizes = sizes
         self.tower = {name: array[indices] for name, array in self.tower.items()}
         for keys in self.sets:
@@ -158,7 +177,13 @@ class Row:
         valid = self.slots >= 0
         return np.where(valid.reshape(-1, *[1] * (array.ndim - 1)), array[np.where(valid, self.slots, 0)], 0)
 
-    def cut(self, cut):
+    def next_attention(self, layer):
+        """Of the last token to the visual ones, as a layer would see them."""
+        query, key, *_ = layer.heads(self.hidden, self.positions)
+        seen = self.seen(self.positions, self.positions, 0)[-1:]
+        return self.of_visual(layer.weights(query[-1:], key, seen, np.ones(len(key))).mean(0)[0])
+
+    def cut(self, cut, layer):
         positions = self.of_visual(self.positions)
         tokens = Tokens.of(
             self.of_visual(self.hidden).astype(np.float32),
@@ -166,29 +191,28 @@ class Row:
             sizes=self.sizes,
             positions=positions,
         )
-        told = {
-            name: (self.known | self.tower)[name].astype(np.float32)
-            for name in cut.compressor.evidence
-            if name in self.known | self.tower
-        }
+        known = self.known | self.tower | self.text | {"next_attention": self.next_attention(layer)}
+        told = {name: known[name].astype(np.float32) for name in cut.compressor.evidence if name in known}
         if cut.scope == "image":
             parts = self.plan.images
             tokens = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), tokens)
             told = {name: array.reshape(parts, -1, *array.shape[1:]) for name, array in told.items()}
             each = tokens.shape[-1]
             left = cut.compressor(tokens, keep=cut.keep, **told)
-            indices = (np.asarray(left.indices) + each * np.arange(parts)[:, None]).reshape(-1)
+            first = np.arange(parts)[:, None]
+            indices = (np.asarray(left.indices) + each * first).reshape(-1)
+            assignment = np.where(left.assignment < 0, -1, left.assignment + cut.keep * first).reshape(-1)
         else:
-            left = cut.compressor(tokens, keep=cut.keep, **told)
-            indices = np.asarray(left.indices)
+            parts, left = 1, cut.compressor(tokens, keep=cut.keep, **told)
+            indices, assignment = np.asarray(left.indices), np.asarray(left.assignment)
         values = np.asarray(left.tokens.values).reshape(len(indices), -1)
-        self.leave(cut, indices, values, np.asarray(left.tokens.sizes, np.float64).reshape(-1))
+        self.leave(cut, indices, values, np.asarray(left.tokens.sizes, np.float64).reshape(-1), assignment, parts)
 
     def prompt(self):
         """Hidden states after all layers, with key sets noted down."""
         for index, layer in enumerate(self.layers):
             if cut := self.plan.at(index or "input"):
-                self.cut(cut)
+                self.cut(cut, layer)
             query, key, value, plain = layer.heads(self.hidden, self.positions)
             stands = list(range(len(key)))
             self.sets.append(KeySet(key, value, self.positions, self.weighing, self.next_position, stands))
@@ -196,6 +220,7 @@ class Row:
             weights = layer.weights(query, key, seen, np.ones(len(key))).mean(0)
             text = np.setdiff1d(np.arange(len(key)), self.slots)
             added = layer.added(query, key, value, seen, self.weighing)
+            self.outputs.append((added, self.of_visual(added)))
             self.hidden = layer.finish(self.hidden, added)
             self.known = {
                 "query_attention": self.of_visual(weights[-1]),

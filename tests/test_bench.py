@@ -53,12 +53,14 @@ def micro(monkeypatch):
     return SHALLOW
 
 
-@pytest.mark.parametrize("keep", [None, 10])
-def test_flops_agree_with_the_compiler(llava, keep):
+@pytest.mark.parametrize(
+    "carve",
+    [None, ((2, "random", 10),), (("input", "random", 10),), (("tower", "random", 9),), (("tower", "tome", 55),)],
+)
+def test_flops_agree_with_the_compiler(llava, carve):
     ids, pixels = presets.inputs(WIDE, batch=1, prompt_tokens=30)
     prompt = presets.on_device(llava, ids, pixels)
     # Cutting at random computes nothing: what is counted is the model.
-    carve = None if keep is None else ((2, "random", keep),)
     cuts = plan.resolve(plan.parse(carve, num_layers=WIDE.text.num_layers), WIDE.tokens_per_image)
     lowered = prefill.prefill.lower(llava, prompt, np.uint32(0), plan=cuts, room=32, target=CPU)
     counted = floors.prefill_flops(WIDE, ids.shape[1], cuts.cuts)

@@ -84,7 +84,7 @@ def test_a_conversation_with_a_converted_next(image, tmp_path, capsys, monkeypat
 
 def test_answers_stream(model, image):
     checkpoint = loading.load(str(model), dtype="float32")
-    talk = conversation.Conversation(checkpoint, [Image.open(image)], keep=None, max_new_tokens=6)
+    talk = conversation.Conversation(checkpoint, [Image.open(image)], carve=None, max_new_tokens=6)
     answer = talk.ask("What is there?")
     first = next(answer)
     assert talk.turns == []  # it is not over

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from jax import export
 
-from tests.contract import EVIDENCE, LEADING, D, K, N, keep, limits, make_batch, make_evidence
-from tokencarve_jax import COMPRESSORS, Tokens
+from tests.contract import EVIDENCE, LEADING, ROWS, D, K, N, keep, limits, make_batch, make_evidence
+from tokencarve_jax import Tokens
 
-every_row = pytest.mark.parametrize("name", COMPRESSORS)
+every_row = pytest.mark.parametrize("name", ROWS)
 SETS = tuple(np.ndindex(*LEADING))
 
 
 @functools.cache
 def counted(name):
     """A row of the registry that writes down whenever it is traced, and the notes."""
-    row, traces = COMPRESSORS[name], []
+    row, traces = ROWS[name], []
 
     @functools.wraps(row.select)
     def select(tokens, **rest):
@@ -35,7 +35,7 @@ def batch_of(names, seed=0):
 
 
 def batch(name, seed=0):
-    return batch_of(COMPRESSORS[name].evidence, seed)
+    return batch_of(ROWS[name].evidence, seed)
 
 
 def shrink(name, of, wanted=K):
@@ -204,7 +204,7 @@ def test_it_refuses_less_than_its_least(name):
     least = keep(name, wanted=1)
     if least > 1:
         with pytest.raises(ValueError, match=str(least)):
-            COMPRESSORS[name](batch(name).tokens, keep=least - 1, **batch(name).told)
+            ROWS[name](batch(name).tokens, keep=least - 1, **batch(name).told)
 
 
 @every_row
@@ -212,7 +212,7 @@ def test_all_tokens_are_the_identity(name):
     tokens, told = batch(name).tokens, batch(name).told
     tokens = dataclasses.replace(tokens, values=tokens.values.astype(jnp.bfloat16))
     for kept in (N, 1.0):
-        left = COMPRESSORS[name](tokens, keep=kept, **told)
+        left = ROWS[name](tokens, keep=kept, **told)
         equal(left.tokens, tokens)
         equal(left.indices, np.broadcast_to(np.arange(N, dtype=np.int32), tokens.shape))
         equal(left.assignment, left.indices)
@@ -231,7 +231,7 @@ def test_gradients_are_finite(name):
     @jax.jit
     def gradient(tokens, told):
         def loss(values):
-            left = COMPRESSORS[name](dataclasses.replace(tokens, values=values), keep=keep(name), **told)
+            left = ROWS[name](dataclasses.replace(tokens, values=values), keep=keep(name), **told)
             return jnp.square(jnp.where(jnp.isfinite(left.tokens.values), left.tokens.values, 0)).sum()
 
         return jax.grad(loss)(tokens.values)
@@ -243,7 +243,7 @@ def test_gradients_are_finite(name):
 
 @every_row
 def test_it_exports_to_cpu_cuda_and_tpu(name):
-    row = COMPRESSORS[name]
+    row = ROWS[name]
     tokens, told = batch(name).one(0, 0)
     arrays = {kind: value for kind, value in told.items() if kind != "projector"}
     fixed = {kind: value for kind, value in told.items() if kind == "projector"}
@@ -257,7 +257,7 @@ def test_it_exports_to_cpu_cuda_and_tpu(name):
 
 @every_row
 def test_positions_of_three_axes_and_no_more_evidence_than_it_needs(name):
-    row = COMPRESSORS[name]
+    row = ROWS[name]
     told = make_evidence(np.random.default_rng(0), row.required, (2,), n=40)
     tokens = Tokens.of(np.ones((2, 40, D), np.float32), positions=np.zeros((2, 40, 3), int))
     left = jax.eval_shape(lambda tokens, told: row(tokens, keep=keep(name, n=40), **told), tokens, told)
@@ -266,7 +266,7 @@ def test_positions_of_three_axes_and_no_more_evidence_than_it_needs(name):
 
 @every_row
 def test_mistakes_are_told_in_one_message(name):
-    row = COMPRESSORS[name]
+    row = ROWS[name]
     tokens, told = batch(name).one(0, 0)
     shrink = functools.partial(row, keep=keep(name))
     for kind in row.required:

@@ -134,7 +134,8 @@ class TestSummary:
             {"batch": 0, "prefill_s": {name: [3.0, 1.0, 2.0] for name in records[0]["said"]}, "samples": records}
         ]
         entries[0]["cache_bytes"] = dict.fromkeys(records[0]["said"], 7)
-        rows = summarise(records, tokens={"vanilla": 9, "tokencarve": 4, "random": 4}, entries=entries)
+        tokens = {"vanilla": (9, 9.0), "tokencarve": (4, 5.5), "random": (4, 5.5)}
+        rows = summarise(records, tokens=tokens, entries=entries)
         said = {name: np.array([r["said"][name] for r in records]) for name in records[0]["said"]}
         families = np.array([r["family"] for r in records])
         for row in rows:

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from models.engine.target import CPU, CUDA, target_of
-from models.layers.attention import QUERY_BLOCK, attend, fits_cudnn
+from models.layers.attention import QUERY_BLOCK, attend, attend_cached, by_head, fits_cudnn, log_sizes
 from models.layers.linear import Linear
 
 LENGTH = 2 * QUERY_BLOCK + 37
@@ -58,6 +58,54 @@ def test_it_is_what_the_fused_kernel_is_asked_for(causal):
     ours = attend(query, key, value, causal=causal).astype(jnp.float32)
     theirs = jax.nn.dot_product_attention(query, key, value, is_causal=causal).reshape(ours.shape)
     np.testing.assert_allclose(ours, theirs.astype(jnp.float32), atol=2e-2)
+
+
+def repeated(array, sizes):
+    """[B, T, ...] -> [B, T', ...], each key as often as its size says; the rest zeros, and which are no rest."""
+    rows = [np.repeat(one, size, axis=0) for one, size in zip(np.asarray(array, np.float64), sizes, strict=True)]
+    out = np.zeros((len(rows), max(map(len, rows)), *array.shape[2:]))
+    for row, keys in enumerate(rows):
+        out[row, : len(keys)] = keys
+    return out, np.arange(out.shape[1]) < np.array([[len(keys)] for keys in rows])
+
+
+@pytest.mark.parametrize("how", ["causal", "window", "ragged"])
+def test_as_many_copies_of_a_key_are_one_key_with_the_logarithm_of_their_number(how):
+    """In prefill: grouped heads, two blocks of queries, sizes that differ by row."""
+    length = QUERY_BLOCK + 37
+    query, key, value = heads(length=length)
+    sizes = np.random.default_rng(1).integers(1, 6, (2, length))
+    slot = np.arange(length)
+    mask = slot <= slot[:, None]
+    mask = np.stack([mask & (slot > slot[:, None] - 9), mask & (slot < 50)] if how != "causal" else [mask, mask])
+    if how == "ragged":
+        mask = np.broadcast_to(slot < np.array([[[length]], [[50]]]), mask.shape)
+    got = attend(
+        query,
+        key,
+        value,
+        mask=None if how == "causal" else jnp.asarray(mask),
+        bias=log_sizes(jnp.asarray(sizes, jnp.float32)),
+        causal=how != "ragged",
+    )
+    (keys, there), (values, _) = repeated(key, sizes), repeated(value, sizes)
+    seen = repeated(np.swapaxes(mask, 1, 2), sizes)[0].swapaxes(1, 2).astype(bool) & there[:, None]
+    np.testing.assert_allclose(got, softmax_attention(query, keys, values, seen), atol=2e-6)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_and_so_it_is_in_decoding(merge):
+    query, key, value = heads(length=31)
+    rng = np.random.default_rng(2)
+    sizes, mask = rng.integers(1, 6, (2, 31)), rng.random((2, 31)) < 0.7
+    held = [by_head(x, room=6, merge=merge) for x in (key, value)]
+    sizes_held, mask_held = np.pad(sizes, ((0, 0), (0, 6))), np.pad(mask, ((0, 0), (0, 6)))  # sizes 0: nothing there
+    got = attend_cached(
+        query[:, :1], *held, mask=jnp.asarray(mask_held), bias=log_sizes(jnp.asarray(sizes_held, jnp.float32))
+    )
+    (keys, there), (values, _) = repeated(key, sizes), repeated(value, sizes)
+    seen = repeated(mask[..., None], sizes)[0][..., 0].astype(bool) & there
+    np.testing.assert_allclose(got, softmax_attention(query[:, :1], keys, values, seen[:, None]), atol=2e-6)
 
 
 @pytest.mark.parametrize(

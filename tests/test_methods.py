@@ -55,6 +55,7 @@ EXPECTED = {
     "tokencarve-svd": lambda seen: {},
     "tokencarve-attention-only": lambda seen: {"weight": "1"},
     "tokencarve-information-only": lambda seen: {"weight": "0"},
+    "tokencarve-calibrated": lambda seen: {},
     "tokencarve-no-merge": lambda seen: {"oversample": 1.0},
     "tokencarve-debias": lambda seen: {"attention": trend_removed(seen["attention"])},
     "tokencarve-norm": lambda seen: {"contribution": np.linalg.norm(seen["hidden"], axis=1)},
@@ -64,7 +65,14 @@ EXPECTED = {
 
 def expected(seen, name):
     options = EXPECTED[name](seen)
-    return oracle.carve(seen["hidden"], options.pop("attention", seen["attention"]), KEPT, **options)
+    values, indices, assignment = oracle.carve(
+        seen["hidden"], options.pop("attention", seen["attention"]), KEPT, **options
+    )
+    if name == "tokencarve-calibrated":  # what would be dropped joins the most similar survivor
+        unit = seen["hidden"] / np.linalg.norm(seen["hidden"], axis=1, keepdims=True)
+        nearest = (unit @ unit[indices].T).argmax(1)
+        assignment = [near if row < 0 else row for row, near in zip(assignment, nearest.tolist(), strict=True)]
+    return values, indices, assignment
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -1,5 +1,7 @@
 """Cuts at every place, and how their caches decode: what a forward without a cache, layer by layer, gives."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 
 from models.engine import plan
 from models.engine.decode import decode_step
+from models.engine.model import ROOM_BUCKET
+from models.engine.official import pyramiddrop_schedule, sparsevlm_schedule
 from models.engine.plan import Cut
 from tests.recomputed import recompute
 from tests.tiny import PATCHES, make_inputs, make_llava
@@ -24,6 +28,9 @@ def joins(tokens, *, keep):
 
 
 JOINS = Compressor("joins", joins, calibrated=True)
+
+
+FASTV_MERGED = dataclasses.replace(COMPRESSORS["fastv"], rest="merged")
 
 
 def cut(place, name, keep, **options):
@@ -55,6 +62,21 @@ SCHEDULES = {
     "calibrated-then-not": (ONE, (cut(1, JOINS, 12), cut(3, "norm", 5, earlier="full"))),
     "input-kept": (ONE, (cut("input", "divprune", 8, positions="kept"),)),
     "input-layer": (TWO, (cut("input", "visionzip", 12), cut(2, "tokencarve", 5))),
+    "median-joint": (
+        TWO,
+        (
+            cut(1, FASTV_MERGED, 14, positions="median", calibrated=True),
+            cut(3, "tokencarve", 5, positions="median", earlier="full"),
+        ),
+    ),
+    "median-image": (
+        TWO,
+        (
+            cut(2, "tokencarve-calibrated", 6, scope="image", positions="median"),
+            cut(3, "tokencarve", 3, scope="image", positions="median", earlier="full"),
+        ),
+    ),
+    "median-tower": (TWO, (cut("tower", "tome", 10, positions="median"), cut(2, "tokencarve", 4, positions="median"))),
     "tower": (ONE, (cut("tower", "visionzip", 9),)),
     "tome-layer": (TWO, (cut("tower", "tome", 10), cut(2, "tokencarve", 4, earlier="full"))),
 }
@@ -64,9 +86,15 @@ def inputs(images):
     return make_inputs(texts=(12, 5), images=images)
 
 
+OFFICIAL = {
+    "pyramiddrop": (TWO, pyramiddrop_schedule(5, 2 * PATCHES)),
+    "sparsevlm": (TWO, sparsevlm_schedule(5, 2 * PATCHES, 28)),
+}
+
+
 def ours(model, prompt, schedule, ids):
     """Logits of prefill and of one step for each new token, and the cuts' records."""
-    prefilled = model.prefill(prompt, carve=schedule, room=NEW + 1)
+    prefilled = model.prefill(prompt, carve=schedule, room=ROOM_BUCKET)
     logits, cache = [prefilled.logits], prefilled.cache
     step = jax.jit(decode_step)
     for column in ids.T:
@@ -75,19 +103,30 @@ def ours(model, prompt, schedule, ids):
     return np.stack(logits, 1), prefilled
 
 
-def check(model, schedule, images):
+def check_positions(prefilled, rows):
+    """In every layer a row's cache has the reference's keys, and new tokens go on where it does."""
+    for layer, number in enumerate(prefilled.cache.segment_of):
+        segment = prefilled.cache.segments[number]
+        for row, one in enumerate(rows):
+            held = np.asarray(segment.positions[row, :, 0])[np.asarray(segment.valid[row])]
+            np.testing.assert_array_equal(np.sort(held), np.sort(one.sets[layer].positions))
+            assert segment.next_position[row] == one.sets[layer].next_position
+
+
+def check(model, schedule, images, ids=None):
     schedule = plan.parse(schedule, num_layers=model.config.text.num_layers)
     prompt = model.prompt(*inputs(images), per_image=plan.has_budgets_per_image(schedule))
     resolved = plan.resolve(schedule, prompt.visual_slots.shape[1], images=prompt.images)
-    ids = np.random.default_rng(5).integers(8, 101, (2, NEW))
+    ids = np.random.default_rng(5).integers(8, 101, (2, NEW)) if ids is None else ids
     want, rows = recompute(model, prompt, resolved, ids)
     got, prefilled = ours(model, prompt, schedule, ids)
     for number, record in enumerate(prefilled.cuts):
         for row, one in enumerate(rows):
             indices, valid = one.records[number]  # which padding stands for missing ones is nobody's business
             np.testing.assert_array_equal(np.asarray(record.indices[row])[valid], indices[valid])
+    check_positions(prefilled, rows)
     np.testing.assert_allclose(got, want, atol=1e-4 * max(1, np.abs(want).max() / 10))
-    return prefilled, rows
+    return prefilled, want
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +140,28 @@ def test_decoding_goes_on_as_if_nothing_were_cached(model, name):
     check(model, schedule, images)
 
 
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_published_schedules_answer_as_the_reference_does(model, name):
+    """Logits and positions of every layer, the bytes that are held, and the tokens that are said."""
+    images, schedule = OFFICIAL[name]
+    ids, pixels, mask = inputs(images)
+    said = np.asarray(model.generate(ids, pixels, attention_mask=mask, max_new_tokens=NEW + 1, carve=schedule))
+    prefilled, want = check(model, schedule, images, ids=said[:, :NEW])
+    np.testing.assert_array_equal(said, want.argmax(-1))
+    counts = {one.place: one.keep for one in schedule}
+    assert len(counts) == 3
+    visual, text, held = 2 * PATCHES, model.prompt(ids, pixels, mask).input_ids.shape[1] - 2 * PATCHES, 0
+    for layer in range(model.config.text.num_layers):
+        visual = counts.get(layer, visual)
+        slots = text + visual + ROOM_BUCKET
+        held += 2 * len(ids) * model.config.text.num_kv_heads * slots * model.config.text.head_dim * 4  # float32
+    assert prefilled.cache.nbytes == held
+
+
 def test_with_a_sliding_window():
-    check(make_llava(sliding_window=17), SCHEDULES["two-mixed"][1], ONE)
+    model = make_llava(sliding_window=17)
+    check(model, SCHEDULES["two-mixed"][1], ONE)
+    check(model, SCHEDULES["median-joint"][1], TWO)
 
 
 def test_early_caches_are_full_only_where_the_cut_says_so(model):

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from tokencarve_jax.budget import plan
+from tokencarve_jax.merging import merge_rest
+from tokencarve_jax.scores.ranking import USABLE, tiers
 from tokencarve_jax.tokens import Compressed, Selection, Tokens, gather
 
 # What a method may ask to be told, and its shape behind the leading dimensions of the tokens.
@@ -38,6 +40,7 @@ EVIDENCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 PLACES = ("tower", "input", "decoder")
+REST = ("dropped", "merged")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +68,13 @@ class Compressor:
         calibrated: later layers should add the logarithm of the sizes to the attention logits of the keys.
         tower_layer: whose `class_attention`, `tower_keys` and `tower_features` it reads, counted from the tower's end
             (-2 is the layer that LLaVA takes its features from).
+        rest: what becomes of tokens that `select` neither keeps nor merges: "dropped", or "merged" into their most
+            similar survivors, see `tokencarve_jax.merging.merge_rest`.
 
     Raises:
         TypeError: A parameter of `select` is neither evidence nor an option with a default, or an option is not
             hashable.
-        ValueError: `at` is no place, or an option is no parameter of `select`.
+        ValueError: `at` is no place, `rest` no choice, or an option is no parameter of `select`.
 
     Source: this package's; the signature as the declaration of what is needed is optax's habit.
 
@@ -90,11 +95,14 @@ class Compressor:
     options: tuple[tuple[str, Hashable], ...] = ()
     calibrated: bool = False
     tower_layer: int = -2
+    rest: str = "dropped"
 
     def __post_init__(self) -> None:
         """Refuse what could not run."""
         if self.at not in PLACES:
             raise ValueError(f"compressor {self.name!r}: at must be one of {', '.join(PLACES)}, got {self.at!r}")
+        if self.rest not in REST:
+            raise ValueError(f"compressor {self.name!r}: rest must be one of {', '.join(REST)}, got {self.rest!r}")
         parameters = self._parameters
         for name, parameter in parameters.items():
             if name not in EVIDENCE and parameter.default is inspect.Parameter.empty and name not in dict(self.options):
@@ -195,4 +203,18 @@ def _keyword_only(select: Callable[..., Selection]) -> Mapping[str, inspect.Para
 @functools.partial(jax.jit, static_argnames=("compressor", "keep"))
 def _compress(compressor: Compressor, tokens: Tokens, told: dict[str, Any], *, keep: int) -> Compressed:
     selection = compressor.select(tokens, keep=keep, **told, **dict(compressor.options))
+    if compressor.rest == "merged":
+        return merge_rest(tokens, selection, _usable(tokens, told))
     return gather(tokens, selection)
+
+
+def _usable(tokens: Tokens, told: dict[str, Any]) -> jax.Array:
+    """[..., N] bool: valid tokens that are finite in their values and in all evidence about them."""
+    about = [tokens.values]
+    for name, array in told.items():
+        if EVIDENCE[name] == ("T", "N"):
+            words = told["text_valid"] if "text_valid" in told else jnp.ones(array.shape[:-1], bool)
+            about.append(jnp.swapaxes(jnp.where(words[..., None], array, 0), -1, -2))
+        elif "N" in EVIDENCE[name]:
+            about.append(array)
+    return tiers(tokens.valid, *about) == USABLE

@@ -1,5 +1,6 @@
 """Every compressor by its name, one row each."""
 
+import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -39,6 +40,8 @@ _ROWS = (
     _CARVE.replace("tokencarve-debias", debias=True),
     _CARVE.replace("tokencarve-norm", information="norm"),  # the control: no decomposition
     _CARVE.replace("tokencarve-svd", information="svd"),
+    # All that it would drop joins survivors, whose sizes count in later layers.
+    dataclasses.replace(_CARVE, name="tokencarve-calibrated", rest="merged", calibrated=True),
     Compressor("tokencarve-attention-output", tokencarve.of_attention_output, at="decoder", paper="arXiv 2503.10501"),
     Compressor("random", controls.random, at="decoder"),
     Compressor("norm", controls.norm, at="decoder"),

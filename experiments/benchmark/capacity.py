@@ -14,7 +14,7 @@ from experiments.benchmark import presets
 from experiments.benchmark.ours import Runner
 from experiments.benchmark.peer import OutOfMemory
 from models.engine import decode, plan, prefill
-from models.engine.model import ROOM_BUCKET
+from models.engine.decode import ROOM_BUCKET
 from models.engine.prompt import round_up
 from models.engine.sampling import GREEDY
 from models.engine.target import target_of

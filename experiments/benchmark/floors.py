@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models.engine.plan import Schedule
+from models.engine.plan import TOWER, Schedule, tokens_by_layer
 from models.families.llava import LlavaConfig
+from tokencarve_jax.methods.tome import block_counts
 
 
-def tower_flops(config: LlavaConfig) -> int:
+def tower_flops(config: LlavaConfig, cuts: Schedule = ()) -> int:
     """One image through tower and projector.
 
     With T = N + 1 tokens of width W and inner width F, patches of P numbers each::
@@ -25,15 +26,24 @@ def tower_flops(config: LlavaConfig) -> int:
         2 N P W  +  layers * (8 T W^2 + 4 T^2 W + 4 T W F)  +  2 M (W' D + D^2)
 
     `layers` are those up to the deepest feature layer, M the tokens handed to the decoder, W' their width. A product
-    of [a, b] with [b, c] counts 2abc; norms, activations, softmax and biases count nothing.
+    of [a, b] with [b, c] counts 2abc; norms, activations, softmax and biases count nothing. A cut on the tower's output
+    shortens M; where tokens merge in the blocks, each block's MLP sees what its attention left, and so do those behind.
     """
     vision, width = config.vision, config.vision.hidden_size
     patch = vision.num_channels * vision.patch_size**2
+    total, layers = 2 * vision.num_patches * patch * width, max(config.feature_layers)
+    at_tower = [cut for cut in cuts if cut.place == TOWER]
+    behind = [vision.num_patches] * layers  # patches behind each block's attention
+    if at_tower and at_tower[0].compressor.at == TOWER:
+        behind = list(block_counts(vision.num_patches, int(at_tower[0].keep), layers))
     tokens = vision.num_patches + 1
-    layer = 8 * tokens * width**2 + 4 * tokens**2 * width + 4 * tokens * width * vision.intermediate_size
+    for left in behind:
+        total += 8 * tokens * width**2 + 4 * tokens**2 * width
+        tokens = left + 1
+        total += 4 * tokens * width * vision.intermediate_size
+    handed = int(at_tower[0].keep) if at_tower else config.tokens_per_image
     out = config.text.hidden_size
-    projector = 2 * config.tokens_per_image * (width * len(config.feature_layers) * out + out**2)
-    return 2 * vision.num_patches * patch * width + max(config.feature_layers) * layer + projector
+    return total + 2 * handed * (width * len(config.feature_layers) * out + out**2)
 
 
 def decoder_flops(config: LlavaConfig, length: int, cuts: Schedule = ()) -> int:
@@ -50,20 +60,17 @@ def decoder_flops(config: LlavaConfig, length: int, cuts: Schedule = ()) -> int:
     text, total = config.text, 0
     width, heads, groups = text.hidden_size, text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     visual = config.tokens_per_image
-    keeps = {cut.place: int(cut.keep) for cut in cuts}
-    for layer in range(text.num_layers):
-        if layer in keeps:
-            length -= visual - keeps[layer]
-            visual = keeps[layer]
-        queries = 1 if layer + 1 == text.num_layers else length
-        total += queries * (4 * width * heads + 4 * length * heads + 6 * width * text.intermediate_size)
-        total += 4 * length * width * groups
+    for layer, left in enumerate(tokens_by_layer(cuts, num_layers=text.num_layers, num_visual=visual)):
+        tokens = length - visual + left
+        queries = 1 if layer + 1 == text.num_layers else tokens
+        total += queries * (4 * width * heads + 4 * tokens * heads + 6 * width * text.intermediate_size)
+        total += 4 * tokens * width * groups
     return total + 2 * width * text.vocab_size
 
 
 def prefill_flops(config: LlavaConfig, length: int, cuts: Schedule = ()) -> int:
     """One image and one sequence of `length` tokens, visual ones included: `tower_flops` + `decoder_flops`."""
-    return tower_flops(config) + decoder_flops(config, length, cuts)
+    return tower_flops(config, cuts) + decoder_flops(config, length, cuts)
 
 
 def cache_bytes(config: LlavaConfig, slots: int, itemsize: int) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from experiments.benchmark.peer import OutOfMemory
 from experiments.benchmark.timing import timed
 from models.engine import decode, plan, prefill
-from models.engine.model import ROOM_BUCKET
+from models.engine.decode import ROOM_BUCKET
 from models.engine.prompt import Prompt, round_up
 from models.engine.sampling import GREEDY
 from models.llava import Llava

@@ -7,33 +7,36 @@ from pathlib import Path
 
 from experiments import cli, preprocessing
 from experiments.cli import CommandError
-from experiments.evaluation.file_asker import CONVERSATIONS
+from experiments.evaluation.encoder import CONVERSATIONS
 from experiments.evaluation.settings import Files
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add `--questions` and what goes with it."""
+def add_flags(parser: argparse.ArgumentParser, *, answers: bool) -> None:
+    """Add `--questions` and what goes with it; with `answers`, the command writes these for LLaVA's scorers."""
     group = parser.add_argument_group(
         "question files",
-        "Questions in LLaVA's own formats in place of the scenes: .jsonl, ScienceQA's .json, MMBench's .tsv. Answers "
-        'are written as LLaVA writes them, for its scorers; with "answer" in a line of a .jsonl, accuracy is counted.',
+        "Questions in LLaVA's own formats in place of the scenes: .jsonl, ScienceQA's .json, MMBench's .tsv. "
+        + ("Answers are written as LLaVA writes them, for its scorers. " if answers else "")
+        + 'With "answer" in a line of a .jsonl, accuracy is counted.',
     )
     group.add_argument("--questions", type=Path, metavar="FILE", help="the questions")
     group.add_argument("--images", type=Path, metavar="FOLDER", help="where the images are that FILE names")
-    group.add_argument(
-        "--answers",
-        type=Path,
-        metavar="OUT.jsonl",
-        help="where the answers go: OUT-vanilla.jsonl, OUT-tokencarve.jsonl, ...; the run itself is kept in the folder "
-        "OUT unless --out names another",
-    )
+    if answers:
+        group.add_argument(
+            "--answers",
+            type=Path,
+            metavar="OUT.jsonl",
+            help="where the answers go: OUT-vanilla.jsonl, OUT-tokencarve.jsonl, ...; the run itself is kept in the "
+            "folder OUT unless --out names another",
+        )
     preprocessing.add_aspect_ratio_flag(group, default="pad")
     group.add_argument(
         "--border",
-        choices=preprocessing.BORDERS,
+        choices=preprocessing.BORDERS if answers else preprocessing.BORDERS[:2],
         default="keep",
-        help="visual tokens that show nothing but padding: treated as all others, taken last by every cut, or dropped "
-        "before the decoder (default: %(default)s, as released)",
+        help="visual tokens that show nothing but padding: treated as all others, taken last by every cut"
+        + (", or dropped before the decoder" if answers else "")
+        + " (default: %(default)s, as released)",
     )
     group.add_argument(
         "--conv-mode",
@@ -56,19 +59,21 @@ def files(flags: argparse.Namespace) -> Files | None:
     Raises:
       CommandError: flags that do not go together.
     """
+    answers = getattr(flags, "answers", None)
     if flags.questions is None:
-        for name in ("images", "answers"):
-            if getattr(flags, name) is not None:
+        for name, value in (("images", flags.images), ("answers", answers)):
+            if value is not None:
                 raise CommandError(f"--{name} goes with --questions")
         return None
-    if flags.answers is None:
-        raise CommandError("--questions needs --answers, such as --answers=results/answers.jsonl")
-    if not flags.answers.suffix:
-        raise CommandError(f"--answers {flags.answers}: pass a file name that ends in .jsonl")
+    if "answers" in flags:
+        if answers is None:
+            raise CommandError("--questions needs --answers, such as --answers=results/answers.jsonl")
+        if not answers.suffix:
+            raise CommandError(f"--answers {answers}: pass a file name that ends in .jsonl")
     return Files(
         questions=flags.questions,
         images=flags.images,
-        answers=flags.answers,
+        answers=answers,
         image_aspect_ratio=flags.image_aspect_ratio,
         border=flags.border,
         conversation=flags.conv_mode,

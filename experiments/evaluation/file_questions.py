@@ -9,6 +9,7 @@ from typing import Any
 from experiments.cli import CommandError
 from experiments.evaluation import formats, images
 from experiments.evaluation.questions import Sample
+from experiments.evaluation.settings import Files
 
 
 class FileQuestions:
@@ -52,6 +53,11 @@ class FileQuestions:
         assert row.id is not None
         return Sample(row.id, row.text, seen, row.answer, group=index)
 
+    def right(self, index: int, said: str) -> bool | None:
+        """Whether it is the answer, case and a full stop at the end apart."""
+        answer = self.rows[index].answer
+        return None if answer is None else _plain(said) == _plain(answer)
+
     def identity(self) -> Mapping[str, Any]:
         """A checksum of the file; images are not read for it."""
         return {"questions_sha256": self._file.sha256, "rows": len(self.rows)}
@@ -68,3 +74,13 @@ class FileQuestions:
         with_image = [index for index in order if self.rows[index].image is not None]
         without = order[len(with_image) :]
         return [list(part[at : at + size]) for part in (with_image, without) for at in range(0, len(part), size)]
+
+
+def questions_of(files: Files) -> FileQuestions:
+    """The questions that settings name."""
+    return FileQuestions(files.questions, files.images, limit=files.limit)
+
+
+def _plain(answer: str) -> str:
+    """As answers are compared: "Yes." is "yes"."""
+    return answer.strip().rstrip(".").casefold()

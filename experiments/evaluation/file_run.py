@@ -17,13 +17,12 @@ from tqdm import tqdm
 from experiments import results, workers
 from experiments.calls import Call
 from experiments.cli import CommandError
-from experiments.evaluation.file_asker import FileAsker, questions_of
-from experiments.evaluation.file_questions import FileQuestions
+from experiments.evaluation.file_asker import FileAsker
+from experiments.evaluation.file_questions import FileQuestions, questions_of
 from experiments.evaluation.settings import Files, Settings
 from experiments.results import format_table
 from experiments.summary import BASELINE, share
 from models.writing import own_folder
-from tokencarve_jax import plan
 
 
 def evaluate(settings: Settings, *, command: Sequence[str]) -> tuple[str, int]:
@@ -54,12 +53,13 @@ def _evaluate(
     settings: Settings, files: Files, questions: FileQuestions, pool: workers.Pool, command: Sequence[str]
 ) -> tuple[str, int]:
     facts, out = dict(pool.identity), settings.out
-    visual, compared = facts.pop("visual_tokens"), facts.pop("methods")
+    compared = facts.pop("methods")
+    assert files.answers is not None  # the command has seen to it
     paths = {name: answer_path(files.answers, name) for name in compared}
     ((_, machine),) = pool.run([Call("machine", methodcaller("machine"), first=True)])
     about = {
         "keep": settings.keep,
-        "methods": compared,
+        "methods": list(compared),
         "border": files.border,
         "conversation": files.conversation,
         "max_new_tokens": files.max_new_tokens or questions.max_new_tokens,
@@ -79,8 +79,7 @@ def _evaluate(
         lines = (json.dumps(answer) + "\n" for answer in answers(questions, records, name, model_id))
         path.parent.mkdir(parents=True, exist_ok=True)
         results.write_text(path, "".join(lines))
-    kept = dict.fromkeys(compared, plan(visual, settings.keep).kept) | {BASELINE: visual}
-    rows = summarise(questions, records, kept)
+    rows = summarise(questions, records, {name: tokens for name, (tokens, _) in compared.items()})
     failed = [record for record in records if "error" in record]
     report = {
         "command": list(command),
@@ -166,10 +165,10 @@ def summarise(
       tokens: visual tokens after the cut, by method.
     """
     answered = [record for record in records if "error" not in record]
-    known = [(record, right) for record in answered if (right := questions.rows[record["sample"]].answer) is not None]
     out = []
     for name in tokens:
-        right = [_plain(record["said"][name]) == _plain(answer) for record, answer in known]
+        marks = [questions.right(record["sample"], record["said"][name]) for record in answered]
+        right = [mark for mark in marks if mark is not None]
         same = [record["said"][name] == record["said"][BASELINE] for record in answered]
         out.append(
             {
@@ -180,11 +179,6 @@ def summarise(
             }
         )
     return out
-
-
-def _plain(answer: str) -> str:
-    """As answers are compared: "Yes." is "yes"."""
-    return answer.strip().rstrip(".").casefold()
 
 
 def table(rows: Sequence[Mapping[str, Any]], *, rows_of_file: int, failed: int) -> str:

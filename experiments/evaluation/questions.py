@@ -7,7 +7,7 @@ files that LLaVA's own evaluation reads.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 
@@ -39,12 +39,25 @@ class QuestionSet(Protocol):
         """How many there are."""
         ...
 
+    @property
+    def max_new_tokens(self) -> int:
+        """How long an answer may be, unless somebody knows better."""
+        ...
+
     def sample(self, index: int) -> Sample:
         """Question number `index`, from 0 on, its images read.
 
         Raises:
           CommandError: it cannot be asked, such as for a damaged image; the others can.
         """
+        ...
+
+    def right(self, index: int, said: str) -> bool | None:
+        """Whether that answers question number `index`; None where the answer is not known."""
+        ...
+
+    def batches(self, size: int) -> Sequence[Sequence[int]]:
+        """The numbers of all questions that can be asked, `size` at a time or fewer."""
         ...
 
     def identity(self) -> Mapping[str, Any]:

@@ -19,7 +19,6 @@ from experiments.evaluation.questions import batches
 from experiments.evaluation.settings import Settings
 from experiments.scenes import FAMILIES
 from models.writing import own_folder
-from tokencarve_jax import plan
 
 TIMED_BATCHES = 10  # prefill is measured on so many of the first worker's batches
 
@@ -48,12 +47,11 @@ def evaluate(settings: Settings, *, command: Sequence[str]) -> str:
 
 def _evaluate(settings: Settings, pool: workers.Pool, command: Sequence[str]) -> str:
     facts, out = dict(pool.identity), settings.out
-    visual = facts.pop("visual_tokens")
     compared = facts.pop("methods")
     about = {
         "model_sha256": facts.pop("model_sha256"),
         "keep": settings.keep,
-        "methods": compared,
+        "methods": list(compared),
         "dtype": settings.dtype,
         "batch_size": settings.batch_size,
         "seed": settings.seed,
@@ -67,8 +65,7 @@ def _evaluate(settings: Settings, pool: workers.Pool, command: Sequence[str]) ->
     if journal.entries:
         print(f"Going on from {journal.path}; --restart measures anew.", file=sys.stderr)
     records = measure(settings, pool, journal)
-    tokens = dict.fromkeys(compared, plan(visual, settings.keep).kept) | {summary.BASELINE: visual}
-    rows = summary.rows(records, tokens=tokens, entries=journal.entries)
+    rows = summary.rows(records, tokens=compared, entries=journal.entries)
     text = summary.table(rows, scenes=settings.scenes, settings=about)
     saved = _save_pictures(pool, records, out)
     report = {

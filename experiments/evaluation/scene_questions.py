@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.evaluation.questions import Sample
+from experiments.evaluation.questions import Sample, batches
 from experiments.scenes import FAMILIES, Scene, make_scene
 
 
@@ -23,6 +23,8 @@ class SceneQuestions:
       seed: of the scenes.
     """
 
+    max_new_tokens = 8
+
     def __init__(self, scenes: int, seed: int):
         self._scenes, self._seed = scenes, seed
 
@@ -35,6 +37,14 @@ class SceneQuestions:
         scene = _scene(number, self._seed)
         question = scene.questions[index % len(FAMILIES)]
         return Sample(index, question.text, (scene.image,), question.answer, number, question.family)
+
+    def right(self, index: int, said: str) -> bool:
+        """Whether it is the answer to the letter."""
+        return said == self.sample(index).answer
+
+    def batches(self, size: int) -> list[range]:
+        """In order."""
+        return list(batches(len(self), size))
 
     def identity(self) -> Mapping[str, Any]:
         """The seed: more scenes go on where fewer ended."""

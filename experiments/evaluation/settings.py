@@ -13,17 +13,17 @@ class Files:
     Attributes:
       questions: the file, see `experiments.evaluation.formats`.
       images: folder that its images are in; None where it holds them.
-      answers: where answers go: one file per method, its name before the ending.
+      answers: where answers go: one file per method, its name before the ending; None where nobody writes them.
       image_aspect_ratio: see `experiments.preprocessing`.
       border: what becomes of visual tokens that show padding alone: "keep", "last" or "drop".
-      conversation: a name of `experiments.evaluation.file_asker.CONVERSATIONS`.
+      conversation: a name of `experiments.evaluation.encoder.CONVERSATIONS`.
       max_new_tokens: of an answer; None is what LLaVA's script for such files says.
       limit: the first so many rows alone; None means all.
     """
 
     questions: Path
     images: Path | None
-    answers: Path
+    answers: Path | None = None
     image_aspect_ratio: str = "pad"
     border: str = "keep"
     conversation: str = "vicuna_v1"
@@ -45,7 +45,10 @@ class Settings:
       seed: of the scenes and of random methods.
       dtype: of weights and hidden states.
       revision: of the model on the hub.
+      clip: what tells relevance to the question, as `model`; None for nothing.
+      clip_revision: of that on the hub.
       restart: forget what `out` holds of an earlier run.
+      schedules: cuts as their texts, see `experiments.schedules`: each schedule is one more method.
       workers: how many share the questions.
       ray_address: of a Ray cluster; None stays on this machine.
       files: questions of a file in place of the scenes.
@@ -60,7 +63,10 @@ class Settings:
     seed: int = 0
     dtype: str = "float32"
     revision: str | None = None
+    clip: str | None = None
+    clip_revision: str | None = None
     restart: bool = False
+    schedules: tuple[tuple[str, ...], ...] = ()
     workers: int = 1
     ray_address: str | None = None
     files: Files | None = None

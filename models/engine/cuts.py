@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from models.engine.plan import Cut
-from models.engine.sequence import CutRecord, Sequence
+from models.engine.sequence import CutRecord, Sequence, Survivors
 from tokencarve_jax import EVIDENCE, Tokens
 from tokencarve_jax.tokens import rows
 
@@ -48,9 +48,10 @@ def apply(
         sizes=sequence.sizes,
         positions=rows(sequence.positions, slots),
     )
-    batch = len(hidden)
+    batch, parts = len(hidden), 1
     if cut.scope == "image":
         assert images is not None  # the plan has seen to it
+        parts = images
         tokens = jax.tree.map(lambda x: x.reshape(batch, images, -1, *x.shape[2:]), tokens)
         told = {name: _for_each(name, value, images) for name, value in told.items()}
     left = cut.compressor(tokens, keep=int(cut.keep), **told)
@@ -58,8 +59,8 @@ def apply(
     if cut.scope == "image":
         record = CutRecord.of_images(left.indices, left.assignment)
         values, sizes = values.reshape(batch, -1, values.shape[-1]), sizes.reshape(batch, -1)
-    hidden, shorter, kept = sequence.shorten(hidden, values, record, sizes, cut)
-    return hidden, shorter, kept, record
+    found = {what: rows(array, record.indices) for what, array in sequence.evidence.items()}
+    return sequence.shorten(hidden, Survivors(record, values, sizes, found), cut, images=parts)
 
 
 def _for_each(name: str, value: Any, images: int) -> Any:

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from models.decoders.llama import Decoder
 from models.engine.cache import Cache, KeyValue, Segment
 from models.engine.loop import Flow, run_layers
+from models.engine.prefill import Prefilled
+from models.engine.prompt import round_up
 from models.engine.sampling import Sampling, choose
 from models.engine.sharding import by_batch
 from models.layers.attention import attend_cached, by_head, log_sizes, seen_by_one
 from models.layers.rotary import Rotation
+
+ROOM_BUCKET = 32  # the cache's room for new tokens is rounded up to a multiple of this
 
 
 class _Step(Flow):
@@ -120,6 +126,42 @@ class Choice:
 def first_token(logits: jax.Array, seed: jax.Array, *, choice: Choice) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Choose the token after the prompt [B]; also which rows have ended [B], and the key to go on with."""
     return choice(logits, jnp.zeros(logits.shape[0], bool), jax.random.key(seed))
+
+
+def begin(prefilled: Prefilled, seed: int, *, choice: Choice) -> Generating:
+    """Choose the token after the prompt.
+
+    Args:
+      prefilled: the prompt.
+      seed: of sampling.
+      choice: how tokens are chosen.
+
+    Returns:
+      The state that `continued` goes on from. It has the prompt's cache, which is given away there.
+    """
+    return Generating(prefilled.cache, *first_token(prefilled.logits, np.uint32(seed), choice=choice))
+
+
+def continued(model: Any, state: Generating, *, max_new_tokens: int, choice: Choice, chunk: int) -> Iterator[jax.Array]:
+    """New tokens as they come: the first alone, then `chunk` at a time, until every row has ended.
+
+    Args:
+      model: the model.
+      state: from `begin`; given away. Its cache needs room for `max_new_tokens`, rounded up to `ROOM_BUCKET`.
+      max_new_tokens: in all.
+      choice: as in `begin`.
+      chunk: tokens between two looks of the host at the device.
+
+    Yields:
+      [B, 1], then [B, <= chunk] int32.
+    """
+    yield state.token[:, None]
+    left = max_new_tokens - 1
+    while left and not state.ended.all():
+        limit, size = min(left, chunk), round_up(min(left, chunk), ROOM_BUCKET)
+        out, written, state = decode(model, state, np.int32(limit), size=size, choice=choice)
+        yield out[:, : int(written)]
+        left -= limit
 
 
 @functools.partial(jax.jit, static_argnames=("size", "choice"), donate_argnames=("state",))

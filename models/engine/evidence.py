@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from models.decoders.llama import Decoder, DecoderLayer
 from models.engine.plan import Cut
+from models.engine.relevance import FEATURES
 from models.engine.sequence import Sequence
 from tokencarve_jax import last_query_attention
 from tokencarve_jax.tokens import rows
@@ -47,7 +48,11 @@ def of_tower(cut: Cut, sequence: Sequence) -> dict[str, Callable[[], Any]]:
 
 def of_text(sequence: Sequence) -> dict[str, Callable[[], Any]]:
     """What can be known of the question before the decoder's first layer."""
-    return {"text": lambda: sequence.text, "text_valid": lambda: sequence.question}
+    known = {"text": lambda: sequence.text, "text_valid": lambda: sequence.question}
+    asked = sequence.asked
+    if asked is not None:
+        known["relevance"] = lambda: asked.relevance(sequence.evidence[FEATURES], sequence.visual_valid)
+    return known
 
 
 def of_layers(

@@ -23,12 +23,11 @@ from models.decoders.llama import Decoder
 from models.engine import decode, plan, prefill
 from models.engine.loop import Flow, run_layers
 from models.engine.prompt import BUCKET, Prompt, pack_order, round_up
+from models.engine.relevance import Asked, attach, only_asked
 from models.engine.sampling import GREEDY, Sampling
 from models.engine.sharding import auto_mesh, place_batch, weight_sharding
 from models.engine.target import CPU, Target, target_of
 from models.engine.visual import Reading, Visual
-
-ROOM_BUCKET = 32  # the cache's room for new tokens is rounded up to a multiple of this
 
 
 @functools.partial(jax.jit, static_argnames=("target",))
@@ -137,6 +136,7 @@ class VisionLanguageModel(nnx.Module):
         pixel_values: Any = None,
         attention_mask: Any = None,
         *,
+        relevance: Asked | None = None,
         per_image: bool = False,
         bucket: int = BUCKET,
         **inputs: Any,
@@ -147,13 +147,14 @@ class VisionLanguageModel(nnx.Module):
           input_ids: [B, S] integers, image placeholders expanded.
           pixel_values: of all rows in order, or None.
           attention_mask: [B, S], non-zero for real tokens; None means all are.
+          relevance: the rows' questions, from `models.relevance.Relevance`, for compressors that ask for it.
           per_image: give each image a stretch of its own, for cuts with a budget for each.
           bucket: S is rounded up to a multiple of this.
           **inputs: whatever else the checkpoint's processor returns, by its own name.
         """
         given = {name: value for name, value in inputs.items() if value is not None}
         packed = self.pack(input_ids, pixel_values, attention_mask, per_image=per_image, bucket=bucket, **given)
-        return place_batch(packed, self.mesh)
+        return attach(relevance, place_batch(packed, self.mesh), self.config, self.mesh)
 
     def __call__(
         self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None, **inputs: Any
@@ -203,7 +204,7 @@ class VisionLanguageModel(nnx.Module):
             or "tower"; a compressor is a registered name or a `tokencarve_jax.Compressor`.
           sampling: greedy unless given.
           seed: of sampling, and of compressors that draw.
-          **inputs: whatever else the checkpoint's processor returns, by its own name, such as `image_sizes`.
+          **inputs: whatever else the processor returns, by its own name (`image_sizes`), and `relevance` of `prompt`.
 
         Returns:
           [B, <= max_new_tokens] int32, new tokens only. A row that ended early is filled with the pad token.
@@ -259,17 +260,11 @@ class VisionLanguageModel(nnx.Module):
         cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
         inputs["per_image"] = plan.has_budgets_per_image(cuts)
         prompt = self.prompt(input_ids, pixel_values, attention_mask, **inputs)
-        prefilled = self.prefill(prompt, carve=cuts, seed=seed, room=round_up(max_new_tokens, ROOM_BUCKET))
-        token, ended, key = decode.first_token(prefilled.logits, np.uint32(seed), choice=choice)
-        state = decode.Generating(prefilled.cache, token, ended, key)
-        del prefilled  # decoding is given its cache
-        yield state.token[:, None]
-        left = max_new_tokens - 1
-        while left and not state.ended.all():
-            limit, size = min(left, chunk), round_up(min(left, chunk), ROOM_BUCKET)
-            out, written, state = decode.decode(self, state, np.int32(limit), size=size, choice=choice)
-            yield out[:, : int(written)]
-            left -= limit
+        prefilled = self.prefill(prompt, carve=cuts, seed=seed, room=round_up(max_new_tokens, decode.ROOM_BUCKET))
+        state = decode.begin(prefilled, seed, choice=choice)
+        said = decode.continued(self, state, max_new_tokens=max_new_tokens, choice=choice, chunk=chunk)
+        del prefilled, state  # decoding is given the cache
+        yield from said
 
     def prefill(self, prompt: Prompt, *, carve: plan.Carve = None, seed: int = 0, room: int = 0) -> prefill.Prefilled:
         """First half of `generate`: see `models.engine.prefill.prefill`. `carve` as for `generate`.
@@ -282,6 +277,7 @@ class VisionLanguageModel(nnx.Module):
         """
         cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
         resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
+        prompt = only_asked(prompt, cuts)
         return prefill.prefill(self, prompt, np.uint32(seed), plan=resolved, room=room, target=self._target())
 
     def _target(self) -> Target:

@@ -8,6 +8,7 @@ of the layer before and with that layer's attention). Everything here is hashabl
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from tokencarve_jax import COMPRESSORS, Compressor
@@ -19,7 +20,19 @@ _READ_IN_TOWER = ("class_attention", "middle_attention", "tower_keys", "tower_fe
 _OF_TOWER = (*_READ_IN_TOWER, "projector", "key")
 _OF_INPUT = (*_OF_TOWER, "text", "text_valid", "relevance")
 _OF_BLOCK = ("tower_keys",)
-_CHOICES = {"scope": ("joint", "image"), "positions": ("kept", "renumbered"), "earlier": ("gathered", "full")}
+# How text names what a cut may choose: word -> (attribute, value).
+OPTIONS: Mapping[str, tuple[str, Any]] = {
+    "joint": ("scope", "joint"),
+    "image": ("scope", "image"),
+    "kept": ("positions", "kept"),
+    "renumbered": ("positions", "renumbered"),
+    "median": ("positions", "median"),
+    "gathered": ("earlier", "gathered"),
+    "full": ("earlier", "full"),
+    "calibrated": ("calibrated", True),
+    "uncalibrated": ("calibrated", False),
+}
+MERGED = "merged"  # one more word: the compressor's `rest`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +45,11 @@ class Cut:
       keep: how many visual tokens are left: a fraction or a count; a count once the plan is made.
       scope: "joint": all images of a row share one budget; "image": each has its own, of `keep`. A cut in the tower
         is always for each image.
-      positions: of the survivors in later layers: "kept", or "renumbered" so that no gap is left. None: kept in the
-        decoder, as TokenCarve and FastV do; renumbered before it, as methods there see a shorter prompt.
+      positions: of the survivors in later layers: "kept"; "renumbered" so that no gap is left; or "median": the lower
+        median of all that merged into a survivor, each token counting once, each axis by itself. By these the whole
+        sequence is put in order, of equals the earlier one first, so that a survivor which joins tokens of two images
+        may go past the text between them. None: kept in the decoder, as TokenCarve and FastV do; renumbered before it,
+        as methods there see a shorter prompt.
       earlier: the caches of earlier layers are "gathered" to the survivors, or stay "full".
       calibrated: later decoder layers add the logarithm of a token's size to its key's attention logit, from then on
         whoever merges. None: as the compressor says; a cut in the tower is calibrated in the tower's own blocks alone.
@@ -53,6 +69,11 @@ class Cut:
         return self.positions == "renumbered" or (self.positions is None and isinstance(self.place, str))
 
     @property
+    def moves(self) -> bool:
+        """Whether later layers know survivors by other positions than earlier ones."""
+        return self.renumbers or self.positions == "median"
+
+    @property
     def weighs(self) -> bool:
         """Whether sizes count in the attention of later layers."""
         if self.calibrated is None:
@@ -60,10 +81,15 @@ class Cut:
         return self.calibrated
 
     def __str__(self) -> str:
-        """As messages name it."""
-        return f"({self.place!r}, {self.compressor.name!r}, {self.keep!r})"
+        """As messages and command lines name it: `METHOD@PLACE=KEEP[,OPTION...]`."""
+        words = [word for word, (name, value) in OPTIONS.items() if getattr(self, name) == value != _DEFAULTS[name]]
+        registered = COMPRESSORS.get(self.compressor.name)
+        if self.compressor.rest == MERGED and (registered is None or registered.rest != MERGED):
+            words.append(MERGED)
+        return ",".join([f"{self.compressor.name}@{self.place}={self.keep}", *words])
 
 
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Cut)}
 Schedule = tuple[Cut, ...]
 Carve = Any  # None, a keep, or a tuple of Cut or (place, name or Compressor, keep)
 
@@ -88,6 +114,10 @@ class Plan:
         """Names and layers of the evidence from the tower that the cuts ask for."""
         found = {(name, cut.compressor.tower_layer) for cut in self.cuts for name in cut.compressor.evidence}
         return tuple(sorted((name, layer) for name, layer in found if name in _READ_IN_TOWER))
+
+    def asks_relevance(self) -> bool:
+        """Whether a cut behind the tower can be told how relevant tokens are to the question."""
+        return any("relevance" in cut.compressor.evidence for cut in self.cuts if cut.place != TOWER)
 
 
 def parse(carve: Carve, *, num_layers: int) -> Schedule:
@@ -138,9 +168,9 @@ def _cut(asked: Any, num_layers: int) -> Cut:
     if not isinstance(asked.compressor, Compressor):
         raise TypeError(f"cut at {asked.place!r}: {asked.compressor!r} is neither a Compressor nor a registered name")
     _check_place(asked, num_layers)
-    for name, choices in _CHOICES.items():
-        value = getattr(asked, name)
-        if value not in choices and not (name == "positions" and value is None):
+    for name in dict.fromkeys(name for name, _ in OPTIONS.values()):
+        value, choices = getattr(asked, name), [value for option, value in OPTIONS.values() if option == name]
+        if value not in choices and value != _DEFAULTS[name]:
             raise ValueError(f"cut {asked}: {name} must be {' or '.join(map(repr, choices))}, got {value!r}")
     if hasattr(asked.keep, "__index__") and not isinstance(asked.keep, bool):
         if asked.keep < 1:
@@ -201,6 +231,26 @@ def resolve(schedule: Schedule, num_visual: int, *, images: int | None = 1) -> P
             left = kept * parts
             stretches = stretches if parts == stretches else None
     return Plan(tuple(cuts), images)
+
+
+def tokens_by_layer(cuts: Schedule, *, num_layers: int, num_visual: int) -> list[int]:
+    """How many visual tokens each decoder layer sees.
+
+    Args:
+      cuts: with counts, as in a `Plan`; of one image, where budgets are for each.
+      num_layers: of the decoder.
+      num_visual: before the first cut.
+
+    >>> cuts = resolve(parse(128, num_layers=32), 576).cuts
+    >>> layers = tokens_by_layer(cuts, num_layers=32, num_visual=576)
+    >>> layers[:3], sum(layers) / 32
+    ([576, 576, 128], 156.0)
+    """
+    left = [num_visual] * num_layers
+    for cut in cuts:
+        first = cut.place if isinstance(cut.place, int) else 0
+        left[first:] = [int(cut.keep)] * (num_layers - first)
+    return left
 
 
 def has_budgets_per_image(schedule: Schedule) -> bool:

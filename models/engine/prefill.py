@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,8 @@ from models.engine.cache import Cache, KeyValue, Segment
 from models.engine.loop import Flow, run_layers
 from models.engine.plan import INPUT, TOWER, Cut, Plan
 from models.engine.prompt import Prompt
-from models.engine.sequence import CutRecord, Sequence
+from models.engine.relevance import FEATURES
+from models.engine.sequence import CutRecord, Sequence, Survivors
 from models.engine.sharding import by_batch
 from models.engine.target import Target
 from models.engine.visual import Reading, Visual, projection
@@ -79,12 +81,14 @@ def embed(
         weighed=False,
         evidence={},
         text=hidden[:, :0],
+        asked=prompt.relevance if plan.asks_relevance() else None,
     )
     sequence = dataclasses.replace(sequence, text=rows(hidden, sequence.text_slots))
     if prompt.pixel_values is None:
         return hidden, sequence, ()
     cut = plan.at(TOWER)
-    visual = model.visual(prompt.pixel_values, Reading(plan.reads(), cut, kernel), key)
+    reads = {*plan.reads(), *([] if sequence.asked is None else [FEATURES])}
+    visual = model.visual(prompt.pixel_values, Reading(tuple(sorted(reads)), cut, kernel), key)
     if cut is not None:
         if prompt.border is not None or not prompt.whole:
             raise ValueError(
@@ -110,11 +114,14 @@ def _spread(
     image = prompt.feature_index[:, ::each] // each  # [B, I], which image a stretch shows
     record = CutRecord.of_images(*(jnp.take(x, image, axis=0) for x in (visual.indices, visual.assignment)))
     features = (image[..., None] * kept + jnp.arange(kept)).reshape(len(hidden), -1)
-    hidden, sequence, _ = sequence.shorten(
-        hidden, jnp.take(visual.tokens, features, axis=0), record, jnp.take(visual.sizes.reshape(-1), features), cut
+    left = Survivors(
+        record,
+        values=jnp.take(visual.tokens, features, axis=0),
+        sizes=jnp.take(visual.sizes.reshape(-1), features),
+        evidence={what: jnp.take(array, features, axis=0) for what, array in visual.evidence.items()},
     )
-    found = {what: jnp.take(array, features, axis=0) for what, array in visual.evidence.items()}
-    return by_batch(hidden, mesh), dataclasses.replace(sequence, evidence=found), (record,)
+    hidden, sequence, _, record = sequence.shorten(hidden, left, cut, images=image.shape[1])
+    return by_batch(hidden, mesh), sequence, (record,)
 
 
 class _Stretch:
@@ -173,7 +180,7 @@ class Prefill(Flow):
         for stretch in self.stretches:
             stretch.cut(kept, full=cut.earlier == "full")
         # Gathered to the same positions, the layers so far and those to come have slots that stand for the same.
-        if cut.earlier == "full" or cut.renumbers or shorter.weighed:
+        if cut.earlier == "full" or cut.moves or shorter.weighed:
             self.stretches.append(_Stretch(shorter))
         self.sequence = shorter
         self.place(shorter.positions, shorter.lengths)
@@ -219,6 +226,42 @@ class Prefill(Flow):
         )
 
 
+FlowT = TypeVar("FlowT", bound=Prefill)
+
+
+def trace(
+    model: Any,
+    prompt: Prompt,
+    seed: jax.Array,
+    *,
+    plan: Plan,
+    room: int,
+    target: Target,
+    flow: Callable[..., FlowT],
+) -> tuple[Prefilled, FlowT]:
+    """The body of `prefill`, for compiled programs that take more from it than an answer.
+
+    Args:
+      model: as for `prefill`, and so are the others but for `flow`.
+      prompt: see `prefill`.
+      seed: see `prefill`.
+      plan: see `prefill`.
+      room: see `prefill`.
+      target: see `prefill`.
+      flow: `Prefill`, or one made from it that notes down what it sees.
+
+    Returns:
+      What `prefill` returns, and the flow that has been through all layers.
+    """
+    key = jax.random.key(seed)
+    tower_key = jax.random.fold_in(key, 2**31 - 1)
+    hidden, sequence, records = embed(model, prompt, plan=plan, kernel=target.kernel, key=tower_key)
+    passing = flow(model, hidden, sequence, plan, target.kernel, key)
+    hidden = run_layers(model.decoder.layers, hidden, passing)
+    cache = passing.cache(room=room, merge=target.merge_heads and model.mesh is None)
+    return Prefilled(model.decoder.logits(hidden[:, 0]), cache, (*records, *passing.records)), passing
+
+
 @functools.partial(jax.jit, static_argnames=("plan", "room", "target"))
 def prefill(model: Any, prompt: Prompt, seed: jax.Array, *, plan: Plan, room: int, target: Target) -> Prefilled:
     """Run the prompt, cutting where the plan says.
@@ -234,10 +277,5 @@ def prefill(model: Any, prompt: Prompt, seed: jax.Array, *, plan: Plan, room: in
     Returns:
       Logits of the next token, the cache, and what the cuts did.
     """
-    key = jax.random.key(seed)
-    tower_key = jax.random.fold_in(key, 2**31 - 1)
-    hidden, sequence, records = embed(model, prompt, plan=plan, kernel=target.kernel, key=tower_key)
-    flow = Prefill(model, hidden, sequence, plan, target.kernel, key)
-    hidden = run_layers(model.decoder.layers, hidden, flow)
-    cache = flow.cache(room=room, merge=target.merge_heads and model.mesh is None)
-    return Prefilled(model.decoder.logits(hidden[:, 0]), cache, (*records, *flow.records))
+    prefilled, _ = trace(model, prompt, seed, plan=plan, room=room, target=target, flow=Prefill)
+    return prefilled

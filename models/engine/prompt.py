@@ -38,6 +38,7 @@ class Prompt:
         others. None where nothing is known of that.
       images: the N are so many stretches of equal length, one per image; None where a row's images share them. Static.
       whole: each stretch is all that the tower gives for its image, in order. Static.
+      relevance: the rows' questions as CLIP sees them (`models.engine.relevance.Asked`), or None.
     """
 
     input_ids: Any
@@ -51,6 +52,7 @@ class Prompt:
     border: Any = None
     images: int | None = dataclasses.field(default=1, metadata={"static": True})
     whole: bool = dataclasses.field(default=True, metadata={"static": True})
+    relevance: Any = None
 
 
 def pack_order(attention_mask: np.ndarray) -> np.ndarray:

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from models.engine.plan import Cut
+from models.engine.relevance import Asked
 from models.layers.attention import seen_by_one
+from tokencarve_jax.merging import median_positions
 from tokencarve_jax.sequence import splice
 from tokencarve_jax.tokens import rows
 
@@ -38,6 +40,34 @@ class CutRecord:
         assignment = jnp.where(assignment < 0, -1, assignment + before * kept)
         return cls(indices.reshape(batch, -1), assignment.reshape(batch, -1))
 
+    def reordered(self, order: jax.Array) -> CutRecord:
+        """The same with the survivors in another order [B, K]."""
+        place = jnp.argsort(order, axis=1).astype(jnp.int32)
+        assignment = jnp.where(self.assignment < 0, -1, rows(place, jnp.maximum(self.assignment, 0)))
+        return CutRecord(rows(self.indices, order), assignment)
+
+
+@dataclasses.dataclass(frozen=True)
+class Survivors:
+    """What a cut leaves of the visual tokens.
+
+    Attributes:
+      record: which they are.
+      values: [B, K, D].
+      sizes: [B, K] float32.
+      evidence: arrays [B, K, ...] from the tower, by name and layer.
+    """
+
+    record: CutRecord
+    values: jax.Array
+    sizes: jax.Array
+    evidence: dict[tuple[str, int], jax.Array]
+
+    def reordered(self, order: jax.Array) -> Survivors:
+        """The same in another order [B, K]."""
+        evidence = {what: rows(array, order) for what, array in self.evidence.items()}
+        return Survivors(self.record.reordered(order), rows(self.values, order), rows(self.sizes, order), evidence)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sequence:
@@ -54,6 +84,7 @@ class Sequence:
       weighed: whether sizes count in attention.
       evidence: arrays [B, N, ...] from the tower, by name and layer.
       text: [B, T, D] embeddings of all that is not visual.
+      asked: the questions as CLIP sees them, where a cut wants to know; `evidence` then has what goes with it.
     """
 
     positions: jax.Array
@@ -66,6 +97,7 @@ class Sequence:
     weighed: bool
     evidence: dict[tuple[str, int], jax.Array]
     text: jax.Array
+    asked: Asked | None
 
     @property
     def is_real(self) -> jax.Array:
@@ -112,38 +144,63 @@ class Sequence:
         return seen_by_one(seen, rows(self.positions, slot[:, None])[:, 0, 0], self.positions, window)
 
     def shorten(
-        self, hidden: jax.Array, values: jax.Array, record: CutRecord, sizes: jax.Array, cut: Cut
-    ) -> tuple[jax.Array, Sequence, jax.Array]:
+        self, hidden: jax.Array, left: Survivors, cut: Cut, *, images: int
+    ) -> tuple[jax.Array, Sequence, jax.Array, CutRecord]:
         """Leave the survivors of a cut, and everything that is not visual.
 
         Args:
           hidden: [B, S, D].
-          values: [B, K, D], what the survivors are.
-          record: which they are.
-          sizes: [B, K].
+          left: the survivors.
           cut: how positions and sizes go on.
+          images: equal stretches of the survivors that stay apart, one for each of a row's images, or 1.
 
         Returns:
-          [B, S', D], the shorter sequence, and [B, S'] int32, which slots are left, ascending.
+          [B, S', D], the shorter sequence, [B, S'] int32, which slot each of its tokens comes from, and the record,
+          its survivors in the order in which they stand, padding at the end of each stretch.
         """
-        standing = rows(self.visual_slots, record.indices)
-        hidden, kept = jax.vmap(splice)(hidden, values.astype(hidden.dtype), self.visual_slots, standing)
-        valid = rows(self.visual_valid, record.indices)
+        standing = rows(self.visual_slots, left.record.indices)
+        hidden, kept = jax.vmap(splice)(hidden, left.values.astype(hidden.dtype), self.visual_slots, standing)
+        slots = jax.vmap(jnp.searchsorted)(kept, standing).astype(jnp.int32)
+        valid = rows(self.visual_valid, left.record.indices)
         lengths = (self.lengths - self.visual_valid.sum(1) + valid.sum(1)).astype(jnp.int32)
         positions, next_position = rows(self.positions, kept), self.next_position
         if cut.renumbers:
-            slots = jnp.arange(kept.shape[1], dtype=jnp.int32)[None, :, None]
-            positions, next_position = jnp.broadcast_to(slots, positions.shape), lengths
+            count = jnp.arange(kept.shape[1], dtype=jnp.int32)[None, :, None]
+            positions, next_position = jnp.broadcast_to(count, positions.shape), lengths
+        elif cut.positions == "median":
+            before = rows(self.positions, self.visual_slots)
+            medians = median_positions(before, left.record.assignment, slots.shape[1])
+            positions = positions.at[jnp.arange(len(kept))[:, None], slots].set(medians, unique_indices=True)
+            order = _by_position(positions, lengths)
+            hidden, kept, positions = rows(hidden, order), rows(kept, order), rows(positions, order)
+            slots = rows(jnp.argsort(order, axis=1).astype(jnp.int32), slots)
+            stands = _ascending(slots, images)
+            left, slots, valid = left.reordered(stands), rows(slots, stands), rows(valid, stands)
         shorter = Sequence(
             positions=positions,
             next_position=next_position,
             lengths=lengths,
-            visual_slots=jax.vmap(jnp.searchsorted)(kept, standing).astype(jnp.int32),
+            visual_slots=slots,
             visual_valid=valid,
-            border=None if self.border is None else rows(self.border, record.indices),
-            sizes=sizes,
+            border=None if self.border is None else rows(self.border, left.record.indices),
+            sizes=left.sizes,
             weighed=self.weighed or cut.weighs,
-            evidence={what: rows(array, record.indices) for what, array in self.evidence.items()},
+            evidence=left.evidence,
             text=self.text,
+            asked=self.asked,
         )
-        return hidden, shorter, kept
+        return hidden, shorter, kept, left.record
+
+
+def _by_position(positions: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Slots [B, S] by positions [B, S, A], the first axis first, of equals the earlier slot; padding stays behind."""
+    slot = jnp.broadcast_to(jnp.arange(positions.shape[1], dtype=jnp.int32), positions.shape[:2])
+    keys = (slot >= lengths[:, None], *jnp.moveaxis(positions, -1, 0), slot)
+    return jax.lax.sort(keys, num_keys=len(keys))[-1]
+
+
+def _ascending(slots: jax.Array, stretches: int) -> jax.Array:
+    """Order [B, K] of slots [B, K] that ascend in each of the equal stretches."""
+    apart = slots.reshape(len(slots), stretches, -1)
+    first = jnp.arange(stretches, dtype=jnp.int32)[:, None] * apart.shape[2]
+    return (first + jnp.argsort(apart, axis=2)).reshape(slots.shape).astype(jnp.int32)

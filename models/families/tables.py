@@ -9,6 +9,8 @@ Three spellings of the same keys are in use, and all are accepted:
 LLaVA-NeXT adds `image_newline` (`model.image_newline` in memory).
 
 Exports are written in the first.
+
+CLIP's, whose text tower tells relevance, are spelled in one way: `text_model.*`, `vision_model.*`, and two projections.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ _PROJECTOR = r"(?:model\.)?multi_modal_projector\."
 _DECODER = r"(?:language_model\.model|model\.language_model)\."
 _NEWLINE = r"(?:model\.)?"
 _HEAD = r"(?:language_model\.)?lm_head\."
+_POSITION_IDS = "it is 0, 1, 2, ... and positions are read in order"
 
 
 def _pattern(prefix: str, key: str) -> str:
@@ -49,9 +52,21 @@ def patches(channels: int, patch_size: int) -> Transform:
     )
 
 
+def _encoder_lines() -> list[tuple[str, str, Transform]]:
+    """The layers of CLIP's towers."""
+    layer = "encoder.layers.{layer}."
+    return [
+        (layer + "{norm}.weight", "layers.{layer}.{norm}.scale", AS_IS),
+        (layer + "{norm}.bias", "layers.{layer}.{norm}.bias", AS_IS),
+        (layer + "self_attn.{linear}.weight", "layers.{layer}.self_attn.{linear}.weight", AS_IS),
+        (layer + "self_attn.{linear}.bias", "layers.{layer}.self_attn.{linear}.bias", AS_IS),
+        (layer + "mlp.{linear}.weight", "layers.{layer}.mlp.{linear}.weight", AS_IS),
+        (layer + "mlp.{linear}.bias", "layers.{layer}.mlp.{linear}.bias", AS_IS),
+    ]
+
+
 def tower_table(config: VisionConfig) -> Table:
     """The CLIP vision tower, at `vision_tower` of the model."""
-    layer = "encoder.layers.{layer}."
     lines = [
         ("embeddings.class_embedding", "class_embedding", AS_IS),
         (
@@ -64,16 +79,11 @@ def tower_table(config: VisionConfig) -> Table:
         ("pre_layrnorm.bias", "pre_layernorm.bias", AS_IS),
         ("post_layernorm.weight", "post_layernorm.scale", AS_IS),
         ("post_layernorm.bias", "post_layernorm.bias", AS_IS),
-        (layer + "{norm}.weight", "layers.{layer}.{norm}.scale", AS_IS),
-        (layer + "{norm}.bias", "layers.{layer}.{norm}.bias", AS_IS),
-        (layer + "self_attn.{linear}.weight", "layers.{layer}.self_attn.{linear}.weight", AS_IS),
-        (layer + "self_attn.{linear}.bias", "layers.{layer}.self_attn.{linear}.bias", AS_IS),
-        (layer + "mlp.{linear}.weight", "layers.{layer}.mlp.{linear}.weight", AS_IS),
-        (layer + "mlp.{linear}.bias", "layers.{layer}.mlp.{linear}.bias", AS_IS),
+        *_encoder_lines(),
     ]
     return [
         *_rows(_TOWER, "vision_tower.vision_model.", "vision_tower.", lines),
-        Ignored(_pattern(_TOWER, "embeddings.position_ids"), "it is 0, 1, 2, ... and positions are read in order"),
+        Ignored(_pattern(_TOWER, "embeddings.position_ids"), _POSITION_IDS),
     ]
 
 
@@ -115,3 +125,27 @@ def decoder_table(config: TextConfig) -> Table:
 def newline_table() -> Table:
     """LLaVA-NeXT's newline, at `image_newline` of the model."""
     return _rows(_NEWLINE, "", "", [("image_newline", "image_newline", AS_IS)])
+
+
+def clip_table() -> Table:
+    """A CLIP checkpoint, of which `models.towers.clip_text.Clip` holds a part."""
+    text = [
+        ("embeddings.token_embedding.weight", "token_embedding", AS_IS),
+        ("embeddings.position_embedding.weight", "position_embedding", AS_IS),
+        *_encoder_lines(),
+        ("final_layer_norm.weight", "final_layer_norm.scale", AS_IS),
+        ("final_layer_norm.bias", "final_layer_norm.bias", AS_IS),
+    ]
+    shared = [
+        ("text_projection.weight", "text_projection.weight", AS_IS),
+        ("visual_projection.weight", "patches.projection.weight", AS_IS),
+        ("vision_model.post_layernorm.weight", "patches.post_layernorm.scale", AS_IS),
+        ("vision_model.post_layernorm.bias", "patches.post_layernorm.bias", AS_IS),
+    ]
+    return [
+        *_rows(r"text_model\.", "text_model.", "text_tower.", text),
+        *_rows("", "", "", shared),
+        Ignored(r"text_model\.embeddings\.position_ids", _POSITION_IDS),
+        Ignored(r"vision_model\.(?!post_layernorm\.).*", "the model that asks for relevance has this tower"),
+        Ignored("logit_scale", "cosines are compared with each other alone"),
+    ]

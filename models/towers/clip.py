@@ -15,7 +15,7 @@ from flax import nnx
 
 from models.layers.attention import attend, log_sizes
 from models.layers.linear import ACTIVATIONS, Linear
-from models.towers.config import VisionConfig
+from models.towers.config import EncoderConfig, VisionConfig
 from tokencarve_jax import Compressed, Tokens, last_query_attention
 from tokencarve_jax.tokens import rows
 
@@ -39,7 +39,7 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
 class Attention(nnx.Module):
     """Full self-attention with biases."""
 
-    def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         width = config.hidden_size
         self.num_heads = config.num_heads
         self.q_proj = Linear(width, width, use_bias=True, dtype=dtype, rngs=rngs)
@@ -57,7 +57,7 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """Two linear layers."""
 
-    def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.activation = config.activation
         self.fc1 = Linear(config.hidden_size, config.intermediate_size, use_bias=True, dtype=dtype, rngs=rngs)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size, use_bias=True, dtype=dtype, rngs=rngs)
@@ -67,7 +67,8 @@ class Mlp(nnx.Module):
         return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
-def _layer_norm(config: VisionConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(config: EncoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """As CLIP's towers have it everywhere."""
     return nnx.LayerNorm(
         config.hidden_size, epsilon=config.layer_norm_eps, param_dtype=dtype, use_fast_variance=False, rngs=rngs
     )
@@ -76,10 +77,10 @@ def _layer_norm(config: VisionConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.L
 class EncoderLayer(nnx.Module):
     """One pre-norm transformer block."""
 
-    def __init__(self, config: VisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.layer_norm1 = _layer_norm(config, dtype, rngs)
+    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.layer_norm1 = layer_norm(config, dtype, rngs)
         self.self_attn = Attention(config, dtype=dtype, rngs=rngs)
-        self.layer_norm2 = _layer_norm(config, dtype, rngs)
+        self.layer_norm2 = layer_norm(config, dtype, rngs)
         self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
 
     def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -133,9 +134,9 @@ class ClipVisionTower(nnx.Module):
         self.position_embedding = nnx.Param(
             nnx.initializers.normal(0.02)(rngs.params(), (config.num_patches + 1, width), dtype)
         )
-        self.pre_layernorm = _layer_norm(config, dtype, rngs)
+        self.pre_layernorm = layer_norm(config, dtype, rngs)
         self.layers = nnx.List([EncoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
-        self.post_layernorm = _layer_norm(config, dtype, rngs)
+        self.post_layernorm = layer_norm(config, dtype, rngs)
 
     def embed(self, patches: jax.Array, positions: jax.Array | None = None) -> jax.Array:
         """Class token and patches with their position embeddings.

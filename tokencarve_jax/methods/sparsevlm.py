@@ -18,11 +18,12 @@ def sparsevlm(
     mean attention prunes, the best 30 % are clustered 10 : 1 by density peaks and become plain means. K counts both
     (`split`), and at most half of it are means. O(T N D + t^2 D), with t = 0.3 (N - K).
 
-    Officially before layers 2, 6 and 15 with 300/200/110 tokens for a budget of 192, 303/110/36 for 128 and 66/30/17
-    for 64, means not counted: K = 309/204/113, 312/117/39 and 82/32/18 here. LLaVA-NeXT's 640/320/160 have no settings
-    in its first version. The code finds the raters once, from the tokens that enter the decoder; here they come from
-    those that enter the layer. It adds noise against equal densities, where here the lower index is denser, and puts
-    means behind the kept tokens, where here they stand at their cluster's centre.
+    Officially at layers 2, 6 and 15 (behind them in the code, before them in its counting) with 300/200/110 tokens for
+    a budget of 192, 303/110/36 for 128 and 66/30/17 for 64, means not counted: K = 309/204/113, 312/117/39 and 82/32/18
+    here. LLaVA-NeXT's 640/320/160 have no settings in its first version. The code finds the raters once, from the
+    tokens that enter the decoder; here they come from those that enter the layer. It adds noise against equal
+    densities, where here the lower index is denser, and puts means behind the kept tokens, where here they stand at
+    their cluster's centre.
     """
     values = tokens.values.astype(jnp.promote_types(tokens.values.dtype, jnp.float32))
     words = text_valid & jnp.isfinite(text).all(-1)

@@ -1,0 +1,1 @@
+"""The parts of `python -m experiments.rank`: how much information attention adds after a cut, and whether it shows."""

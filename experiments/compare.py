@@ -1,0 +1,128 @@
+"""Compare every way to shrink visual tokens: at an equal count of tokens, and at an equal amount of compute.
+
+Asks a LLaVA three questions about each of some held-out scenes: with all visual tokens, and with each method at each
+budget. At equal count a method leaves so many tokens where it is meant to work; at equal compute, as many as cost no
+more floating-point operations than TokenCarve at that budget, the vision tower's own saving included. Writes table.md
+and table.csv with all columns, results.json with every answer, and a plot of accuracy against compute.
+
+A run that was interrupted goes on where it stopped when the same command is given again. In a folder that has a run,
+another method or budget costs its own work alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import cli, methods, schedules, workers
+from experiments.cli import CommandError
+from experiments.comparison.cells import DOWNSAMPLED, default_methods
+from experiments.comparison.run import compare
+from experiments.comparison.settings import Settings
+from experiments.evaluation import file_flags
+from experiments.results import OtherRunError
+
+SCENES = 300
+
+_EXAMPLES = """examples:
+  python -m experiments.compare                           all methods, 128 and 64 of 576 visual tokens
+  python -m experiments.compare --keep 128 --limit=30 --methods fastv visionzip divprune random
+  python -m experiments.compare --methods path/to/mine.py:mine random
+                                                          a method of your own beside TokenCarve and chance
+  python -m experiments.compare --schedule tome@tower=288 tokencarve@2=128
+                                                          a schedule of your own, one more row
+  python -m experiments.compare --model=llava-hf/llava-1.5-7b-hf --dtype=bfloat16 --batch-size=8 \
+      --questions=llava_pope_test.jsonl --images=val2014   on questions of your own, see --questions
+"""
+
+
+def _settings(flags: argparse.Namespace) -> Settings:
+    if flags.out.exists() and not flags.out.is_dir():
+        raise CommandError(f"--out {flags.out}: there is a file of that name")
+    return Settings(
+        model=flags.model,
+        keeps=tuple(flags.keep),
+        methods=tuple(flags.methods or default_methods()),
+        out=flags.out,
+        scenes=flags.limit or SCENES,
+        batch_size=flags.batch_size,
+        rounds=flags.rounds,
+        seed=flags.seed,
+        dtype=flags.dtype,
+        revision=flags.revision,
+        clip=flags.clip,
+        clip_revision=flags.clip_revision,
+        schedules=tuple(map(tuple, flags.schedule)),
+        restart=flags.restart,
+        workers=flags.workers,
+        ray_address=flags.ray_address,
+        files=file_flags.files(flags),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the flags, run, and say what went wrong in one line."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = cli.Parser(prog="python -m experiments.compare", description=__doc__, epilog=_EXAMPLES)
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        type=cli.keep,
+        default=[128, 64],
+        metavar="FRACTION|COUNT",
+        help="budgets: with a point a fraction of the visual tokens, without one a count (default: 128 64)",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help=f"of: {', '.join([*methods.choices(), *methods.OFFICIAL, DOWNSAMPLED])}; or your own, as "
+        "package.module:object or path/to/file.py:object; tokencarve is always there (default: all but TokenCarve's "
+        "variants)",
+    )
+    schedules.add_flag(parser, several=True)
+    cli.add_model_flags(parser)
+    cli.add_clip_flags(parser)
+    parser.add_argument(
+        "--limit",
+        type=cli.positive,
+        metavar="COUNT",
+        help="how many scenes, each of which is asked three questions, or how many questions of a file (default: "
+        f"{SCENES} scenes, or all questions)",
+    )
+    parser.add_argument(
+        "--batch-size", type=cli.positive, default=6, metavar="QUESTIONS", help="at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rounds", type=cli.positive, default=9, help="in which all are timed by turns (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seed", type=cli.seed, default=0, help="of the scenes and of random methods (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/compare"),
+        metavar="FOLDER",
+        help="where everything is written (default: %(default)s)",
+    )
+    parser.add_argument("--restart", action="store_true", help="forget what FOLDER holds of an earlier run")
+    file_flags.add_flags(parser, answers=False)
+    workers.add_flags(parser)
+
+    def body(flags: argparse.Namespace) -> None:
+        try:
+            text, failed = compare(_settings(flags), command=["python", "-m", "experiments.compare", *argv])
+            print(text)
+            if failed:
+                raise CommandError(f"{failed} questions could not be asked; {flags.out / 'results.json'} says why")
+        except OtherRunError as error:
+            raise CommandError(f"{error}; pass another --out, or --restart to replace it") from error
+
+    return cli.run(body, parser, argv, interrupted="interrupted; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""The worker of a comparison: holds the model, and asks, counts and times the cells that it is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import loading, methods, results
+from experiments.cli import CommandError
+from experiments.comparison.cells import Cell, Grid, grid
+from experiments.comparison.own_time import Own
+from experiments.comparison.settings import Settings
+from experiments.evaluation.encoder import Encoder
+from experiments.summary import BASELINE
+from models.engine import decode, plan, prefill
+from models.engine.prompt import Prompt, round_up
+from models.engine.relevance import only_asked
+from models.engine.sampling import GREEDY
+from models.engine.target import target_of
+
+BUCKET = 32  # wide, so that a model's prompts of similar length share one program for each cell
+
+
+class Measurer:
+    """Loads the checkpoint once and is told one piece of work after the other.
+
+    Args:
+      settings: of the comparison.
+
+    Raises:
+      CommandError: the model is none that the scenes are for, or a method or budget does not exist.
+      Whatever `experiments.loading.load` raises.
+    """
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._checkpoint = loading.load(
+            settings.model,
+            dtype=settings.dtype,
+            revision=settings.revision,
+            clip=settings.clip,
+            clip_revision=settings.clip_revision,
+            image_aspect_ratio="checkpoint" if settings.files is None else settings.files.image_aspect_ratio,
+        )
+        self._llava = self._checkpoint.llava
+        if not self._llava.square:
+            raise CommandError(f"{settings.model} sees an image as several tiles; compare is for models that see one")
+        config = self._llava.config
+        self._choice = decode.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
+        files = settings.files
+        self._questions = settings.questions()
+        self._encoder = (
+            Encoder(self._checkpoint)
+            if files is None
+            else Encoder(self._checkpoint, conversation=files.conversation, border=files.border)
+        )
+        self._new_tokens = (files and files.max_new_tokens) or self._questions.max_new_tokens
+        self._room = round_up(self._new_tokens, decode.ROOM_BUCKET)
+        self._length = self._prompt([self._first()]).input_ids.shape[1]
+        self._grid: Grid = grid(config, settings.methods, settings.keeps, length=self._length, given=settings.schedules)
+        for cell in self._grid.cells.values():
+            with methods.said(cell.key):
+                methods.check_told(cell.cuts, clip=self._checkpoint.clip)
+        self._own: dict[str, Own] = {}
+        self._warm: set[str] = set()
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for all workers."""
+        clip = self._checkpoint.clip
+        return {
+            "model_sha256": loading.checksum(self._checkpoint.folder),
+            **({} if clip is None else {"clip_sha256": loading.checksum(clip.folder)}),
+            "versions": results.versions(),
+            "code_sha256": results.code_checksum("experiments/comparison", "experiments/benchmark/floors.py"),
+            "image_aspect_ratio": self._checkpoint.image_aspect_ratio,
+            "max_new_tokens": self._new_tokens,
+            "room": self._room,
+            **self._questions.identity(),
+        }
+
+    def machine(self) -> dict[str, Any]:
+        """What this worker runs on."""
+        return results.machine()
+
+    def describe(self) -> dict[str, Any]:
+        """The grid as JSON types: `cells` by key, `lines`, and the `length` that FLOPs are counted for."""
+        cells = {
+            key: {"method": cell.method, "tokens": cell.tokens, "average": cell.average, "flops": cell.flops}
+            for key, cell in self._grid.cells.items()
+        }
+        lines = [vars(line) for line in self._grid.lines]
+        return {"cells": cells, "lines": lines, "length": self._length}
+
+    @property
+    def _vanilla(self) -> Cell:
+        return self._grid.cells[BASELINE]
+
+    def cost(self, indices: Sequence[int], key: str) -> dict[str, Any]:
+        """XLA's count of the prefill's operations for the first question, and the bytes of its cache."""
+        cell, prompt = self._grid.cells[key], self._prompt(indices[:1], size=1)
+        cuts = plan.resolve(cell.cuts, prompt.visual_slots.shape[1], images=prompt.images)
+        target = target_of(jax.local_devices()[0])
+        lowered = prefill.prefill.lower(
+            self._llava, only_asked(prompt, cuts.cuts), np.uint32(0), plan=cuts, room=0, target=target
+        )
+        held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(lowered.out_info.cache.layers))
+        return {"xla_flops": (lowered.cost_analysis() or {}).get("flops"), "cache_bytes": held}
+
+    def ask(self, indices: Sequence[int], keys: Sequence[str]) -> dict[str, Any]:
+        """Ask cells about a batch.
+
+        Args:
+          indices: of the questions, not more than a batch has.
+          keys: of the cells.
+
+        Returns:
+          `indices` of the questions that could be asked, `errors` of the others by index; and `found` by cell, for each
+          question that could be: what was `said`, the Kullback-Leibler divergence in nats of the next token's
+          distribution from vanilla's (`kl`), and whether the likeliest token is vanilla's (`same_first`).
+        """
+        asked, errors = self._possible(indices)
+        found: dict[str, dict[str, list[Any]]] = {}
+        if asked:
+            prompt, seed, rows = self._prompt(asked), self._seed(indices), len(asked)
+            vanilla = self._prefill(self._grid.cells[BASELINE], prompt, seed)
+            reference = np.asarray(vanilla.logits)[:rows]
+            for key in keys:
+                prefilled = vanilla if key == BASELINE else self._prefill(self._grid.cells[key], prompt, seed)
+                logits = np.asarray(prefilled.logits)[:rows]
+                found[key] = {
+                    "said": self._say(prefilled, seed)[:rows],
+                    "kl": [round(float(nats), 9) for nats in divergence(reference, logits)],
+                    "same_first": (logits.argmax(-1) == reference.argmax(-1)).tolist(),
+                }
+        return {"indices": asked, "errors": errors, "found": found}
+
+    def _first(self) -> int:
+        """A question that can be asked."""
+        why = "it has none"
+        for part in self._questions.batches(1):
+            asked, errors = self._possible(part)
+            if asked:
+                return asked[0]
+            (why,) = errors.values()
+        raise CommandError(f"no question of the file can be asked: {why}")
+
+    def _possible(self, indices: Sequence[int]) -> tuple[list[int], dict[int, str]]:
+        """Which of these questions can be asked, and what is wrong with the others."""
+        asked, errors = [], {}
+        for index in indices:
+            try:
+                self._encoder.fitting(self._questions.sample(index))
+                asked.append(index)
+            except CommandError as error:
+                errors[index] = str(error)
+        return asked, errors
+
+    def time(self, indices: Sequence[int], keys: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Seconds of each cell's prefill of a batch, and of its compressors alone on one image: one turn for each."""
+        prompt, seed = self._prompt(indices), self._seed(indices)
+        prefill_s, own_s = {}, {}
+        for key in keys:
+            cell = self._grid.cells[key]
+            if key not in self._own:
+                self._own[key] = Own(self._llava, cell.cuts, length=self._length)
+            if key not in self._warm:
+                self._prefill(cell, prompt, seed)
+                self._own[key]()
+                self._warm.add(key)
+        for key in keys:
+            start = time.perf_counter()
+            self._prefill(self._grid.cells[key], prompt, seed)
+            prefill_s[key] = time.perf_counter() - start
+            own_s[key] = self._own[key]()
+        return {"prefill_s": prefill_s, "own_s": own_s}
+
+    def _prompt(self, indices: Sequence[int], *, size: int | None = None) -> Prompt:
+        """A batch of full size."""
+        samples = [self._questions.sample(index) for index in indices]
+        inputs = self._encoder(samples, self._settings.batch_size if size is None else size)
+        prompt = self._llava.prompt(
+            inputs.input_ids,
+            inputs.pixel_values,
+            inputs.attention_mask,
+            relevance=inputs.relevance,
+            border=inputs.border,
+            bucket=BUCKET,
+        )
+        return jax.device_put(prompt)
+
+    def _seed(self, indices: Sequence[int]) -> int:
+        """Each batch its own, whoever asks it; as in `experiments.eval`."""
+        return (self._settings.seed * 1_000_003 + indices[0]) % 2**32
+
+    def _prefill(self, cell: Cell, prompt: Prompt, seed: int) -> prefill.Prefilled:
+        if cell.side is not None and prompt.pixel_values is not None:
+            size = cell.side * self._llava.config.vision.patch_size
+            prompt = dataclasses.replace(prompt, pixel_values=_reduced(prompt.pixel_values, size=size))
+        return jax.block_until_ready(self._llava.prefill(prompt, carve=cell.cuts, seed=seed, room=self._room))
+
+    def _say(self, prefilled: prefill.Prefilled, seed: int) -> list[str]:
+        state = decode.begin(prefilled, seed, choice=self._choice)
+        chunks = decode.continued(
+            self._llava, state, max_new_tokens=self._new_tokens, choice=self._choice, chunk=self._new_tokens
+        )
+        return self._checkpoint.decode(jnp.concatenate(list(chunks), axis=1))
+
+
+def divergence(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Kullback-Leibler divergence of softmax(logits) from softmax(reference), [B, V] each: [B] nats, in float64."""
+    first, second = (_log_softmax(np.asarray(array, np.float64)) for array in (reference, logits))
+    return np.maximum((np.exp(first) * (first - second)).sum(-1), 0)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+@functools.partial(jax.jit, static_argnames=("size",))
+def _reduced(pixels: jax.Array, *, size: int) -> jax.Array:
+    """Images [images, C, height, width] at a resolution of size x size, enlarged again."""
+    small = jax.image.resize(pixels, (*pixels.shape[:2], size, size), "bicubic", antialias=True)
+    return jax.image.resize(small, pixels.shape, "bicubic").astype(pixels.dtype)

@@ -1,0 +1,261 @@
+"""From what a comparison measured to its rows, and from these to text, Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, median
+from typing import Any
+
+from experiments.comparison.cells import COMPUTE, COUNT, DOWNSAMPLED, GIVEN, REFERENCE
+from experiments.results import format_bytes, format_seconds, format_table, paired_difference
+from experiments.summary import BASELINE, share
+
+_TITLES = {
+    COUNT: "Equal count: {} visual tokens left",
+    COMPUTE: "Equal compute: no more FLOPs than TokenCarve at {}",
+    GIVEN: "Schedules as given",
+}
+
+
+def rows(
+    grid: Mapping[str, Any],
+    *,
+    known: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    questions: Sequence[Mapping[str, Any]],
+    costs: Mapping[str, Mapping[str, Any]],
+    times: Mapping[str, Mapping[str, Sequence[float]]],
+) -> list[dict[str, Any]]:
+    """What the tables say, in numbers.
+
+    Args:
+      grid: from `Measurer.describe`.
+      known: answers by cell and question.
+      questions: that were asked, each with `sample`, `scene`, `family`, and what is `right` by cell.
+      costs: by cell.
+      times: by cell, seconds of each round.
+
+    Returns:
+      Vanilla, and one row for each line of the grid; JSON types, None where a number does not exist.
+    """
+    right = {key: [question["right"][key] for question in questions] for key in known}
+    scored = [row for row, mark in enumerate(right[BASELINE]) if mark is not None]
+    scenes = [questions[row]["scene"] for row in scored]
+    families = dict.fromkeys(filter(None, (question["family"] for question in questions)))
+    reference = {line["budget"]: line["key"] for line in grid["lines"] if line["method"] == REFERENCE}
+
+    def accuracy(key: str) -> dict[str, Any]:
+        parts = {family: [row for row in scored if questions[row]["family"] == family] for family in families}
+        return {name: share([right[key][row] for row in own]) for name, own in (parts | {"overall": scored}).items()}
+
+    def difference(first: str, second: str) -> list[float | None]:
+        """Paired, second less first, with half of its 95 % interval."""
+        one, other = ([right[key][row] for row in scored] for key in (first, second))
+        average, half_width = paired_difference(one, other, scenes)
+        return [average, None if math.isnan(half_width) else half_width]
+
+    measured = {}
+    for key, cell in grid["cells"].items():
+        answers, vanilla = ([known[one][question["sample"]] for question in questions] for one in (key, BASELINE))
+        measured[key] = {
+            **cell,
+            **costs[key],
+            "cell": key,
+            "accuracy": accuracy(key) if scored else None,
+            "of_vanilla": None,
+            "to_vanilla": difference(BASELINE, key) if scored else None,
+            "same_answer": mean(one["said"] == other["said"] for one, other in zip(answers, vanilla, strict=True)),
+            "same_first_token": mean(answer["same_first"] for answer in answers),
+            "kl_mean": mean(answer["kl"] for answer in answers),
+            "kl_max": max(answer["kl"] for answer in answers),
+            "prefill_s": median(times[key]["prefill_s"]),
+            "own_s": median(times[key]["own_s"]),
+        }
+        if of_vanilla := sum(right[BASELINE][row] for row in scored):
+            measured[key]["of_vanilla"] = sum(right[key][row] for row in scored) / of_vanilla
+    out = [{"budget": None, "basis": None, "why_not": "", **measured[BASELINE], "to_reference": None}]
+    for line in grid["lines"]:
+        row = {name: line[name] for name in ("budget", "basis", "method", "why_not")}
+        if line["key"] is not None:
+            row |= measured[line["key"]]
+            row["to_reference"] = None
+            if line["budget"] is not None and scored:
+                row["to_reference"] = difference(reference[line["budget"]], line["key"])
+        out.append(row)
+    return out
+
+
+def notes(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    source: str,
+    asked: int,
+    failed: int,
+    length: int,
+    batch_size: int,
+    rounds: int,
+) -> list[str]:
+    """What one has to know to read the tables.
+
+    Args:
+      rows: from `rows`.
+      source: of the questions.
+      asked: how many could be.
+      failed: how many could not.
+      length: of a sequence, for which FLOPs are counted.
+      batch_size: of what was timed.
+      rounds: of timing.
+    """
+    out = [
+        f"{asked} questions ({source}). ± and brackets are 95 % intervals; differences are of the same questions, in "
+        "points, and questions about one image do not count as independent.",
+        f"Average: visual tokens, mean over the decoder's layers. FLOPs: one question's prefill of {length} tokens, "
+        "vision tower included, by our floors (beside it XLA's count of the program, which counts a loop's body once).",
+        f"Prefill: a batch of {batch_size}, compiled before; own time: the compressors alone, one image; medians of "
+        f"{rounds} rounds, all by turns. KV cache: keys and values of one question's prompt.",
+        "Same: as vanilla answers. KL: of the next token's distribution from vanilla's, in nats.",
+    ]
+    if failed:
+        out.insert(1, f"{failed} questions could not be asked.")
+    if rows[0]["accuracy"] is None:
+        out.insert(1, "No right answers are known: methods are in the order of agreement with vanilla.")
+    elif (scored := rows[0]["accuracy"]["overall"]["of"]) < asked:
+        out.insert(1, f"Right answers are known of {scored}.")
+    if any(row["method"] == DOWNSAMPLED for row in rows):
+        out.append(
+            f"{DOWNSAMPLED}: the image at the resolution that has so many patches, enlarged again; all tokens are kept."
+        )
+    missing = {
+        f"{row['method']} at {row['budget']} ({row['basis']}): {row['why_not']}" for row in rows if row["why_not"]
+    }
+    return [*out, *sorted(missing)]
+
+
+def quality(row: Mapping[str, Any]) -> float:
+    """The share of right answers, or of vanilla's where nobody knows the right ones."""
+    return row["same_answer"] if row["accuracy"] is None else row["accuracy"]["overall"]["share"]
+
+
+def parts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """A title and rows, vanilla first, for each budget and basis; the most accurate methods first."""
+    out = []
+    for basis, budget in dict.fromkeys((row["basis"], row["budget"]) for row in rows[1:]):
+        own = [row for row in rows[1:] if (row["basis"], row["budget"]) == (basis, budget) and not row["why_not"]]
+        own.sort(key=quality, reverse=True)
+        out.append((_TITLES[basis].format(budget), [rows[0], *own]))
+    return out
+
+
+def plain(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
+    """For the terminal: the columns that matter most."""
+    header = [
+        "",
+        "tokens",
+        "average",
+        "overall",
+        "vs vanilla",
+        "vs tokencarve",
+        "same",
+        "KL",
+        "GFLOP",
+        "own",
+        "prefill",
+    ]
+    blocks = []
+    for title, own in parts(rows):
+        cells = [
+            [
+                row["method"],
+                str(row["tokens"]),
+                f"{row['average']:.0f}",
+                _share(None if row["accuracy"] is None else row["accuracy"]["overall"]),
+                _points(row["to_vanilla"]),
+                _points(row["to_reference"]),
+                f"{100 * row['same_answer']:.1f} %",
+                f"{row['kl_mean']:.3f}",
+                f"{row['flops'] / 1e9:.2f}",
+                format_seconds(row["own_s"]),
+                format_seconds(row["prefill_s"]),
+            ]
+            for row in own
+        ]
+        blocks.append(f"{title}\n{format_table(header, cells)}")
+    return "\n\n".join([*blocks, "\n".join(notes)])
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
+    """All columns."""
+    header = [
+        "method",
+        "tokens",
+        "layer average",
+        *(rows[0]["accuracy"] or ()),
+        "of vanilla",
+        "vs vanilla",
+        "vs tokencarve",
+    ]
+    header += ["same answer", "same first token", "KL mean / max", "GFLOP (XLA's)", "own time", "prefill", "KV cache"]
+    blocks = []
+    for title, own in parts(rows):
+        lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+        lines += ["| " + " | ".join(_cells(row)) + " |" for row in own]
+        blocks.append(f"### {title}\n\n" + "\n".join(lines))
+    return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in notes)])
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        row["method"],
+        str(row["tokens"]),
+        f"{row['average']:.0f}",
+        *map(_share, (row["accuracy"] or {}).values()),
+        "n/a" if row["of_vanilla"] is None else f"{100 * row['of_vanilla']:.1f} %",
+        _points(row["to_vanilla"]),
+        _points(row["to_reference"]),
+        f"{100 * row['same_answer']:.1f} %",
+        f"{100 * row['same_first_token']:.1f} %",
+        f"{row['kl_mean']:.3f} / {row['kl_max']:.2f}",
+        f"{row['flops'] / 1e9:.2f} ({_giga(row['xla_flops'])})",
+        format_seconds(row["own_s"]),
+        format_seconds(row["prefill_s"]),
+        format_bytes(row["cache_bytes"]),
+    ]
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Every number of every row, nested ones as `accuracy.overall.share`; RFC 4180."""
+    flat = [_flat(row) for row in rows]
+    columns = list(dict.fromkeys(name for row in flat for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(value, list):  # a difference
+        value = dict(zip(("value", "half_width"), value, strict=True))
+    if not isinstance(value, Mapping):
+        return {name: value}
+    inner = [_flat(part, f"{name}.{key}" if name else key) for key, part in value.items()]
+    return {key: one for part in inner for key, one in part.items()}
+
+
+def _share(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "n/a"
+    return f"{100 * found['share']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+
+
+def _giga(count: float | None) -> str:
+    return "n/a" if count is None else f"{count / 1e9:.2f}"
+
+
+def _points(difference: Sequence[float | None] | None) -> str:
+    if difference is None or difference[0] is None:
+        return ""
+    text = f"{100 * difference[0]:+.1f}"
+    return text if difference[1] is None else f"{text} ± {100 * difference[1]:.1f}"

@@ -1,0 +1,179 @@
+"""Schedules of several cuts as their authors publish them, for decoders of any depth.
+
+Such methods leave another number of tokens in every stretch of layers, so their budget is an average over the layers.
+What one cut comes to, `layer_average` says: TokenCarve at 128 of 576 tokens and layer 2 of 32 costs 156.
+
+Axis letters: L layers, N visual tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from models.engine.plan import Carve, Cut, Schedule, parse, resolve, tokens_by_layer
+from tokencarve_jax import COMPRESSORS, plan
+
+_N, _L = 576, 32  # of LLaVA-1.5-7B, for which the numbers below are published
+_CUTS = 3
+# Tokens behind each cut by budget, SparseVLM's means counted; the ends of the family are none and all.
+_SPARSEVLM = {0: (0, 0, 0), 64: (82, 32, 18), 128: (312, 117, 39), 192: (309, 204, 113), _N: (_N, _N, _N)}
+
+
+def layer_average(carve: Carve, num_layers: int, num_visual: int) -> float:
+    """Visual tokens that a decoder layer sees of one image, on average over the layers.
+
+    Args:
+      carve: None, a keep, or a schedule, as `generate` takes it.
+      num_layers: L.
+      num_visual: N.
+
+    Returns:
+      The average.
+
+    Raises:
+      ValueError, TypeError: what `parse` and `resolve` raise.
+
+    Examples:
+      >>> layer_average(128, 32, 576)
+      156.0
+    """
+    cuts = resolve(parse(carve, num_layers=num_layers), num_visual).cuts
+    return sum(tokens_by_layer(cuts, num_layers=num_layers, num_visual=num_visual)) / num_layers
+
+
+def _average(places: Sequence[int], counts: Sequence[float], num_layers: int, num_visual: int) -> float:
+    bounds, seen = [0, *places, num_layers], [num_visual, *counts]
+    spans = itertools.pairwise(bounds)
+    return sum((end - start) * count for (start, end), count in zip(spans, seen, strict=True)) / num_layers
+
+
+def pyramiddrop_schedule(
+    num_layers: int, num_visual: int, keep: float | int | None = None, *, places: tuple[int, ...] | None = None
+) -> Schedule:
+    """PyramidDrop (arXiv 2410.17247): a share lambda of the tokens is left at each of several depths.
+
+    Behind cut i there are floor(lambda^i N) tokens, numbered anew; earlier layers keep what they cached.
+
+    Args:
+      num_layers: L, at least 4.
+      num_visual: N.
+      keep: the layer average to come to, as a fraction or a count: lambda is solved for, as the authors publish none
+        for 192, 128 and 64. None: their lambda, 0.5, of LLaVA-1.5's 576 tokens 288, 144 and 72, on average 270.
+      places: layers of the cuts, ascending. None: after each quarter of the layers, as published (8, 16, 24 of 32).
+
+    Returns:
+      The cuts.
+
+    Raises:
+      ValueError: a number is out of range; or layers before the first cut alone come to more than `keep`: at N = 576
+        and L = 32 nothing below 145 can be reached without other places.
+
+    Examples:
+      >>> [str(cut) for cut in pyramiddrop_schedule(32, 576)][:2]
+      ['pyramiddrop@8=288,renumbered,full', 'pyramiddrop@16=144,renumbered,full']
+      >>> round(layer_average(pyramiddrop_schedule(32, 576, 192), 32, 576))
+      192
+    """
+    if places is None:
+        places = tuple(round(num_layers * i / (_CUTS + 1)) for i in range(1, _CUTS + 1))
+        _check_depth(num_layers)
+
+    def counts(ratio: float) -> list[float]:
+        return [max(1.0, ratio**i * num_visual) for i in range(1, len(places) + 1)]
+
+    if keep is None:
+        left = [int(count) for count in counts(0.5)]
+    else:
+        left = [round(count) for count in _solved(counts, keep, places, num_layers, num_visual, "pyramiddrop")]
+    return _schedule("pyramiddrop", places, left)
+
+
+def sparsevlm_schedule(num_layers: int, num_visual: int, keep: float | int) -> Schedule:
+    """SparseVLM (arXiv 2410.04417): text rates the tokens at three early depths, some losers become means.
+
+    Its authors publish counts for 192, 128 and 64 of 576 tokens in 32 layers. Other budgets are on the straight lines
+    between these (and none, and all), at the place where the layer average is the budget; other N have the same
+    fractions. Positions are numbered anew at each cut, and earlier layers keep what they cached: both as in the
+    released code, where a new token stands behind as many as its layer holds.
+
+    That code cuts behind layers 2, 6 and 15, by their own attention, but counts them as if they had seen the survivors
+    alone. Here the cuts are before them, by the attention of the layer before, so that a budget is what it says.
+
+    Args:
+      num_layers: L, at least 4. The places scale with it; the first stays 2 where that leaves room for the others.
+      num_visual: N.
+      keep: the layer average, as a fraction or a count.
+
+    Returns:
+      The cuts.
+
+    Raises:
+      ValueError: a number is out of range, or layers before the first cut alone come to more than `keep`.
+
+    Examples:
+      >>> [str(cut) for cut in sparsevlm_schedule(32, 576, 192)][:2]
+      ['sparsevlm@2=309,renumbered,full', 'sparsevlm@6=204,renumbered,full']
+      >>> [cut.place for cut in sparsevlm_schedule(40, 576, 192)]
+      [2, 8, 19]
+    """
+    _check_depth(num_layers)
+    first = 2 if num_layers > 2 + _CUTS - 1 else 1
+    second = max(first + 1, round(num_layers * 6 / _L))
+    places = (first, second, max(second + 1, round(num_layers * 15 / _L)))
+
+    def counts(share: float) -> list[float]:
+        return [max(1.0, count * num_visual / _N) for count in _between(share * _N)]
+
+    budget = plan(num_visual, keep).kept
+    published = [known for known in _SPARSEVLM if num_layers == _L and round(known * num_visual / _N) == budget]
+    if published:
+        left = counts(published[0] / _N)
+    else:
+        left = _solved(counts, keep, places, num_layers, num_visual, "sparsevlm")
+    return _schedule("sparsevlm", places, [round(count) for count in left])
+
+
+def _between(budget: float) -> list[float]:
+    """SparseVLM's counts for a budget of 576."""
+    low, high = next(pair for pair in itertools.pairwise(_SPARSEVLM) if budget <= pair[1])
+    share = (budget - low) / (high - low)
+    return [(1 - share) * a + share * b for a, b in zip(_SPARSEVLM[low], _SPARSEVLM[high], strict=True)]
+
+
+def _solved(
+    counts: Callable[[float], list[float]],
+    keep: float | int,
+    places: Sequence[int],
+    num_layers: int,
+    num_visual: int,
+    name: str,
+) -> list[float]:
+    """Counts of a family of schedules, by a number from 0 to 1, whose layer average is `keep`."""
+    budget = plan(num_visual, keep).kept
+
+    def average(ratio: float) -> float:
+        return _average(places, counts(ratio), num_layers, num_visual)
+
+    if (least := average(0)) > budget:
+        raise ValueError(
+            f"{name}: a layer average of {budget} of {num_visual} visual tokens cannot be reached with cuts before "
+            f"layers {', '.join(map(str, places))} of {num_layers}; the least is {least:.1f}"
+        )
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if average(middle) > budget else (middle, high)
+    return counts(high)
+
+
+def _check_depth(num_layers: int) -> None:
+    if num_layers <= _CUTS:
+        raise ValueError(f"a decoder of {num_layers} layers has no room for {_CUTS} cuts; it needs {_CUTS + 1} or more")
+
+
+def _schedule(name: str, places: Sequence[int], counts: Sequence[int]) -> Schedule:
+    return tuple(
+        Cut(place, COMPRESSORS[name], count, positions="renumbered", earlier="full")
+        for place, count in zip(places, counts, strict=True)
+    )

@@ -1,0 +1,120 @@
+"""How relevant each visual token is to the question, by CLIP: what a prompt brings for it, and the number.
+
+Axis letters: B batch, T pieces of a question, N visual tokens, C width of the tower, P width of CLIP's space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from models.engine.plan import Plan, Schedule
+from models.engine.prompt import Prompt
+from models.engine.sharding import place_batch
+from models.towers.clip_text import PatchEmbedding
+from models.towers.config import VisionConfig
+
+FEATURES = ("tower_features", -2)  # what is read in the tower for it
+_HOW = "pass relevance=models.relevance.Relevance.from_pretrained(CLIP)(questions)"
+
+
+def check_tower(config: Any, tower: VisionConfig) -> None:
+    """Refuse a model that reads another tower than the one that a CLIP's projections are for.
+
+    Args:
+      config: the model's.
+      tower: the CLIP's.
+
+    Raises:
+      ValueError: with all that differs.
+    """
+    if len(config.feature_layers) != 1:
+        raise ValueError(
+            f"relevance needs the features of one layer of the tower, and this model reads {config.feature_layers}"
+        )
+    own, other = dataclasses.asdict(config.vision), dataclasses.asdict(tower)
+    if differing := [name for name in own if own[name] != other[name]]:
+        raise ValueError(
+            "the vision towers differ: CLIP's has "
+            f"{', '.join(f'{name} {other[name]}' for name in differing)}, and the model's "
+            f"{', '.join(f'{name} {own[name]}' for name in differing)}; take the CLIP that the model's tower is from"
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Questions as CLIP embeds them, and what embeds patches beside them. A pytree.
+
+    Attributes:
+      texts: [B, T, P], the pieces of each row's question.
+      valid: [B, T] bool, False where a row has fewer pieces; at least one is True.
+      patches: hidden states of the vision tower into the same space.
+    """
+
+    texts: Any
+    valid: Any
+    patches: PatchEmbedding
+
+    def placed(self, mesh: Mesh | None) -> Asked:
+        """On a mesh as batches are, the embedding's weights whole."""
+        if mesh is None:
+            return self
+        texts, valid = place_batch((self.texts, self.valid), mesh)
+        return Asked(texts, valid, jax.device_put(self.patches, NamedSharding(mesh, PartitionSpec())))
+
+    def relevance(self, features: jax.Array, valid: jax.Array) -> jax.Array:
+        """MINUS the mean over a question's pieces of cos(patch, piece), as CDPruner's code has it.
+
+        The minus is the paper's: what CLIP's tower says of a patch in this layer points away from the texts that fit.
+
+        Args:
+          features: [B, N, C] of the tower's layer that the model reads; zero where a token is of no patch
+            (LLaVA-NeXT's newline), which then counts as the row's least relevant one.
+          valid: [B, N] bool, False where a row has fewer tokens.
+
+        Returns:
+          [B, N] float32, -1 to 1.
+        """
+        patches, texts = _unit(self.patches(features)), _unit(self.texts)
+        cosine = jnp.einsum("bnp,btp->bnt", patches, texts, precision=jax.lax.Precision.HIGHEST)
+        relevance = -jnp.mean(cosine, axis=-1, where=self.valid[:, None])
+        of_patch = valid & (features != 0).any(-1)
+        return jnp.where(of_patch, relevance, relevance.min(-1, keepdims=True, where=of_patch, initial=1))
+
+
+def attach(asked: Asked | None, prompt: Prompt, config: Any, mesh: Mesh | None) -> Prompt:
+    """A packed batch with its questions; as it is without any.
+
+    Raises:
+      ValueError: there are not as many as rows, or see `check_tower`.
+    """
+    if asked is None:
+        return prompt
+    if len(asked.texts) != len(prompt.input_ids):
+        raise ValueError(
+            f"relevance is of {len(asked.texts)} questions; expected one for each of the {len(prompt.input_ids)} rows"
+        )
+    check_tower(config, asked.patches.config)
+    return dataclasses.replace(prompt, relevance=asked.placed(mesh))
+
+
+def only_asked(prompt: Prompt, schedule: Schedule) -> Prompt:
+    """A packed batch without questions that no cut asks about, so that its program is the same as without them.
+
+    Raises:
+      ValueError: the prompt has none, and a cut cannot do without.
+    """
+    for cut in schedule if prompt.relevance is None else ():
+        if "relevance" in cut.compressor.required:
+            raise ValueError(f"cut {cut}: {cut.compressor.name} needs relevance to the question; {_HOW}")
+    return prompt if Plan(schedule).asks_relevance() else dataclasses.replace(prompt, relevance=None)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
