@@ -89,7 +89,7 @@ def descendants(pid: int) -> dict[int, str]:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            titles[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
+            titles[int(path.name)] = (path / "cmdline").read_text(errors="replace").replace("\0", " ")
         except OSError:
             pass
     found, todo = {}, [pid]
@@ -110,7 +110,7 @@ def alive(pids: dict[int, str]) -> dict[int, str]:
     left = {}
     for pid, title in pids.items():
         try:
-            now = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+            now = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ")
         except OSError:
             continue
         if now and (now == title or now.startswith("ray::")):
