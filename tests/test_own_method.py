@@ -1,6 +1,8 @@
 """A method in a file of the user's own, run through `eval`."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -9,21 +11,8 @@ from experiments import methods
 from experiments.cli import CommandError
 from tokencarve_jax import COMPRESSORS, Compressor
 
-METHOD = '''"""Leaves the tokens that differ most from the mean of all."""
-import jax.numpy as jnp
-
-from tokencarve_jax import Compressor, Selection
-
-
-def odd(tokens, *, keep, query_attention):
-    centre = tokens.values.mean(-2, keepdims=True)
-    distance = jnp.square(tokens.values - centre).sum(-1) * query_attention
-    order = jnp.argsort(-jnp.where(tokens.valid, distance, -jnp.inf), axis=-1)
-    return Selection(jnp.sort(order[..., :keep], axis=-1).astype(jnp.int32))
-
-
-ODD = Compressor("odd-ones", odd)
-'''
+README = (Path(__file__).parents[1] / "README.md").read_text()
+METHOD = re.search(r"```python file=mine.py\n(.*?)```", README, re.DOTALL)[1]
 
 
 @pytest.fixture
