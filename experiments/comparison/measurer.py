@@ -27,6 +27,12 @@ from models.engine.relevance import only_asked
 from models.engine.sampling import GREEDY
 from models.engine.target import target_of
 
+_CODE = (  # what decides what is measured; tables and plot can change
+    "experiments/comparison/cells.py",
+    "experiments/comparison/measurer.py",
+    "experiments/comparison/own_time.py",
+    "experiments/benchmark/floors.py",
+)
 BUCKET = 32  # wide, so that a model's prompts of similar length share one program for each cell
 
 
@@ -99,7 +105,7 @@ class Measurer:
             "model_sha256": loading.checksum(self._checkpoint.folder),
             **({} if clip is None else {"clip_sha256": loading.checksum(clip.folder)}),
             "versions": results.versions(),
-            "code_sha256": results.code_checksum("experiments/comparison", "experiments/benchmark/floors.py"),
+            "code_sha256": results.code_checksum(*_CODE),
             "image_aspect_ratio": self._checkpoint.image_aspect_ratio,
             "max_new_tokens": self._new_tokens,
             "room": self._room,

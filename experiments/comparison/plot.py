@@ -11,7 +11,7 @@ from experiments.comparison.tables import quality
 from models.writing import replacing
 
 _CONTROLS = ("random", "uniform", "pooling", "norm", "downsampled")
-_MARKERS = "osD^vPX<>*"
+_MARKERS = "osD^vPX<*"  # nine and twenty colours: no two methods look alike
 
 
 def save(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -24,24 +24,24 @@ def save(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     from matplotlib import colormaps  # imported here: it takes a second that `--help` should not wait for
     from matplotlib.figure import Figure
 
-    vanilla, found = rows[0], dict[str, dict[float, Mapping[str, Any]]]()
+    vanilla, found = rows[0], dict[str, dict[str, Mapping[str, Any]]]()  # by method and cell
     for row in rows[1:]:
         if not row["why_not"]:
-            found.setdefault(row["method"], {})[row["flops"] / vanilla["flops"]] = row
+            found.setdefault(row["method"], {})[row["cell"]] = row
     best_first = sorted(found, key=lambda name: -max(map(quality, found[name].values())))
     colours = colormaps["tab20"](range(20))
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.add_subplot()
     for number, name in enumerate(best_first):
-        points = sorted(found[name].items())
+        points = sorted(found[name].values(), key=lambda row: (row["flops"], quality(row)))
         errors = None
         if vanilla["accuracy"] is not None:
-            overall = [row["accuracy"]["overall"] for _, row in points]
+            overall = [row["accuracy"]["overall"] for row in points]
             errors = [[100 * abs(one[side] - one["share"]) for one in overall] for side in ("low", "high")]
         control, main = name in _CONTROLS, name == REFERENCE
         axes.errorbar(
-            [100 * flops for flops, _ in points],
-            [100 * quality(row) for _, row in points],
+            [100 * row["flops"] / vanilla["flops"] for row in points],
+            [100 * quality(row) for row in points],
             yerr=errors,
             label=name,
             color="black" if main else "0.6" if control else colours[number % len(colours)],
