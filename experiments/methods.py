@@ -147,14 +147,14 @@ def to_compare(
     def check(carve: Carve) -> None:
         check_told(resolve(parse(carve, num_layers=layers), visual).cuts, clip=clip)
 
-    cuts: dict[str, Carve] = {}
-    for name in names:
-        found = method(name, num_layers=layers, num_visual=visual)
-        with said(f"keep={keep}"):
-            cuts[found.name] = found.cuts(keep)
-            check(cuts[found.name])
-    if len(cuts) < len(names) or {BASELINE, *schedules} & set(cuts):
+    found = [method(name, num_layers=layers, num_visual=visual) for name in names]
+    if len({BASELINE, *schedules, *(one.name for one in found)}) < 1 + len(schedules) + len(found):
         raise CommandError(f"of the methods {', '.join(names)} two have one name, or one is called {BASELINE!r}")
+    cuts: dict[str, Carve] = {}
+    for one in found:
+        with said(f"keep={keep}"):
+            cuts[one.name] = one.cuts(keep)
+            check(cuts[one.name])
     for name, schedule in schedules.items():
         with said(f"schedule {name}"):
             check(schedule)

@@ -88,8 +88,9 @@ def descendants(pid: int) -> dict[int, str]:
     parents, titles = {}, {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
+            title = (path / "cmdline").read_text(errors="replace").replace("\0", " ")
             parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            titles[int(path.name)] = (path / "cmdline").read_text(errors="replace").replace("\0", " ")
+            titles[int(path.name)] = title
         except OSError:
             pass
     found, todo = {}, [pid]

@@ -40,10 +40,12 @@ def make(rng, axes):
         lengths=jnp.asarray(lengths),
         visual_slots=jnp.asarray(slots),
         visual_valid=jnp.asarray(valid),
+        border=None,
         sizes=jnp.ones((2, 2 * EACH)),
         weighed=False,
         evidence={},
         text=jnp.zeros((2, 0, WIDTH)),
+        asked=None,
     )
     return sequence, rng.normal(size=(2, SLOTS, WIDTH)).astype(np.float32)
 

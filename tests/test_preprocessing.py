@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments import preprocessing
 from experiments.cli import CommandError
-from experiments.evaluation.images import read_bytes
+from experiments.images import open_image
 from experiments.tiny_processor import build_processor
 
 SIDE = 336
@@ -62,7 +62,7 @@ def test_pad(size, mode):
     """From the file on."""
     file = io.BytesIO()
     picture(size, mode).save(file, format="PNG" if mode in ("RGB", "L", "LA", "P", "RGBA", "1", "I;16") else "TIFF")
-    (got,) = values("pad", read_bytes(file.getvalue(), "file"))
+    (got,) = values("pad", open_image(file.getvalue(), upright=False))
     with Image.open(file) as image:
         assert image.mode == mode
         want = clip(padded(image.convert("RGB")))

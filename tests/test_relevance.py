@@ -371,7 +371,7 @@ class TestErrors:
         with pytest.raises(ConfigError, match="has model_type 'llava'; relevance is told by a 'clip'"):
             Relevance.from_pretrained(tmp_path / "llava")
         make_clip(tmp_path / "ends", eos_token_id=[5, 6])
-        with pytest.raises(ConfigError, match=r"eos_token_id is \[5, 6\]; expected one id"):
+        with pytest.raises(ConfigError, match=r"eos_token_id is \[5, 6\]; expected a whole number"):
             Relevance.from_pretrained(tmp_path / "ends")
         make_clip(tmp_path / "words", vocab_size=50)
         with pytest.raises(ConfigError, match="its tokenizer has 58 tokens, and its model knows 50"):

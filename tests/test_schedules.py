@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from models.engine import plan
-from models.engine.decode import decode_step
-from models.engine.model import ROOM_BUCKET
+from models.engine.decode import ROOM_BUCKET, decode_step
 from models.engine.official import pyramiddrop_schedule, sparsevlm_schedule
 from models.engine.plan import Cut
 from tests.recomputed import recompute
