@@ -142,7 +142,10 @@ def test_rows_of_made_up_answers():
     unknown = tables.rows({"cells": cells, "lines": lines}, known=known, questions=questions, costs=costs, times=times)
     assert [row.get("accuracy") for row in unknown] == [None] * 4
     assert [row["method"] for row in tables.parts(unknown)[0][1]] == ["vanilla", "a", "b"]  # by agreement
-    assert "n/a" in tables.plain(unknown, [])
+    assert "9: 25.0" in tables.plain(unknown, [])
+    lines = tables.plain(found, ["note"]).splitlines()
+    assert [line.split("  ")[0] for line in lines[2:5]] == ["vanilla", "a", "b"]
+    assert "9: 50.0 ± 35.0" in lines[4]  # Wilson: 15.0 to 85.0
     text = tables.markdown(found, ["note"])
     assert "| b | 9 | 9 | 50.0 [" in text
     assert "n/a" in text

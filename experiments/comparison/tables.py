@@ -19,6 +19,8 @@ _TITLES = {
     GIVEN: "Schedules as given",
 }
 
+_HEADS = {COUNT: "{} left", COMPUTE: "cost of {}", GIVEN: "as given"}
+
 
 def rows(
     grid: Mapping[str, Any],
@@ -111,11 +113,14 @@ def notes(
     out = [
         f"{asked} questions ({source}). ± and brackets are 95 % intervals; differences are of the same questions, in "
         "points, and questions about one image do not count as independent.",
-        f"Average: visual tokens, mean over the decoder's layers. FLOPs: one question's prefill of {length} tokens, "
-        "vision tower included, by our floors (beside it XLA's count of the program, which counts a loop's body once).",
+        "N left: so many visual tokens behind the cut; cost of N: as many as cost no more FLOPs than TokenCarve at N. "
+        "Before a colon: how many are left in the last layer. Own time and prefill are of the last column.",
+        "Layer average: visual tokens, mean over the decoder's layers. FLOPs: one question's prefill of "
+        f"{length} tokens, vision tower included, by our floors (beside it XLA's count of the program, which counts a "
+        "loop's body once).",
         f"Prefill: a batch of {batch_size}, compiled before; own time: the compressors alone, one image; medians of "
         f"{rounds} rounds, all by turns. KV cache: keys and values of one question's prompt.",
-        "Same: as vanilla answers. KL: of the next token's distribution from vanilla's, in nats.",
+        "KL: of the next token's distribution from vanilla's, in nats.",
     ]
     if failed:
         out.insert(1, f"{failed} questions could not be asked.")
@@ -149,40 +154,26 @@ def parts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str
 
 
 def plain(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
-    """For the terminal: the columns that matter most."""
-    header = [
-        "",
-        "tokens",
-        "average",
-        "overall",
-        "vs vanilla",
-        "vs tokencarve",
-        "same",
-        "KL",
-        "GFLOP",
-        "own",
-        "prefill",
-    ]
-    blocks = []
-    for title, own in parts(rows):
-        cells = [
-            [
-                row["method"],
-                str(row["tokens"]),
-                f"{row['average']:.0f}",
-                _share(None if row["accuracy"] is None else row["accuracy"]["overall"]),
-                _points(row["to_vanilla"]),
-                _points(row["to_reference"]),
-                f"{100 * row['same_answer']:.1f} %",
-                f"{row['kl_mean']:.3f}",
-                f"{row['flops'] / 1e9:.2f}",
-                format_seconds(row["own_s"]),
-                format_seconds(row["prefill_s"]),
-            ]
-            for row in own
-        ]
-        blocks.append(f"{title}\n{format_table(header, cells)}")
-    return "\n\n".join([*blocks, "\n".join(notes)])
+    """For the terminal: a line a method, with the share of right answers (or of vanilla's) by basis and budget."""
+    columns = list(dict.fromkeys((row["basis"], row["budget"]) for row in rows[1:]))
+    found = {(row["method"], row["basis"], row["budget"]): row for row in rows[1:] if not row["why_not"]}
+    best = sorted(found.values(), key=quality, reverse=True)
+    header = ["", *(_HEADS[basis].format(budget) for basis, budget in columns), "own time", "prefill"]
+    cells = [[rows[0]["method"], *[_half(rows[0])] * len(columns), "", format_seconds(rows[0]["prefill_s"])]]
+    for name in dict.fromkeys(row["method"] for row in best):
+        own = [found.get((name, *column)) for column in columns]
+        last = next(row for row in reversed(own) if row is not None)
+        shown = ["" if row is None else f"{row['tokens']}: {_half(row)}" for row in own]
+        cells.append([name, *shown, format_seconds(last["own_s"]), format_seconds(last["prefill_s"])])
+    return "\n\n".join([format_table(header, cells), "\n".join(notes)])
+
+
+def _half(row: Mapping[str, Any]) -> str:
+    """The share with half of its interval."""
+    if row["accuracy"] is None:
+        return f"{100 * quality(row):.1f}"
+    overall = row["accuracy"]["overall"]
+    return f"{100 * overall['share']:.1f} ± {50 * (overall['high'] - overall['low']):.1f}"
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
