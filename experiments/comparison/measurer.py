@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -94,6 +95,8 @@ class Measurer:
                 raise CommandError(
                     f"border {files.border!r}: {cell.key} cuts in the vision tower, which knows no border"
                 )
+        # A small model on a CPU keeps one core busy: two cells at a time, in compiling too.
+        self._threads = 2 if jax.default_backend() == "cpu" else 1
         self._own: dict[str, Own] = {}
         self._batch = functools.lru_cache(maxsize=1)(self._read)  # cells come a few at a time
         self._warm: set[str] = set()
@@ -149,16 +152,20 @@ class Measurer:
           distribution from vanilla's (`kl`), and whether the likeliest token is vanilla's (`same_first`).
         """
         batch = self._batch(tuple(indices))
-        found: dict[str, dict[str, list[Any]]] = {}
-        for key in keys if batch.asked else ():
-            prefilled = self._prefill(self._grid.cells[key], batch.prompt, batch.seed)
-            logits = np.asarray(prefilled.logits)[: len(batch.asked)]
-            found[key] = {
-                "said": self._say(prefilled, batch.seed)[: len(batch.asked)],
-                "kl": [round(float(nats), 9) for nats in divergence(batch.vanilla, logits)],
-                "same_first": (logits.argmax(-1) == batch.vanilla.argmax(-1)).tolist(),
-            }
+        asked = list(keys) if batch.asked else []
+        with ThreadPoolExecutor(self._threads) as threads:
+            found = dict(zip(asked, threads.map(functools.partial(self._ask, batch), asked), strict=True))
         return {"indices": batch.asked, "errors": batch.errors, "found": found}
+
+    def _ask(self, batch: _Batch, key: str) -> dict[str, list[Any]]:
+        rows = len(batch.asked)
+        prefilled = self._prefill(self._grid.cells[key], batch.prompt, batch.seed)
+        logits = np.asarray(prefilled.logits)[:rows]
+        return {
+            "said": self._say(prefilled, batch.seed)[:rows],
+            "kl": [round(float(nats), 9) for nats in divergence(batch.vanilla, logits)],
+            "same_first": (logits.argmax(-1) == batch.vanilla.argmax(-1)).tolist(),
+        }
 
     def _read(self, indices: tuple[int, ...]) -> _Batch:
         asked, errors = self._possible(indices)
