@@ -16,6 +16,8 @@ __all__ = [
     "add_keep_flag",
     "add_model_flags",
     "add_out_flag",
+    "add_restart_flag",
+    "check_folder",
     "keep",
     "one_line",
     "positive",
@@ -102,6 +104,22 @@ def add_out_flag(parser: argparse.ArgumentParser, folder: str) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(folder), metavar="FOLDER", help="for results.json (default: %(default)s)"
     )
+
+
+def add_restart_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--restart`, for a command that goes on with what `--out` holds."""
+    parser.add_argument("--restart", action="store_true", help="forget what FOLDER holds of an earlier run")
+
+
+def check_folder(out: Path) -> Path:
+    """What `--out` names.
+
+    Raises:
+      CommandError: a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise CommandError(f"--out {out}: there is a file of that name")
+    return out
 
 
 def add_keep_flag(parser: Any, *, default: float | int | None) -> None:

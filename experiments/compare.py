@@ -16,15 +16,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli, methods, schedules, workers
+from experiments import cli, methods
 from experiments.cli import CommandError
 from experiments.comparison.cells import DOWNSAMPLED, default_methods
 from experiments.comparison.run import compare
 from experiments.comparison.settings import Settings
-from experiments.evaluation import file_flags
-from experiments.results import OtherRunError
-
-SCENES = 300
+from experiments.evaluation import run_flags
+from experiments.results import resuming
 
 _EXAMPLES = """examples:
   python -m experiments.compare                           all methods, 128 and 64 of 576 visual tokens
@@ -39,26 +37,12 @@ _EXAMPLES = """examples:
 
 
 def _settings(flags: argparse.Namespace) -> Settings:
-    if flags.out.exists() and not flags.out.is_dir():
-        raise CommandError(f"--out {flags.out}: there is a file of that name")
     return Settings(
-        model=flags.model,
+        **run_flags.common(flags),
         keeps=tuple(flags.keep),
         methods=tuple(flags.methods or default_methods()),
-        out=flags.out,
-        scenes=flags.limit or SCENES,
-        batch_size=flags.batch_size,
+        out=cli.check_folder(flags.out),
         rounds=flags.rounds,
-        seed=flags.seed,
-        dtype=flags.dtype,
-        revision=flags.revision,
-        clip=flags.clip,
-        clip_revision=flags.clip_revision,
-        schedules=tuple(map(tuple, flags.schedule)),
-        restart=flags.restart,
-        workers=flags.workers,
-        ray_address=flags.ray_address,
-        files=file_flags.files(flags),
     )
 
 
@@ -82,24 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "package.module:object or path/to/file.py:object; tokencarve is always there (default: all but TokenCarve's "
         "variants)",
     )
-    schedules.add_flag(parser, several=True)
-    cli.add_model_flags(parser)
-    cli.add_clip_flags(parser)
-    parser.add_argument(
-        "--limit",
-        type=cli.positive,
-        metavar="COUNT",
-        help="how many scenes, each of which is asked three questions, or how many questions of a file (default: "
-        f"{SCENES} scenes, or all questions)",
-    )
-    parser.add_argument(
-        "--batch-size", type=cli.positive, default=6, metavar="QUESTIONS", help="at a time (default: %(default)s)"
-    )
     parser.add_argument(
         "--rounds", type=cli.positive, default=9, help="in which all are timed by turns (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=cli.seed, default=0, help="of the scenes and of random methods (default: %(default)s)"
     )
     parser.add_argument(
         "--out",
@@ -108,18 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="where everything is written (default: %(default)s)",
     )
-    parser.add_argument("--restart", action="store_true", help="forget what FOLDER holds of an earlier run")
-    file_flags.add_flags(parser, answers=False)
-    workers.add_flags(parser)
+    run_flags.add_flags(parser, answers=False)
 
     def body(flags: argparse.Namespace) -> None:
-        try:
+        with resuming():
             text, failed = compare(_settings(flags), command=["python", "-m", "experiments.compare", *argv])
-            print(text)
-            if failed:
-                raise CommandError(f"{failed} questions could not be asked; {flags.out / 'results.json'} says why")
-        except OtherRunError as error:
-            raise CommandError(f"{error}; pass another --out, or --restart to replace it") from error
+        print(text)
+        if failed:
+            raise CommandError(f"{failed} questions could not be asked; {flags.out / 'results.json'} says why")
 
     return cli.run(body, parser, argv, interrupted="interrupted; the same command goes on from here")
 

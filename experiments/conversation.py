@@ -54,15 +54,7 @@ class Conversation:
         turns = [*self.turns, {"role": "user", "content": content}]
         inputs = self._checkpoint.encode_turns([self._images], [turns])
         check_request(self._checkpoint.llava, inputs, self._options["max_new_tokens"])
-        stream = self._checkpoint.llava.stream(
-            inputs.input_ids,
-            inputs.pixel_values,
-            attention_mask=inputs.attention_mask,
-            image_sizes=inputs.image_sizes,
-            relevance=inputs.relevance,
-            chunk=1,
-            **self._options,
-        )
+        stream = self._checkpoint.llava.stream(**inputs.named, chunk=1, **self._options)
         tokens, said = np.zeros((1, 0), np.int32), ""
         for new in stream:
             tokens = np.concatenate([tokens, np.asarray(new)], axis=1)

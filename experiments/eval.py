@@ -18,14 +18,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli, methods, schedules, workers
+from experiments import cli, methods
 from experiments.cli import CommandError
-from experiments.evaluation import file_flags, file_run
+from experiments.evaluation import file_run, run_flags
 from experiments.evaluation.run import evaluate
 from experiments.evaluation.settings import Settings
-from experiments.results import OtherRunError
+from experiments.results import resuming
 
-SCENES = 300
 _EXAMPLES = """examples:
   python -m experiments.eval                              the shipped model, 128 of 576 visual tokens left
   python -m experiments.eval --keep=64                    64 left
@@ -43,30 +42,10 @@ _EXAMPLES = """examples:
 
 
 def _settings(flags: argparse.Namespace) -> Settings:
-    files = file_flags.files(flags)
-    out = flags.out or (
-        files.answers.with_suffix("") if files and files.answers else Path("results") / f"eval-{flags.keep}"
-    )
-    if out.exists() and not out.is_dir():
-        raise CommandError(f"--out {out}: there is a file of that name")
-    return Settings(
-        model=flags.model,
-        keep=flags.keep,
-        methods=tuple(flags.methods),
-        schedules=tuple(map(tuple, flags.schedule)),
-        out=out,
-        scenes=flags.limit or SCENES,
-        batch_size=flags.batch_size,
-        seed=flags.seed,
-        dtype=flags.dtype,
-        revision=flags.revision,
-        clip=flags.clip,
-        clip_revision=flags.clip_revision,
-        restart=flags.restart,
-        workers=flags.workers,
-        ray_address=flags.ray_address,
-        files=files,
-    )
+    common = run_flags.common(flags)
+    files = common["files"]
+    out = flags.out or (files.answers.with_suffix("") if files else Path("results") / f"eval-{flags.keep}")
+    return Settings(**common, keep=flags.keep, methods=tuple(flags.methods), out=cli.check_folder(out))
 
 
 def _run(settings: Settings, command: Sequence[str]) -> None:
@@ -93,37 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "your own, as package.module:object or path/to/file.py:object; or the authors' cuts at several layers, with "
         f"KEEP as the average over the layers: {', '.join(methods.OFFICIAL)} (default: tokencarve random)",
     )
-    schedules.add_flag(parser, several=True)
-    cli.add_model_flags(parser)
-    cli.add_clip_flags(parser)
-    parser.add_argument(
-        "--limit",
-        type=cli.positive,
-        metavar="COUNT",
-        help="how many scenes, each of which is asked three questions, or how many questions of a file (default: "
-        f"{SCENES} scenes, or all questions)",
-    )
-    parser.add_argument(
-        "--batch-size", type=cli.positive, default=6, metavar="QUESTIONS", help="at a time (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=cli.seed, default=0, help="of the scenes and of the random control (default: %(default)s)"
-    )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
         help="where everything is written (default: results/eval-KEEP, or see --answers)",
     )
-    parser.add_argument("--restart", action="store_true", help="forget what FOLDER holds of an earlier run")
-    file_flags.add_flags(parser, answers=True)
-    workers.add_flags(parser)
+    run_flags.add_flags(parser, answers=True)
 
     def body(flags: argparse.Namespace) -> None:
-        try:
+        with resuming():
             _run(_settings(flags), ["python", "-m", "experiments.eval", *argv])
-        except OtherRunError as error:
-            raise CommandError(f"{error}; pass another --out, or --restart to replace it") from error
 
     return cli.run(body, parser, argv, interrupted="interrupted; the same command goes on from here")
 

@@ -93,14 +93,7 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
     try:
         inputs = checkpoint.encode([images], [prompt_text])
         schedule = parse(settings.carve, num_layers=llava.config.text.num_layers)
-        prompt = llava.prompt(
-            inputs.input_ids,
-            inputs.pixel_values,
-            inputs.attention_mask,
-            image_sizes=inputs.image_sizes,
-            relevance=inputs.relevance,
-            per_image=has_budgets_per_image(schedule),
-        )
+        prompt = llava.prompt(**inputs.named, per_image=has_budgets_per_image(schedule))
         check_request(llava, inputs, settings.max_new_tokens)
         room_for = prompt.visual_slots.shape[1]
         methods.check_told(resolve(schedule, room_for, images=prompt.images).cuts, clip=checkpoint.clip)
@@ -109,15 +102,7 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
     visual = int(prompt.visual_valid.sum())
 
     def answer() -> jax.Array:
-        return llava.generate(
-            inputs.input_ids,
-            inputs.pixel_values,
-            attention_mask=inputs.attention_mask,
-            image_sizes=inputs.image_sizes,
-            relevance=inputs.relevance,
-            max_new_tokens=settings.max_new_tokens,
-            carve=schedule,
-        )
+        return llava.generate(**inputs.named, max_new_tokens=settings.max_new_tokens, carve=schedule)
 
     room = round_up(settings.max_new_tokens, ROOM_BUCKET)
     tokens, first_s = _timed(answer)

@@ -15,6 +15,7 @@ import numpy as np
 from experiments import memory, preprocessing
 from experiments.cli import CommandError
 from models.auto import family_of, from_pretrained
+from models.checkpoint.hashes import of_file
 from models.checkpoint.hub import find_checkpoint
 from models.engine.model import VisionLanguageModel
 from models.engine.relevance import Asked
@@ -43,6 +44,11 @@ class Inputs:
     relevance: Asked | None = None
     border: np.ndarray | None = None
 
+    @property
+    def named(self) -> dict[str, Any]:
+        """What a model's `prompt`, `generate` and `stream` take, by their names."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -59,6 +65,12 @@ class Checkpoint:
     llava: VisionLanguageModel
     processor: Any
     clip: Relevance | None = None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Checksums of what was loaded, as records of a run hold them."""
+        clip = {} if self.clip is None else {"clip_sha256": checksum(self.clip.folder)}
+        return {"model_sha256": checksum(self.folder)} | clip
 
     def encode(self, images: Sequence[Sequence[Any]], prompts: Sequence[str]) -> Inputs:
         """Put prompts into the checkpoint's chat template and run its processor.
@@ -213,9 +225,7 @@ def load(
     checkpoint = Checkpoint(folder, from_pretrained(folder, dtype=jnp.dtype(dtype)), processor)
     try:
         inputs = checkpoint.encode([[np.zeros((8, 8, 3), np.uint8)]], ["What is this?"])
-        checkpoint.llava.prompt(
-            inputs.input_ids, inputs.pixel_values, inputs.attention_mask, image_sizes=inputs.image_sizes
-        )
+        checkpoint.llava.prompt(**inputs.named)
     except ValueError as error:
         raise CommandError(f"{folder}: its processor does not fit its model: {error}") from error
     if clip is None:
@@ -226,6 +236,16 @@ def load(
     except ValueError as error:
         raise CommandError(f"{clip} and {source} do not go together: {error}") from error
     return dataclasses.replace(checkpoint, clip=relevance)
+
+
+def check_square(source: str, llava: VisionLanguageModel) -> None:
+    """The scenes show a model one square image.
+
+    Raises:
+      CommandError: it cuts images into tiles.
+    """
+    if not llava.square:
+        raise CommandError(f"{source} is a LLaVA-NeXT; the scenes are for models that see an image as one tile")
 
 
 def not_utf8(text: str) -> bool:
@@ -239,6 +259,5 @@ def checksum(folder: Path) -> str:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder)
         if not any(part.startswith(".") for part in name.parts):
-            with path.open("rb") as file:
-                total.update(f"{name.as_posix()} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            total.update(f"{name.as_posix()} {of_file(path)}\n".encode())
     return total.hexdigest()

@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -99,6 +99,24 @@ def method(name: str, *, num_layers: int, num_visual: int) -> Method:
     return Method(compressor.name, functools.partial(cut, compressor))
 
 
+def named(names: Sequence[str], *, num_layers: int, num_visual: int, taken: Collection[str]) -> list[Method]:
+    """Several of them, each of which is a row of a table.
+
+    Args:
+      names: see `method`.
+      num_layers: see `method`.
+      num_visual: see `method`.
+      taken: names of other rows.
+
+    Raises:
+      CommandError: see `method`; or two rows have one name.
+    """
+    found = [method(name, num_layers=num_layers, num_visual=num_visual) for name in names]
+    if len({*taken, *(one.name for one in found)}) < len(taken) + len(found):
+        raise CommandError(f"of the methods {', '.join(names)} two have one name, or one is called {BASELINE!r}")
+    return found
+
+
 def version(compressor: Compressor) -> str:
     """Changes with the file that a method of the user's own is in; empty for registered ones."""
     if COMPRESSORS.get(compressor.name) is compressor:
@@ -147,11 +165,8 @@ def to_compare(
     def check(carve: Carve) -> None:
         check_told(resolve(parse(carve, num_layers=layers), visual).cuts, clip=clip)
 
-    found = [method(name, num_layers=layers, num_visual=visual) for name in names]
-    if len({BASELINE, *schedules, *(one.name for one in found)}) < 1 + len(schedules) + len(found):
-        raise CommandError(f"of the methods {', '.join(names)} two have one name, or one is called {BASELINE!r}")
     cuts: dict[str, Carve] = {}
-    for one in found:
+    for one in named(names, num_layers=layers, num_visual=visual, taken=(BASELINE, *schedules)):
         with said(f"keep={keep}"):
             cuts[one.name] = one.cuts(keep)
             check(cuts[one.name])

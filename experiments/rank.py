@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from experiments import cli, methods
 from experiments.attention_rank.run import run
 from experiments.attention_rank.settings import DEFAULT_METHODS, Settings
-from experiments.cli import CommandError
-from experiments.results import OtherRunError
+from experiments.results import resuming
 
 _EXAMPLES = """examples:
   python -m experiments.rank                        the shipped model, 128 and 64 of 576 visual tokens left
@@ -32,8 +31,7 @@ _EXAMPLES = """examples:
 
 
 def _settings(flags: argparse.Namespace) -> Settings:
-    if flags.out.exists() and not flags.out.is_dir():
-        raise CommandError(f"--out {flags.out}: there is a file of that name")
+    cli.check_folder(flags.out)
     return Settings(**vars(flags) | {"keep": tuple(flags.keep), "methods": tuple(flags.methods)})
 
 
@@ -70,13 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--seed", type=cli.seed, default=0, help="of the scenes and of methods that draw (default: %(default)s)"
     )
     cli.add_out_flag(parser, "results/rank")
-    parser.add_argument("--restart", action="store_true", help="forget what FOLDER holds of an earlier run")
+    cli.add_restart_flag(parser)
 
     def body(flags: argparse.Namespace) -> None:
-        try:
+        with resuming():
             print(run(_settings(flags), command=["python", "-m", "experiments.rank", *argv]))
-        except OtherRunError as error:
-            raise CommandError(f"{error}; pass another --out, or --restart to replace it") from error
 
     return cli.run(body, parser, argv, interrupted="interrupted; the same command goes on from here")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -9,7 +10,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,15 @@ def differing(settings: Mapping[str, Any], others: Mapping[str, Any]) -> list[st
 
 class OtherRunError(CommandError):
     """A folder holds a run that this one cannot go on with."""
+
+
+@contextlib.contextmanager
+def resuming() -> Iterator[None]:
+    """A command with `--out` and `--restart` says what to do about an `OtherRunError`."""
+    try:
+        yield
+    except OtherRunError as error:
+        raise CommandError(f"{error}; pass another --out, or --restart to replace it") from error
 
 
 class Journal:

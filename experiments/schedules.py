@@ -39,6 +39,11 @@ def read(texts: Sequence[str]) -> Schedule:
     return tuple(_cut(text) for text in texts)
 
 
+def by_text(schedules: Sequence[Sequence[str]]) -> dict[str, Schedule]:
+    """Several schedules by what their cuts read, which is their name in tables. Errors as in `read`."""
+    return {" ".join(texts): read(texts) for texts in schedules}
+
+
 def _cut(text: str) -> Cut:
     method, _, rest = text.rpartition("@")
     place, _, rest = rest.partition("=")

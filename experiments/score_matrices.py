@@ -53,8 +53,7 @@ def from_model(source: str, dtype: str, scenes: int, *, revision: str | None = N
     if not scenes:
         return
     checkpoint = loading.load(source, dtype=dtype, revision=revision)
-    if not checkpoint.llava.square:
-        raise CommandError(f"{source} is a LLaVA-NeXT; the scenes are for models that see an image as one tile")
+    loading.check_square(source, checkpoint.llava)
     for layers in hidden_states.of_scenes(checkpoint, scenes):
         for layer, (tokens, attention) in enumerate(layers, 1):
             yield f"hidden states before layer {layer}", tokens, attention

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import operator
 import os
 import secrets
 import sys
@@ -47,6 +48,12 @@ class Alone:
     def run(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Any]]:
         """See `Pool`."""
         return ((call, call.work(self._worker)) for call in calls)
+
+
+def ask_first(pool: Pool, method: str, *args: Any) -> Any:
+    """What a method of the first worker gives."""
+    ((_, found),) = pool.run([Call(method, operator.methodcaller(method, *args), first=True)])
+    return found
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from models.checkpoint.table import abstract_model, load_weights
 from models.config import ConfigError, read_hf_config
 from models.engine.relevance import Asked, check_tower
 from models.families.tables import clip_table
+from models.foreign import parsing
 from models.towers.clip_text import Clip
 from models.towers.config import clip_config
 
@@ -68,10 +69,8 @@ class Relevance:
         config = clip_config(read_hf_config(folder)[0])
         abstract = abstract_model(lambda rngs: Clip(config, dtype=dtype, rngs=rngs))
         clip = load_weights(abstract, folder, clip_table(), dtype=dtype)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{folder} has no tokenizer that can be loaded: {error}") from error
+        with parsing(folder, ConfigError, "has no tokenizer that can be loaded"):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if len(tokenizer) != config.text.vocab_size:  # transformers makes an empty one up where files are missing
             raise ConfigError(
                 f"{folder}: its tokenizer has {len(tokenizer)} tokens, and its model knows {config.text.vocab_size}; "

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+from experiments.evaluation.asker import MAX_NEW_TOKENS
+from experiments.loading import Checkpoint
 from experiments.tiny_processor import VOCABULARY, build_processor
 from models.checkpoint.export import export_safetensors
 from models.families.llava import llava_config
@@ -61,6 +64,21 @@ def save_checkpoint(folder: Path, *, strategy: str = "default", layers: int = 3)
     processor.vision_feature_select_strategy = strategy
     processor.save_pretrained(folder)
     return folder
+
+
+def answer_alone(checkpoint: Checkpoint, image: Any, question: str, carve: Any) -> str:
+    """What a model says to one question in a batch of its own, asked of the library."""
+    inputs = checkpoint.encode([[image]], [question])
+    tokens = checkpoint.llava.generate(
+        inputs.input_ids,
+        inputs.pixel_values,
+        attention_mask=inputs.attention_mask,
+        relevance=inputs.relevance,
+        max_new_tokens=MAX_NEW_TOKENS,
+        carve=carve,
+    )
+    (text,) = checkpoint.decode(tokens)
+    return text
 
 
 def damage(source: Path, folder: Path, how: str) -> Path:

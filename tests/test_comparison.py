@@ -10,10 +10,9 @@ from PIL import Image
 from experiments import compare, loading
 from experiments.comparison import measurer
 from experiments.comparison.cells import COMPUTE
-from experiments.evaluation.asker import MAX_NEW_TOKENS
 from experiments.results import wilson
 from experiments.scenes import make_scene
-from tests.commands import VISUAL, failure, save_checkpoint
+from tests.commands import VISUAL, answer_alone, failure, save_checkpoint
 from tests.test_own_method import METHOD
 
 SCENES, KEEP = 3, 5
@@ -69,21 +68,13 @@ class TestCommand:
         }
         for sample in (report["samples"][1], report["samples"][-1]):
             image = make_scene("test", sample["scene"], 1).image
-            inputs = checkpoint.encode([[image]], [sample["question"]])
             for name, carve in (
                 ("vanilla", None),
                 ("tokencarve", KEEP),
                 ("fastv", ((2, "fastv", KEEP),)),
                 ("uniform", (("input", "uniform", KEEP),)),
             ):
-                tokens = checkpoint.llava.generate(
-                    inputs.input_ids,
-                    inputs.pixel_values,
-                    attention_mask=inputs.attention_mask,
-                    max_new_tokens=MAX_NEW_TOKENS,
-                    carve=carve,
-                )
-                assert checkpoint.decode(tokens) == [sample["said"][keys[name]]]
+                assert answer_alone(checkpoint, image, sample["question"], carve) == sample["said"][keys[name]]
 
     def test_rows_follow_from_samples(self, whole):
         report = read(whole)

@@ -13,12 +13,12 @@ from PIL import Image
 
 from experiments import eval as evaluation
 from experiments import loading, results
-from experiments.evaluation.asker import MAX_NEW_TOKENS, Asker
+from experiments.evaluation.asker import Asker
 from experiments.pictures import GAP, scale_of
 from experiments.scenes import FAMILIES, make_scene
 from experiments.summary import rows as summarise
 from models.engine import prefill
-from tests.commands import DAMAGES, KEEPS, SIDE, VISUAL, damage, failure, save_checkpoint
+from tests.commands import DAMAGES, KEEPS, SIDE, VISUAL, answer_alone, damage, failure, save_checkpoint
 
 SCENES, BATCH, KEEP = 3, 4, 5
 ROOT = Path(__file__).parents[1]
@@ -68,16 +68,8 @@ class TestResults:
         samples = read(whole)["samples"]
         for sample in (samples[1], samples[-1]):
             image = make_scene("test", sample["scene"], 1).image
-            inputs = checkpoint.encode([[image]], [sample["question"]])
             for name, carve in (("vanilla", None), ("tokencarve", KEEP)):
-                tokens = checkpoint.llava.generate(
-                    inputs.input_ids,
-                    inputs.pixel_values,
-                    attention_mask=inputs.attention_mask,
-                    max_new_tokens=MAX_NEW_TOKENS,
-                    carve=carve,
-                )
-                assert checkpoint.decode(tokens) == [sample["said"][name]]
+                assert answer_alone(checkpoint, image, sample["question"], carve) == sample["said"][name]
 
     def test_methods_differ(self, whole):
         """Otherwise the other tests prove little."""

@@ -95,10 +95,7 @@ class Asker:
         self._seed, self._questions = settings.seed, SceneQuestions(settings.limit, settings.seed)
         self.checkpoint = loading.load(settings.model, dtype=settings.dtype, revision=settings.revision)
         self._llava = self.checkpoint.llava
-        if not self._llava.square:
-            raise CommandError(
-                f"{settings.model} is a LLaVA-NeXT; the scenes are for models that see an image as one tile"
-            )
+        loading.check_square(settings.model, self._llava)
         self.cases = cases(self._llava, settings)
         prompt = self.prompt(range(1))
         for case in self.cases:  # before the first is compiled
@@ -112,9 +109,7 @@ class Asker:
         """A batch of full size: the last question is repeated where there are fewer."""
         samples = [self._questions.sample(index) for index in [*indices, *[indices[-1]] * (BATCH - len(indices))]]
         inputs = self.checkpoint.encode([one.images for one in samples], [one.text for one in samples])
-        return self._llava.prompt(
-            inputs.input_ids, inputs.pixel_values, inputs.attention_mask, per_image=True, bucket=BUCKET
-        )
+        return self._llava.prompt(**inputs.named, per_image=True, bucket=BUCKET)
 
     def ask(self, case: Case, prompt: Prompt, indices: Sequence[int]) -> dict[str, Any]:
         """What a method says, and for each question and layer the measures of what attention added.
@@ -154,7 +149,7 @@ def run(settings: Settings, *, command: Sequence[str]) -> str:
     with own_folder(settings.out):
         asker = Asker(settings)
         about = {
-            "model_sha256": loading.checksum(asker.checkpoint.folder),
+            **asker.checkpoint.identity,
             "dtype": settings.dtype,
             "methods": list(settings.methods),
             "visual_tokens": sorted({case.kept for case in asker.cases}),

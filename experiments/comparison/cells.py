@@ -9,7 +9,6 @@ those are the same as the layer-averaged number of tokens, unless the tower too 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -118,12 +117,10 @@ def grid(
       CommandError: no such method, a budget that leaves nothing out, or a schedule that cannot be.
     """
     model, visual = _Model(config, length), config.tokens_per_image
-    named = functools.partial(methods.method, num_layers=config.text.num_layers, num_visual=visual)
-    reference = named(REFERENCE)
     budgets = list(dict.fromkeys(_budget(visual, keep) for keep in keeps))
-    compared = [named(name) for name in dict.fromkeys([REFERENCE, *names]) if name != DOWNSAMPLED]
-    if len({BASELINE, DOWNSAMPLED, *(method.name for method in compared)}) < len(compared) + 2:
-        raise CommandError(f"of the methods {', '.join(names)} two have one name, or one is called {BASELINE!r}")
+    wanted = [name for name in dict.fromkeys([REFERENCE, *names]) if name != DOWNSAMPLED]
+    depth, taken = config.text.num_layers, (BASELINE, DOWNSAMPLED)
+    compared = methods.named(wanted, num_layers=depth, num_visual=visual, taken=taken)
     vanilla = model.cell(BASELINE, None)
     cells, lines = {vanilla.key: vanilla}, list[Line]()
 
@@ -131,11 +128,12 @@ def grid(
         cells.setdefault(cell.key, cell)
         lines.append(Line(budget, basis, cell.method, cell.key))
 
-    for budget, method in itertools.product(budgets, compared):
-        most = model.cell(reference.name, reference.cuts(budget)).flops
-        for basis, find in ((COUNT, lambda _, kept: kept), (COMPUTE, functools.partial(model.largest, most))):
+    for budget in budgets:
+        most = model.cell(REFERENCE, compared[0].cuts(budget)).flops
+        for method, basis in itertools.product(compared, (COUNT, COMPUTE)):
             try:
-                add(budget, basis, model.cell(method.name, method.cuts(find(method, budget))))
+                kept = budget if basis == COUNT else model.largest(method, most)
+                add(budget, basis, model.cell(method.name, method.cuts(kept)))
             except ValueError as error:
                 lines.append(Line(budget, basis, method.name, None, str(error)))
     for budget in budgets if DOWNSAMPLED in names else ():  # at equal count alone: it saves nothing
@@ -162,9 +160,8 @@ class _Model:
         layers = tokens_by_layer(cuts, num_layers=depth, num_visual=visual)
         return Cell(name, cuts, None, layers[-1], sum(layers) / depth, prefill_flops(config, self._length, cuts))
 
-    def largest(self, most: int, method: methods.Method, budget: int) -> int:
+    def largest(self, method: methods.Method, most: int) -> int:
         """The largest budget that costs no more FLOPs than `most`; a smaller one too is only ever too small to be."""
-        del budget
         low, high = 1, self._config.tokens_per_image
         while high - low > 1:
             middle = (low + high) // 2

@@ -13,16 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import cli, loading, methods, results
+from experiments import cli, methods, results
 from experiments.cli import CommandError
 from experiments.comparison.cells import Cell, Grid, grid
 from experiments.comparison.own_time import Own
 from experiments.comparison.settings import Settings
 from experiments.evaluation.encoder import Encoder
+from experiments.evaluation.questions import Sample
 from experiments.memory import check_request
 from experiments.summary import BASELINE
 from models.engine import decode, plan, prefill
-from models.engine.plan import TOWER
 from models.engine.prompt import Prompt, round_up
 from models.engine.relevance import only_asked
 from models.engine.sampling import GREEDY
@@ -61,14 +61,7 @@ class Measurer:
 
     def __init__(self, settings: Settings):
         self._settings = settings
-        self._checkpoint = loading.load(
-            settings.model,
-            dtype=settings.dtype,
-            revision=settings.revision,
-            clip=settings.clip,
-            clip_revision=settings.clip_revision,
-            image_aspect_ratio="checkpoint" if settings.files is None else settings.files.image_aspect_ratio,
-        )
+        self._checkpoint = settings.load()
         self._llava = self._checkpoint.llava
         if not self._llava.square:
             raise CommandError(f"{settings.model} sees an image as several tiles; compare is for models that see one")
@@ -84,29 +77,22 @@ class Measurer:
         self._new_tokens = (files and files.max_new_tokens) or self._questions.max_new_tokens
         self._room = round_up(self._new_tokens, decode.ROOM_BUCKET)
         first = self._first()
-        inputs = self._encoder([self._questions.sample(first)], 1)
-        check_request(self._llava, inputs, self._new_tokens, times=settings.batch_size)
-        self._length = self._prompt([first], size=1).input_ids.shape[1]
+        check_request(self._llava, self._encoder([first], 1), self._new_tokens, times=settings.batch_size)
+        self._length = self._prompt([first], 1).input_ids.shape[1]
         self._grid: Grid = grid(config, settings.methods, settings.keeps, length=self._length, given=settings.schedules)
         for cell in self._grid.cells.values():
             with methods.said(cell.key):
                 methods.check_told(cell.cuts, clip=self._checkpoint.clip)
-            if files is not None and files.border != "keep" and any(cut.place == TOWER for cut in cell.cuts):
-                raise CommandError(
-                    f"border {files.border!r}: {cell.key} cuts in the vision tower, which knows no border"
-                )
+            self._encoder.check_cuts(cell.cuts)
         # A small model on a CPU keeps one core busy: two cells at a time, in compiling too.
         self._threads = 2 if jax.default_backend() == "cpu" else 1
         self._own: dict[str, Own] = {}
         self._batch = functools.lru_cache(maxsize=1)(self._read)  # cells come a few at a time
-        self._warm: set[str] = set()
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for all workers."""
-        clip = self._checkpoint.clip
         return {
-            "model_sha256": loading.checksum(self._checkpoint.folder),
-            **({} if clip is None else {"clip_sha256": loading.checksum(clip.folder)}),
+            **self._checkpoint.identity,
             "versions": results.versions(),
             "code_sha256": results.code_checksum(*_CODE),
             "image_aspect_ratio": self._checkpoint.image_aspect_ratio,
@@ -130,7 +116,7 @@ class Measurer:
 
     def cost(self, indices: Sequence[int], key: str) -> dict[str, Any]:
         """XLA's count of the prefill's operations for the first question, and the bytes of its cache."""
-        cell, prompt = self._grid.cells[key], self._prompt(indices[:1], size=1)
+        cell, prompt = self._grid.cells[key], self._prompt([self._questions.sample(indices[0])], 1)
         cuts = plan.resolve(cell.cuts, prompt.visual_slots.shape[1], images=prompt.images)
         target = target_of(jax.local_devices()[0])
         lowered = prefill.prefill.lower(
@@ -168,43 +154,35 @@ class Measurer:
         }
 
     def _read(self, indices: tuple[int, ...]) -> _Batch:
-        asked, errors = self._possible(indices)
+        asked, errors, prompt = self._packed(indices, self._settings.batch_size)
         seed = (self._settings.seed * 1_000_003 + indices[0]) % 2**32  # whoever asks it; as in `experiments.eval`
         if not asked:
-            return _Batch(asked, errors, seed, None, np.zeros(0))
-        prompt = self._prompt(asked)
+            return _Batch([], errors, seed, None, np.zeros(0))
         vanilla = self._prefill(self._grid.cells[BASELINE], prompt, seed)
-        return _Batch(asked, errors, seed, prompt, np.asarray(vanilla.logits)[: len(asked)])
+        return _Batch(list(asked), errors, seed, prompt, np.asarray(vanilla.logits)[: len(asked)])
 
-    def _first(self) -> int:
+    def _first(self) -> Sample:
         """A question that can be asked."""
         why = "it has none"
         for part in self._questions.batches(1):
-            asked, errors = self._possible(part)
+            asked, errors, _ = self._packed(part, 1)
             if asked:
-                return asked[0]
+                return asked[part[0]]
             (why,) = errors.values()
         raise CommandError(f"no question of the file can be asked: {why}")
 
-    def _possible(self, indices: Sequence[int]) -> tuple[list[int], dict[int, str]]:
-        """Which of these questions can be asked, and what is wrong with the others."""
-        asked, errors = [], {}
-        for index in indices:
-            try:
-                self._encoder.fitting(self._questions.sample(index))
-                asked.append(index)
-            except CommandError as error:
-                errors[index] = str(error)
+    def _packed(self, indices: Sequence[int], size: int) -> tuple[dict[int, Sample], dict[int, str], Any]:
+        """Those of the questions that can be asked, what is wrong with the others, and the batch; None for none."""
+        asked, errors = self._encoder.readable(self._questions, indices)
         try:
-            if asked:
-                self._prompt(asked, size=len(asked))
+            return asked, errors, self._prompt(list(asked.values()), size) if asked else None
         except (CommandError, ValueError, TypeError) as error:
             if len(asked) == 1:
-                return [], errors | {asked[0]: f"{type(error).__name__}: {cli.one_line(error)}"}
-            parts = [self._possible([index]) for index in asked]
-            asked = [index for part, _ in parts for index in part]
-            errors |= {index: why for _, part in parts for index, why in part.items()}
-        return asked, errors
+                return {}, errors | dict.fromkeys(asked, f"{type(error).__name__}: {cli.one_line(error)}"), None
+            alone = [self._packed([index], 1) for index in asked]
+            asked = {index: sample for fine, _, _ in alone for index, sample in fine.items()}
+            errors |= {index: why for _, wrong, _ in alone for index, why in wrong.items()}
+            return asked, errors, self._prompt(list(asked.values()), size) if asked else None
 
     def time(self, indices: Sequence[int], keys: Sequence[str]) -> dict[str, dict[str, float]]:
         """Seconds of each cell's prefill of a batch, and of its compressors alone on one image: one turn for each."""
@@ -212,12 +190,10 @@ class Measurer:
         prefill_s, own_s = {}, {}
         for key in keys:
             cell = self._grid.cells[key]
-            if key not in self._own:
+            if key not in self._own:  # compiles
                 self._own[key] = Own(self._llava, cell.cuts, length=self._length)
-            if key not in self._warm:
-                self._prefill(cell, batch.prompt, batch.seed)
                 self._own[key]()
-                self._warm.add(key)
+                self._prefill(cell, batch.prompt, batch.seed)
         for key in keys:
             start = time.perf_counter()
             self._prefill(self._grid.cells[key], batch.prompt, batch.seed)
@@ -225,19 +201,9 @@ class Measurer:
             own_s[key] = self._own[key]()
         return {"prefill_s": prefill_s, "own_s": own_s}
 
-    def _prompt(self, indices: Sequence[int], *, size: int | None = None) -> Prompt:
-        """A batch of full size."""
-        samples = [self._questions.sample(index) for index in indices]
-        inputs = self._encoder(samples, self._settings.batch_size if size is None else size)
-        prompt = self._llava.prompt(
-            inputs.input_ids,
-            inputs.pixel_values,
-            inputs.attention_mask,
-            relevance=inputs.relevance,
-            border=inputs.border,
-            bucket=BUCKET,
-        )
-        return jax.device_put(prompt)
+    def _prompt(self, samples: Sequence[Sample], size: int) -> Prompt:
+        """A batch of `size` rows."""
+        return jax.device_put(self._llava.prompt(**self._encoder(samples, size).named, bucket=BUCKET))
 
     def _prefill(self, cell: Cell, prompt: Prompt, seed: int) -> prefill.Prefilled:
         if cell.side is not None and prompt.pixel_values is not None:

@@ -55,10 +55,10 @@ def _compare(settings: Settings, pool: workers.Pool, command: Sequence[str]) -> 
         "border": "keep" if settings.files is None else settings.files.border,
         "conversation": "checkpoint" if settings.files is None else settings.files.conversation,
         "workers": pool.count,
-        "machine": _ask_first(pool, "machine"),
+        "machine": workers.ask_first(pool, "machine"),
         **pool.identity,
     }
-    grid, questions = _ask_first(pool, "describe"), settings.questions()
+    grid, questions = workers.ask_first(pool, "describe"), settings.questions()
     keys = list(grid["cells"])
     journal = results.Journal(settings.out / "measured.jsonl", about, restart=settings.restart)
     if journal.entries:
@@ -208,9 +208,3 @@ def _times(
 
 def _shown(found: Any, what: str, total: int) -> Any:
     return tqdm(found, desc=what, total=total, file=sys.stderr, disable=None if total else True)
-
-
-def _ask_first(pool: workers.Pool, method: str) -> Any:
-    """One question to the first worker."""
-    ((_, found),) = pool.run([Call(method, methodcaller(method), first=True)])
-    return found

@@ -245,8 +245,8 @@ def _giga(count: float | None) -> str:
     return "n/a" if count is None else f"{count / 1e9:.2f}"
 
 
-def _points(difference: Sequence[float | None] | None) -> str:
-    if difference is None or difference[0] is None:
+def _points(difference: Sequence[Any] | None) -> str:
+    if difference is None:
         return ""
-    text = f"{100 * difference[0]:+.1f}"
-    return text if difference[1] is None else f"{text} ± {100 * difference[1]:.1f}"
+    points, half_width = difference
+    return f"{100 * points:+.1f}" + ("" if half_width is None else f" ± {100 * half_width:.1f}")

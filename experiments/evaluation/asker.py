@@ -10,14 +10,13 @@ import jax
 from PIL import Image
 
 from experiments import loading, methods, pictures, results, schedules
-from experiments.cli import CommandError
 from experiments.evaluation.questions import batches
 from experiments.evaluation.scene_questions import SceneQuestions
 from experiments.evaluation.settings import Settings
 from experiments.memory import check_request
 from experiments.summary import BASELINE
 from models.engine.decode import ROOM_BUCKET
-from models.engine.prompt import Prompt, round_up
+from models.engine.prompt import round_up
 
 MAX_NEW_TOKENS = SceneQuestions.max_new_tokens
 ROOM = round_up(MAX_NEW_TOKENS, ROOM_BUCKET)  # what `generate` leaves in the cache
@@ -41,19 +40,10 @@ class Asker:
     def __init__(self, settings: Settings):
         self._settings = settings
         self._questions = SceneQuestions(settings.scenes, settings.seed)
-        self._checkpoint = loading.load(
-            settings.model,
-            dtype=settings.dtype,
-            revision=settings.revision,
-            clip=settings.clip,
-            clip_revision=settings.clip_revision,
-        )
+        self._checkpoint = settings.load()
         self._llava = self._checkpoint.llava
-        if not self._llava.square:
-            raise CommandError(
-                f"{settings.model} is a LLaVA-NeXT; the scenes are for models that see an image as one tile"
-            )
-        given = {" ".join(texts): schedules.read(texts) for texts in settings.schedules}
+        loading.check_square(settings.model, self._llava)
+        given = schedules.by_text(settings.schedules)
         self.methods = methods.to_compare(
             self._llava, settings.keep, settings.methods, given, clip=self._checkpoint.clip
         )
@@ -62,10 +52,8 @@ class Asker:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for all workers."""
-        clip = self._checkpoint.clip
         return {
-            "model_sha256": loading.checksum(self._checkpoint.folder),
-            **({} if clip is None else {"clip_sha256": loading.checksum(clip.folder)}),
+            **self._checkpoint.identity,
             "methods": {name: methods.visual_tokens(self._llava, carve) for name, carve in self.methods.items()},
             "versions": results.versions(),
             "code_sha256": results.code_checksum(),
@@ -95,22 +83,13 @@ class Asker:
         samples = [self._questions.sample(index) for index in filled]
         return self._checkpoint.encode([sample.images for sample in samples], [sample.text for sample in samples])
 
-    def _prompt(self, inputs: loading.Inputs) -> Prompt:
-        """A batch, packed."""
-        return self._llava.prompt(
-            inputs.input_ids, inputs.pixel_values, inputs.attention_mask, relevance=inputs.relevance
-        )
-
     def answer(self, inputs: loading.Inputs, indices: Sequence[int]) -> list[dict[str, Any]]:
         """One record per question, with what every method said."""
         seed = self._settings.seed
         said = {}
         for name, carve in self.methods.items():
             tokens = self._llava.generate(
-                inputs.input_ids,
-                inputs.pixel_values,
-                attention_mask=inputs.attention_mask,
-                relevance=inputs.relevance,
+                **inputs.named,
                 max_new_tokens=MAX_NEW_TOKENS,
                 carve=carve,
                 seed=(seed * 1_000_003 + indices[0]) % 2**32,  # each batch its own, whoever asks it
@@ -141,7 +120,7 @@ class Asker:
           Seconds per method, bytes of the cache per question, and the first calls' seconds where nothing was timed
           before.
         """
-        prompt = jax.device_put(self._prompt(inputs))
+        prompt = jax.device_put(self._llava.prompt(**inputs.named))
         first, seconds = {}, {name: list[float]() for name in self.methods}
         held, warm = {}, prompt.input_ids.shape in self._warm
         for repeat in range(REPEATS if warm else REPEATS + 1):
@@ -164,7 +143,7 @@ class Asker:
         for part in batches(len(records), self._settings.batch_size):
             own = [records[i] for i in part]
             inputs = self._encode([record["sample"] for record in own])
-            prompt = self._prompt(inputs)
+            prompt = self._llava.prompt(**inputs.named)
             prefilled = self._llava.prefill(prompt, carve=self.methods[shown], room=ROOM)
             images = self._checkpoint.seen(inputs.pixel_values)
             for row in range(len(own)):

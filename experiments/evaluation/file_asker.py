@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments import loading, methods, results, schedules
+from experiments import methods, results, schedules
 from experiments.cli import CommandError, one_line
 from experiments.evaluation.encoder import Encoder
 from experiments.evaluation.file_questions import questions_of
 from experiments.evaluation.questions import Sample
 from experiments.evaluation.settings import Settings
 from experiments.memory import check_request
-from models.engine.plan import TOWER, Carve, Schedule, parse
+from models.engine.plan import Carve, Schedule, parse
 from tokencarve_jax import plan
 
 
@@ -38,41 +38,27 @@ class FileAsker:
         assert settings.files is not None
         self._settings, self._files = settings, settings.files
         self._questions = questions_of(self._files)
-        self._checkpoint = loading.load(
-            settings.model,
-            dtype=settings.dtype,
-            revision=settings.revision,
-            clip=settings.clip,
-            clip_revision=settings.clip_revision,
-            image_aspect_ratio=self._files.image_aspect_ratio,
-        )
+        self._checkpoint = settings.load()
         self._llava = self._checkpoint.llava
-        if self._files.border != "keep" and self._checkpoint.image_aspect_ratio != "pad":
-            raise CommandError(
-                f"border {self._files.border!r} is for padded images; here they are "
-                f"{self._checkpoint.image_aspect_ratio!r}"
-            )
+        self._encoder = Encoder(self._checkpoint, conversation=self._files.conversation, border=self._files.border)
         keep, every = settings.keep, self._llava.config.tokens_per_image
         if self._llava.square:  # the same count for all images, however much of them is border
             try:
                 keep = plan(every, keep).kept
             except ValueError as error:
                 raise CommandError(f"keep={keep}: {error}") from error
-        given = {" ".join(texts): schedules.read(texts) for texts in settings.schedules}
+        given = schedules.by_text(settings.schedules)
         self.methods = methods.to_compare(self._llava, keep, settings.methods, given, clip=self._checkpoint.clip)
-        if self._files.border != "keep" and any(c.place == TOWER for m in self.methods.values() for c in self._cuts(m)):
-            raise CommandError(f"border {self._files.border!r}: a cut in the vision tower does not know of border")
+        for carve in self.methods.values():
+            self._encoder.check_cuts(self._cuts(carve))
         self._max_new_tokens = self._files.max_new_tokens or self._questions.max_new_tokens
-        self._encoder = Encoder(self._checkpoint, conversation=self._files.conversation, border=self._files.border)
         probe = self._encoder([Sample("", "What is this?", (np.zeros((8, 8, 3), np.uint8),), None, 0)], 1)
         check_request(self._llava, probe, self._max_new_tokens, times=settings.batch_size)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for all workers."""
-        clip = self._checkpoint.clip
         return {
-            "model_sha256": loading.checksum(self._checkpoint.folder),
-            **({} if clip is None else {"clip_sha256": loading.checksum(clip.folder)}),
+            **self._checkpoint.identity,
             "methods": {name: methods.visual_tokens(self._llava, carve) for name, carve in self.methods.items()},
             "image_aspect_ratio": self._checkpoint.image_aspect_ratio,
             "versions": results.versions(),
@@ -90,12 +76,7 @@ class FileAsker:
         Returns:
           One record per row: `said` by method, or `error`.
         """
-        samples, errors = dict[int, Sample](), dict[int, str]()
-        for index in indices:
-            try:
-                samples[index] = self._encoder.fitting(self._questions.sample(index))
-            except CommandError as error:
-                errors[index] = str(error)
+        samples, errors = self._encoder.readable(self._questions, indices)
         said = self._answer(samples, errors) if samples else {}
         return [
             {"sample": index} | ({"error": errors[index]} if index in errors else {"said": said[index]})
@@ -106,7 +87,7 @@ class FileAsker:
         """What every method says to each sample. One that cannot be encoded goes to `errors`, its neighbours do not."""
         try:
             inputs = self._encoder(list(samples.values()), self._settings.batch_size)
-            most = self._most(inputs)
+            most = self._llava.prompt(**inputs.named).visual_slots.shape[1]
         except (CommandError, ValueError, TypeError) as error:
             if len(samples) == 1:
                 errors |= dict.fromkeys(samples, f"{type(error).__name__}: {one_line(error)}")
@@ -116,12 +97,7 @@ class FileAsker:
         said = {index: dict[str, str]() for index in samples}
         for name, carve in self.methods.items():
             tokens = self._llava.generate(
-                inputs.input_ids,
-                inputs.pixel_values,
-                attention_mask=inputs.attention_mask,
-                image_sizes=inputs.image_sizes,
-                relevance=inputs.relevance,
-                border=inputs.border,
+                **inputs.named,
                 max_new_tokens=self._max_new_tokens,
                 carve=self._at_most(carve, most),
                 seed=(self._settings.seed * 1_000_003 + next(iter(samples))) % 2**32,  # whoever asks it
@@ -129,13 +105,6 @@ class FileAsker:
             for index, text in zip(samples, self._checkpoint.decode(tokens), strict=False):
                 said[index][name] = text
         return said
-
-    def _most(self, inputs: loading.Inputs) -> int:
-        """How many visual tokens a row of the batch has room for."""
-        prompt = self._llava.prompt(
-            inputs.input_ids, inputs.pixel_values, inputs.attention_mask, image_sizes=inputs.image_sizes
-        )
-        return prompt.visual_slots.shape[1]
 
     def _at_most(self, carve: Carve, most: int) -> Carve:
         """Without its border, a thin strip of an image has fewer tokens than a cut keeps: then it keeps them all."""

@@ -56,7 +56,6 @@ def _evaluate(
     compared = facts.pop("methods")
     assert files.answers is not None  # the command has seen to it
     paths = {name: answer_path(files.answers, name) for name in compared}
-    ((_, machine),) = pool.run([Call("machine", methodcaller("machine"), first=True)])
     about = {
         "keep": settings.keep,
         "methods": list(compared),
@@ -67,7 +66,7 @@ def _evaluate(
         "batch_size": settings.batch_size,
         "seed": settings.seed,
         "workers": pool.count,
-        "machine": machine,
+        "machine": workers.ask_first(pool, "machine"),
         **facts,
     }
     journal = results.Journal(out / "answers.jsonl", about, restart=settings.restart)

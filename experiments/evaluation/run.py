@@ -58,7 +58,7 @@ def _evaluate(settings: Settings, pool: workers.Pool, command: Sequence[str]) ->
         "max_new_tokens": MAX_NEW_TOKENS,
         "room": ROOM,
         "workers": pool.count,
-        "machine": _ask_first(pool, "machine"),
+        "machine": workers.ask_first(pool, "machine"),
         **facts,
     }
     journal = results.Journal(out / "answers.jsonl", about, restart=settings.restart)
@@ -107,18 +107,12 @@ def measure(settings: Settings, pool: workers.Pool, journal: results.Journal) ->
     return [known[index] for index in range(total)]
 
 
-def _ask_first(pool: workers.Pool, method: str, *args: Any) -> Any:
-    """One question to the first worker."""
-    ((_, found),) = pool.run([Call(method, methodcaller(method, *args), first=True)])
-    return found
-
-
 def _save_pictures(pool: workers.Pool, records: Sequence[dict[str, Any]], out: Path) -> list[Path]:
     """One picture per family: its first question, and what the first method leaves."""
     chosen = {record["family"]: record for record in reversed(records)}
     families = [family for family in FAMILIES if family in chosen]
     paths = [out / f"{family}.png" for family in families]
-    pages = _ask_first(pool, "draw", [chosen[family] for family in families])
+    pages = workers.ask_first(pool, "draw", [chosen[family] for family in families])
     for page, path in zip(pages, paths, strict=True):
         pictures.save(page, path)
     return paths

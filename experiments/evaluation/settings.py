@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from experiments.loading import Checkpoint, load
+
 
 @dataclasses.dataclass(frozen=True)
 class Files:
@@ -31,13 +33,12 @@ class Files:
     limit: int | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """One evaluation.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What every run is told that asks a model with several methods.
 
     Attributes:
       model: folder of a checkpoint, or a model id on the hub.
-      keep: fraction or count of the visual tokens that are left.
       methods: what to compare with all tokens, by name.
       out: folder that everything is written to.
       scenes: how many; each is asked about once per family of questions.
@@ -47,15 +48,14 @@ class Settings:
       revision: of the model on the hub.
       clip: what tells relevance to the question, as `model`; None for nothing.
       clip_revision: of that on the hub.
-      restart: forget what `out` holds of an earlier run.
       schedules: cuts as their texts, see `experiments.schedules`: each schedule is one more method.
+      restart: forget what `out` holds of an earlier run.
       workers: how many share the questions.
       ray_address: of a Ray cluster; None stays on this machine.
       files: questions of a file in place of the scenes.
     """
 
     model: str
-    keep: float | int
     methods: tuple[str, ...]
     out: Path
     scenes: int
@@ -65,8 +65,30 @@ class Settings:
     revision: str | None = None
     clip: str | None = None
     clip_revision: str | None = None
-    restart: bool = False
     schedules: tuple[tuple[str, ...], ...] = ()
+    restart: bool = False
     workers: int = 1
     ray_address: str | None = None
     files: Files | None = None
+
+    def load(self) -> Checkpoint:
+        """The model with its processor, and the CLIP; see `experiments.loading.load`."""
+        return load(
+            self.model,
+            dtype=self.dtype,
+            revision=self.revision,
+            clip=self.clip,
+            clip_revision=self.clip_revision,
+            image_aspect_ratio="checkpoint" if self.files is None else self.files.image_aspect_ratio,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Run):
+    """One evaluation.
+
+    Attributes:
+      keep: fraction or count of the visual tokens that are left.
+    """
+
+    keep: float | int

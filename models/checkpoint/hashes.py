@@ -19,13 +19,13 @@ SUMS = "SHA256SUMS"
 def write_sums(folder: Path) -> None:
     """Record every file below a folder in `folder/SHA256SUMS`."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in _shown(paths)]
+    lines = [f"{of_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in _shown(paths)]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def sha256(paths: Sequence[Path]) -> dict[str, str]:
     """The hash of each file, by name."""
-    return {path.name: _sha256(path) for path in _shown(paths)}
+    return {path.name: of_file(path) for path in _shown(paths)}
 
 
 def verify(folder: Path) -> int:
@@ -57,7 +57,7 @@ def verify(folder: Path) -> int:
         name = path.relative_to(folder).as_posix()
         if problem := file_problem(path):
             problems.append(f"{name} {problem}")
-        elif recorded[name] != (_sha256(path) if len(recorded[name]) == 64 else _git_blob(path)):
+        elif recorded[name] != (of_file(path) if len(recorded[name]) == 64 else _git_blob(path)):
             problems.append(f"{name} is not what was recorded: its hash differs")
     if problems:
         raise CheckpointError(folder, problems)
@@ -81,7 +81,8 @@ def _shown(paths: Sequence[Path]) -> Iterator[Path]:
     return iter(tqdm(paths, desc="Hashing files", unit=" files", disable=None))
 
 
-def _sha256(path: Path) -> str:
+def of_file(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
