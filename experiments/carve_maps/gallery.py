@@ -14,7 +14,7 @@ from experiments.carve_maps import fates
 from experiments.summary import BASELINE
 
 FOLDER = "gallery"
-_QUALITY = 80  # of WebP
+_QUALITY = 75  # of WebP
 
 
 def image_path(out: Path, sample: int) -> Path:

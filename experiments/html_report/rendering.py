@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import importlib.resources
 import importlib.util
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from experiments.results import write_text
 
 FILE = "report.html"
 LIMIT = 14_500_000  # bytes of a page, about: a gallery that would go beyond is cut short
+_COMPACT: dict[str, Any] = {"separators": (",", ":")}
 _SCRIPTS = ("theme.js", "board.js", "gallery.js", "plotly.js", "charts.js")  # in the order in which they run
 
 
@@ -81,6 +84,7 @@ def _page(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = _COMPACT
     return environment.get_template("page.html").render(
         page=page,
         gallery=gallery,
@@ -102,6 +106,7 @@ def _policy(scripts: list[str]) -> str:
     )
 
 
+@functools.cache
 def _source(name: str) -> str:
     """A script or style as it goes into the page, where nothing in it may end its element."""
     if name == "plotly.js":
@@ -111,18 +116,17 @@ def _source(name: str) -> str:
         text = Path(found.submodule_search_locations[0], "package_data", "plotly.min.js").read_text(encoding="utf-8")
     else:
         text = importlib.resources.files("experiments.html_report").joinpath("assets", name).read_text(encoding="utf-8")
-    if "</script" in text.lower() or "</style" in text.lower():
-        text = text.replace("</script", "<\\/script").replace("</style", "<\\/style")
-    return text
+    return re.sub(r"</(?=script|style)", r"<\\/", text, flags=re.IGNORECASE)
 
 
 def _fitting(gallery: dict[str, Any] | None, room: int) -> tuple[dict[str, Any] | None, int]:
     """As many scenes as there is room for, and how many are left out."""
     if gallery is None:
         return None, 0
-    scenes, used = [], 0
+    scenes = list[dict[str, Any]]()
+    used = 0
     for scene in gallery["scenes"]:
-        used += len(json.dumps(scene))
+        used += len(json.dumps(scene, **_COMPACT))
         if scenes and used > room:
             break
         scenes.append(scene)

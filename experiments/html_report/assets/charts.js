@@ -46,7 +46,7 @@
     const chart = charts[id], element = document.getElementById(id), narrow = element.clientWidth < 480;
     const many = chart.kind === "bars" ? chart.names.length * chart.series.length : chart.series.length;
     const axis = { color: colour("soft"), gridcolor: colour("line"), zerolinecolor: colour("line"), automargin: true, fixedrange: true };
-    const height = chart.kind === "bars" ? Math.max(220, 110 + many * 20) : 380 + (many > 6 ? Math.ceil(many / (narrow ? 2 : 4)) * 20 : 0);
+    const height = chart.kind === "bars" ? 90 + many * (chart.series.length > 1 ? 14 : 26) + chart.names.length * 6 : 380 + (many > 6 ? Math.ceil(many / (narrow ? 2 : 4)) * 20 : 0);
     element.style.height = `${height}px`;
     const layout = {
       height,

@@ -42,9 +42,9 @@ def _sides(cell: Mapping[str, Any]) -> list[str]:
 def _lead(cell: Mapping[str, Any]) -> str:
     carving = cell["carving"]
     return (
-        f"Carving {carving['visual']} visual tokens to {carving['kept']} makes the prefill {carving['speed_up']:.2f} times as "
-        f"fast (by floating-point operations alone it would be {carving['speed_up_limit']:.2f} times), and the prompt's KV "
-        f"cache {100 * carving['cache_share']:.1f} % of its size."
+        f"Carving {carving['visual']} visual tokens to {carving['kept']} makes the prefill {carving['speed_up']:.2f} "
+        f"times as fast (by floating-point operations alone it would be {carving['speed_up_limit']:.2f} times), and "
+        f"leaves {100 * carving['cache_share']:.1f} % of the prompt's KV cache."
     )
 
 

@@ -15,6 +15,13 @@ from experiments.html_report.words import facts, percent, with_interval
 from experiments.html_report.words import points as in_points
 from experiments.results import format_bytes, format_seconds
 
+_BARS = (
+    ("same_answer", "same answer, %", 100, "Agreement with vanilla", "Answers that are word by word vanilla's."),
+    ("prefill_s", "ms", 1e3, "Prefill time", "Median for a batch, vision tower included, compiled before."),
+    ("own_s", "ms", 1e3, "Time of the method alone", "Median of the compressors for one image."),
+    ("cache_bytes", "KiB", 1 / 1024, "KV cache", "Keys and values of a question's prompt."),
+)
+
 
 def is_it(report: Mapping[str, Any]) -> bool:
     """Whether it is such a run's."""
@@ -45,9 +52,8 @@ def _lead(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> str:
     if not budgets:
         return text
     most = max(row["budget"] for row in budgets)
-    best = max(
-        (row for row in budgets if row["budget"] == most and row["method"] != REFERENCE), key=quality, default=None
-    )
+    others = [row for row in budgets if row["budget"] == most and row["method"] != REFERENCE]
+    best = max(others, key=quality, default=None)
     found = [row for row in budgets if row["budget"] == most and row["method"] == REFERENCE]
     for row in [*found, *([best] if best is not None else [])]:
         word = "is right about" if row["accuracy"] else "agrees with vanilla on"
@@ -90,7 +96,13 @@ def _figures(rows: Sequence[Mapping[str, Any]], cells: Mapping[str, Mapping[str,
         return {name: [_point(row, scale * row[what]) for row in by_method[name]] for name in best_first}
 
     figures = [
-        points("Accuracy against tokens", "Visual tokens behind the last cut.", x="visual tokens left", y=up, series=against("tokens", 1)),
+        points(
+            "Accuracy against tokens",
+            "Visual tokens behind the last cut; whiskers are 95 % intervals.",
+            x="visual tokens left",
+            y=up,
+            series=against("tokens", 1),
+        ),
         points(
             "Accuracy against compute",
             "A method that cuts before the decoder keeps more tokens at the same cost.",
@@ -98,16 +110,11 @@ def _figures(rows: Sequence[Mapping[str, Any]], cells: Mapping[str, Mapping[str,
             y=up,
             series=against("flops", 100 / vanilla["flops"]),
         ),
-    ]  # fmt: skip
+    ]
     budgets = sorted({row["budget"] for row in rows if row["basis"] == COUNT}, reverse=True)
     at = {(row["method"], row["budget"]): row for row in rows if row["basis"] == COUNT and not row["why_not"]}
     names = [name for name in best_first if any((name, budget) in at for budget in budgets)]
-    for title, text, unit, what, scale in (
-        ("Agreement with vanilla", "Questions answered word by word as with all visual tokens.", "same answer, %", "same_answer", 100),
-        ("Prefill time", "Median for a batch, vision tower included, compiled before.", "ms", "prefill_s", 1e3),
-        ("Time of the method alone", "Median of the compressors for one image.", "ms", "own_s", 1e3),
-        ("KV cache", "Keys and values of a question's prompt.", "KiB", "cache_bytes", 1 / 1024),
-    ):  # fmt: skip
+    for what, unit, scale, title, text in _BARS:
         series = {
             f"{budget} left": [scale * at[name, budget][what] if (name, budget) in at else None for name in names]
             for budget in budgets

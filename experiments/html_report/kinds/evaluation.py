@@ -89,7 +89,11 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
         cells = [row["method"], str(row["visual_tokens"])]
         cells += [percent(row["accuracy"][family]["share"]) for family in families]
         cells += [with_interval(_overall(row))] if _overall(rows[0]) else []
-        cells += [in_points(row["difference"], row["difference_half_width"])] if measured else []
+        cells += (
+            [in_points(row["difference"], row["difference_half_width"]) if row is not rows[0] else ""]
+            if measured
+            else []
+        )
         cells.append(percent(row["same_answer"]))
         if measured:
             cells.append(f"{row['flops'] / 1e9:.2f}" if "flops" in row else "n/a")

@@ -70,11 +70,12 @@ def page(report: Mapping[str, Any], folder: Path) -> Page:
 
 
 def _lead(correlations: Sequence[Mapping[str, Any]], budgets: Sequence[int]) -> str:
-    parts = []
-    for row in _behind_cut(correlations):
-        if row["kind"] == "spearman" and row["measure"] == "effective_rank" and row["with"] == "accuracy":
-            if row["place"] is None and row["tokens"] == "visual" and row["visual_tokens"] in budgets:
-                parts.append(f"{row['value']:+.2f} with {row['visual_tokens']} tokens left")
+    wanted = {"kind": "spearman", "measure": "effective_rank", "with": "accuracy", "place": None, "tokens": "visual"}
+    parts = [
+        f"{row['value']:+.2f} with {row['visual_tokens']} tokens left"
+        for row in _behind_cut(correlations)
+        if row["visual_tokens"] in budgets and all(row[name] == value for name, value in wanted.items())
+    ]
     if not parts:
         return ""
     return f"Spearman's correlation of effective rank and accuracy across methods: {', '.join(parts)}."
