@@ -206,14 +206,14 @@ def load(
       clip: as `source`, for a CLIP; None for none.
       clip_revision: as `revision`.
       image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.preprocessing`.
-      request: what will be asked at a time, where that is known: what cannot fit is refused before the weights are read.
+      request: what will be asked at a time, where that is known; what cannot fit is refused before weights are read.
 
     Returns:
       All of them.
 
     Raises:
-      CommandError: `request` does not fit; there is no such folder, it has no processor that fits, or that cannot do `image_aspect_ratio`; or
-        the CLIP does not go with the model.
+      CommandError: `request` does not fit; there is no such folder; it has no processor that fits, or none that can do
+        `image_aspect_ratio`; or the CLIP does not go with the model.
       ConfigError, CheckpointError, FileNotFoundError: see `Llava.from_pretrained` and `Relevance.from_pretrained`.
     """
     for name in (source, *([] if clip is None else [clip])):
