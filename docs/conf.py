@@ -6,6 +6,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from jax.typing import ArrayLike
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util.typing import stringify_annotation
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
 
@@ -24,7 +28,7 @@ extensions = [
 ]
 exclude_patterns = ["_ext", "_build", "_templates"]
 templates_path = ["_templates"]
-default_role = "code"  # docstrings quote code in single backticks
+default_role = "py:obj"  # docstrings quote code in single backticks; names that have a page become links
 
 html_theme = "furo"
 html_title = f"tokencarve_jax {release}"
@@ -40,12 +44,13 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # one image: compiling well 
 nb_execution_mode = "force"  # the notebook's outputs are those of this build
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+nb_merge_streams = True
+nb_output_stderr = "remove"
 
 autosummary_generate = ["api/carving.md", "api/compressors.md", "api/models.md"]
 autosummary_imported_members = True
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_type_aliases = {"ArrayLike": "ArrayLike"}
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 napoleon_custom_sections = ["Source"]
@@ -53,13 +58,21 @@ napoleon_use_ivar = True
 napoleon_attr_annotations = False
 
 
-_ARRAY_LIKE = "Array | ndarray | bool | number | bool | int | float | complex"  # autodoc spells jax.typing.ArrayLike out
+_ARRAY_LIKE = stringify_annotation(ArrayLike, "smart")  # autodoc spells it out
 
 
 def _short(app: Any, what: str, name: str, thing: Any, options: Any, given: str | None, returned: str | None) -> Any:
     return given and given.replace(_ARRAY_LIKE, "ArrayLike"), returned
 
 
+def _of_its_module(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """A table's docstring stands where it is made, and not where it is imported."""
+    attribute = name.rpartition(".")[2]
+    for home in ("tokencarve_jax.registry", "tokencarve_jax.compressor") if what == "data" else ():
+        lines += ModuleAnalyzer.for_module(home).find_attr_docs().get(("", attribute), [])
+
+
 def setup(app: Any) -> None:
     """Sphinx calls it."""
+    app.connect("autodoc-process-docstring", _of_its_module, priority=400)  # before napoleon reads it
     app.connect("autodoc-process-signature", _short)

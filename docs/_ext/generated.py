@@ -22,8 +22,8 @@ _PLACES = {"tower": "vision tower", "input": "decoder's input", "decoder": "deco
 
 
 def fill(markdown: str) -> str:
-    """A page's source with its marks replaced."""
-    return _MARK.sub(lambda found: _part(found[1]), markdown)
+    """A page's source with its marks replaced, and without the empty line that ends a doctest."""
+    return _MARK.sub(lambda found: _part(found[1]), markdown).replace("\n\n```\n", "\n```\n")
 
 
 def _part(name: str) -> str:
