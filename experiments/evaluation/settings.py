@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from experiments.loading import Checkpoint, load
+from experiments.memory import Request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,15 @@ class Run:
             clip=self.clip,
             clip_revision=self.clip_revision,
             image_aspect_ratio="checkpoint" if self.files is None else self.files.image_aspect_ratio,
+            request=self._request,
         )
+
+    @property
+    def _request(self) -> Request:
+        """What is known of each batch: a row of a file need have no image."""
+        if self.files is None:
+            return Request(new_tokens=1, rows=self.batch_size, images=1)
+        return Request(new_tokens=self.files.max_new_tokens or 1, rows=self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
