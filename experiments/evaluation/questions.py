@@ -32,7 +32,19 @@ class Sample:
     family: str = ""
 
 
-class QuestionSet(Protocol):
+class Readable(Protocol):
+    """Questions by number."""
+
+    def sample(self, index: int) -> Sample:
+        """Question number `index`, from 0 on, its images read.
+
+        Raises:
+          CommandError: it cannot be asked, such as for a damaged image; the others can.
+        """
+        ...
+
+
+class QuestionSet(Readable, Protocol):
     """Questions by number, the same ones in every process that makes the set anew."""
 
     def __len__(self) -> int:
@@ -42,14 +54,6 @@ class QuestionSet(Protocol):
     @property
     def max_new_tokens(self) -> int:
         """How long an answer may be, unless somebody knows better."""
-        ...
-
-    def sample(self, index: int) -> Sample:
-        """Question number `index`, from 0 on, its images read.
-
-        Raises:
-          CommandError: it cannot be asked, such as for a damaged image; the others can.
-        """
         ...
 
     def right(self, index: int, said: str) -> bool | None:
