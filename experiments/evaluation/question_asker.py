@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments import methods, results, schedules
 from experiments.cli import CommandError, one_line
+from experiments.evaluation import likelihood
 from experiments.evaluation.encoder import Encoder
 from experiments.evaluation.questions import Readable, Sample
 from experiments.evaluation.settings import Asking, Settings
+from experiments.loading import Inputs
 from experiments.memory import check_request
 from models.engine.plan import Carve, Schedule, parse
 from tokencarve_jax import plan
@@ -81,41 +83,78 @@ class QuestionAsker:
         Returns:
           One record per question, in order: `said` by method, or `error`.
         """
+
+        def say(inputs: Inputs, indices: Sequence[int], carve: Carve) -> list[str]:
+            left = self._llava.config.text.max_positions - inputs.input_ids.shape[1]
+            new_tokens = max(1, min(max_new_tokens, left))
+            tokens = self._llava.generate(
+                **inputs.named, max_new_tokens=new_tokens, carve=carve, seed=self._seed(indices)
+            )
+            return self._checkpoint.decode(tokens)
+
+        return self._each(questions, indices, only, say)
+
+    def weigh(
+        self, questions: Readable, indices: Sequence[int], *, continuations: Sequence[str], only: Collection[str] | None
+    ) -> list[dict[str, Any]]:
+        """How well one batch's given answers follow.
+
+        Args:
+          questions: as for `answer`.
+          indices: as for `answer`.
+          continuations: an answer for each of them.
+          only: as for `answer`.
+
+        Returns:
+          One record per question, in order: `said` by method, the mean negative log probability of the answer's tokens
+          with the end of the turn, and whether greedy decoding would have said it; or `error`.
+        """
+        tokenizer = self._checkpoint.processor.tokenizer
+        answers = {
+            index: tokenizer(f" {text.strip()}", add_special_tokens=False)["input_ids"]
+            for index, text in zip(indices, continuations, strict=True)
+        }
+
+        def judge(inputs: Inputs, indices: Sequence[int], carve: Carve) -> list[tuple[float, bool]]:
+            return likelihood.weigh(
+                self._llava, inputs, [answers[index] for index in indices], carve=carve, seed=self._seed(indices)
+            )
+
+        return self._each(questions, indices, only, judge)
+
+    def _each(
+        self,
+        questions: Readable,
+        indices: Sequence[int],
+        only: Collection[str] | None,
+        ask: Callable[[Inputs, Sequence[int], Carve], Sequence[Any]],
+    ) -> list[dict[str, Any]]:
+        """Records of what `ask` gives for each row of a batch with each method."""
         samples, errors = self._encoder.readable(questions, indices)
         names = [name for name in self.methods if only is None or name in only]
-        said = self._answer(samples, errors, names, max_new_tokens) if samples else {}
+
+        def said(samples: dict[int, Sample]) -> dict[int, dict[str, Any]]:
+            """One that cannot be encoded goes to `errors`, its neighbours do not."""
+            try:
+                inputs = self._encoder(list(samples.values()), self._settings.batch_size)
+                most = self._llava.prompt(**inputs.named).visual_slots.shape[1]
+            except (CommandError, ValueError, TypeError) as error:
+                if len(samples) == 1:
+                    errors.update(dict.fromkeys(samples, f"{type(error).__name__}: {one_line(error)}"))
+                    return {}
+                return {index: own for key, one in samples.items() for index, own in said({key: one}).items()}
+            found = {name: ask(inputs, list(samples), self._at_most(self.methods[name], most)) for name in names}
+            return {index: {name: found[name][row] for name in names} for row, index in enumerate(samples)}
+
+        answered = said(samples) if samples else {}
         return [
-            {"sample": index} | ({"error": errors[index]} if index in errors else {"said": said[index]})
+            {"sample": index} | ({"error": errors[index]} if index in errors else {"said": answered[index]})
             for index in indices
         ]
 
-    def _answer(
-        self, samples: dict[int, Sample], errors: dict[int, str], names: Sequence[str], max_new_tokens: int
-    ) -> dict[int, dict[str, str]]:
-        """What every method says to each sample. One that cannot be encoded goes to `errors`, its neighbours do not."""
-        try:
-            inputs = self._encoder(list(samples.values()), self._settings.batch_size)
-            most = self._llava.prompt(**inputs.named).visual_slots.shape[1]
-        except (CommandError, ValueError, TypeError) as error:
-            if len(samples) == 1:
-                errors |= dict.fromkeys(samples, f"{type(error).__name__}: {one_line(error)}")
-                return {}
-            alone = [
-                self._answer({index: sample}, errors, names, max_new_tokens) for index, sample in samples.items()
-            ]
-            return {index: said for one in alone for index, said in one.items()}
-        left = self._llava.config.text.max_positions - inputs.input_ids.shape[1]
-        said = {index: dict[str, str]() for index in samples}
-        for name in names:
-            tokens = self._llava.generate(
-                **inputs.named,
-                max_new_tokens=max(1, min(max_new_tokens, left)),
-                carve=self._at_most(self.methods[name], most),
-                seed=(self._settings.seed * 1_000_003 + next(iter(samples))) % 2**32,  # whoever asks it
-            )
-            for index, text in zip(samples, self._checkpoint.decode(tokens), strict=False):
-                said[index][name] = text
-        return said
+    def _seed(self, indices: Sequence[int]) -> int:
+        """Of a batch, whoever asks it."""
+        return (self._settings.seed * 1_000_003 + indices[0]) % 2**32
 
     def _at_most(self, carve: Carve, most: int) -> Carve:
         """Without its border, a thin strip of an image has fewer tokens than a cut keeps: then it keeps them all."""

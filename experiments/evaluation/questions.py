@@ -69,6 +69,20 @@ class QuestionSet(Readable, Protocol):
         ...
 
 
+def alike(lengths: Mapping[int, int], size: int) -> list[list[int]]:
+    """Questions in batches of similar length, in which a batch is as long as its longest prompt.
+
+    Args:
+      lengths: of their texts, by number.
+      size: of a batch, the last of which may have fewer.
+
+    >>> alike({0: 9, 1: 3, 2: 9, 3: 1}, 2)
+    [[3, 1], [0, 2]]
+    """
+    order = sorted(lengths, key=lambda index: (lengths[index], index))
+    return [order[at : at + size] for at in range(0, len(order), size)]
+
+
 def batches(total: int, size: int) -> Iterator[range]:
     """0..total in runs of `size`."""
     return (range(start, min(start + size, total)) for start in range(0, total, size))
