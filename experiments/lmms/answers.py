@@ -64,7 +64,7 @@ class Answers:
         """
         calls = self._calls(requests, names, bar)
         while window := list(itertools.islice(calls, _WINDOW * self._pool.count if self._pool.count > 1 else 1)):
-            for call, found in self._pool.run(window):
+            for _, found in self._pool.run(window):
                 records = [
                     {"key": requests[record.pop("sample")].key} | record for record in map(dict[str, Any], found)
                 ]

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import torch
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
@@ -45,9 +45,17 @@ class Speaker(lmms):
       answers: where they come from.
       name: of the method that speaks; may be changed between evaluations.
       max_new_tokens: where a task has none.
+
+    Attributes:
+      together: methods that are asked at once, so that images are read once for all of them; empty is the one alone.
+      asked: the requests of the latest call.
+      broken: whether asking itself failed in it, and not what the harness does before and after.
     """
 
     is_simple = True
+    together: Sequence[str] = ()
+    asked: Sequence[Request] = ()
+    broken = False
 
     def __init__(self, answers: Answers, name: str, *, max_new_tokens: int | None = None):
         super().__init__()
@@ -78,23 +86,25 @@ class Speaker(lmms):
 
     def _said(self, instances: Sequence[Instance]) -> list[tuple[Request, Any]]:
         requests = [self.request(instance) for instance in instances]
-        total = len({request.key for request in requests})
-        with tqdm(total=total, unit=" questions", desc=self.name, file=sys.stderr, disable=self._rank or None) as bar:
-            self.answers.ask(requests, self.names, bar)
+        distinct = {request.key: request for request in requests}
+        self.asked, self.broken = list(distinct.values()), True
+        bar = tqdm(total=len(distinct), unit=" questions", file=sys.stderr, disable=True if self._rank else None)
+        with bar:
+            self.answers.ask(requests, self.together or [self.name], bar)
+        self.broken = False
         return [(request, self.answers.said(request, self.name)) for request in requests]
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Methods that are asked at once, of which one speaks."""
-        return [self.name]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Greedy answers, in order; an empty one where something could not be asked, which `answers.errors` tells."""
         return ["" if said is None else request.ended(said) for request, said in self._said(requests)]
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Losses, as the harness wants them, and whether greedy decoding says the same; infinite where not asked."""
-        return [(math.inf, False) if said is None else (said[0], said[1]) for _, said in self._said(requests)]
+    def loglikelihood(self, requests: list[Instance]) -> list[Any]:
+        """Losses, as the harness wants them, and whether greedy decoding says the same; infinite where not asked.
+
+        Each pair is wrapped as an answer is, because lmms-eval 0.7.3 makes a text of a bare one.
+        """
+        pairs = [(math.inf, False) if said is None else (said[0], said[1]) for _, said in self._said(requests)]
+        return [GenerationResult(pair) for pair in pairs]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not here.

@@ -68,7 +68,9 @@ def read(given: Mapping[str, Any]) -> ModelArgs:
         raise CommandError("model_args: a method needs keep, such as keep=128")
     if information and method not in (None, "tokencarve"):
         raise CommandError(f"model_args: information is for tokencarve, not for {method}")
-    methods = () if keep is None else (INFORMATION[information or "default"] if method is None or information else method,)
+    methods = (
+        () if keep is None else (INFORMATION[information or "default"] if method is None or information else method,)
+    )
     asking = Asking(
         image_aspect_ratio=take("image_aspect_ratio", "pad", _one_of(preprocessing.ASPECT_RATIOS)),
         border=take("border", "keep", _one_of(preprocessing.BORDERS)),

@@ -1,4 +1,4 @@
-"""A task folder for lmms-eval: held-out scenes, and the same questions as one of LLaVA's question files."""
+"""Task folders for lmms-eval: held-out scenes, the same questions as one of LLaVA's question files, and choices."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,19 @@ from PIL import Image
 
 from experiments.scenes import FAMILIES, make_scene
 
-TASK = "local_scenes"
-YAML = f"""task: {TASK}
-dataset_path: json
+TASK, CHOICE = "local_scenes", "local_choice"
+DATA = """dataset_path: json
 dataset_kwargs:
   data_files:
-    test: questions.jsonl
+    test: {file}
 test_split: test
-output_type: generate_until
 doc_to_visual: !function local_task.look
 doc_to_text: text
 doc_to_target: answer
+"""
+YAML = f"""task: {TASK}
+{DATA.format(file="questions.jsonl")}
+output_type: generate_until
 generation_kwargs:
   max_new_tokens: 8
   image_aspect_ratio: original
@@ -27,6 +29,15 @@ metric_list:
     higher_is_better: true
     ignore_case: true
     ignore_punctuation: true
+"""
+CHOICE_YAML = f"""task: {CHOICE}
+{DATA.format(file="choices.jsonl")}
+output_type: multiple_choice
+doc_to_choice: ["yes", "no"]
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
 """
 CODE = """from pathlib import Path
 
@@ -38,8 +49,8 @@ def look(doc):
 """
 
 
-def make_task(folder: Path, scenes: int) -> Path:
-    """Three questions about each of so many scenes."""
+def make_task(folder: Path, scenes: int) -> list[dict]:
+    """Three questions about each of so many scenes, in the form of LLaVA's files; gives the rows."""
     folder.mkdir(parents=True)
     rows = []
     for number in range(scenes):
@@ -50,7 +61,10 @@ def make_task(folder: Path, scenes: int) -> Path:
             {"question_id": 3 * number + i, "image": name, "text": question.text, "answer": question.answer}
             for i, question in enumerate(scene.questions)
         ]
-    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    choices = [row for row in rows if row["answer"] in ("yes", "no")]
+    for file, content in (("questions.jsonl", rows), ("choices.jsonl", choices)):
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in content))
     (folder / "local_task.py").write_text(CODE)
     (folder / f"{TASK}.yaml").write_text(YAML)
-    return folder
+    (folder / f"{CHOICE}.yaml").write_text(CHOICE_YAML)
+    return rows
