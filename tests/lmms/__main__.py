@@ -18,6 +18,7 @@ from tests.lmms.local import CHOICE, TASK, make_task
 
 ROOT = Path(__file__).parents[2]
 MODEL, KEEP, BATCH = str(ROOT / "experiments" / "tiny"), 128, 6
+LIMIT_S = 600  # of one command; far more than is needed
 CARVED = f"tokencarve@2={KEEP}"
 
 
@@ -62,7 +63,7 @@ def by_command(start: list[str], folder: Path, task: Path, args: str, *more: str
     told = f"pretrained={MODEL},conversation=checkpoint,journal={out / 'journal'},{args}"
     argv = ["eval", "--model", "tokencarve_jax", "--model_args", told, "--tasks", TASK, "--include_path", str(task)]
     end = ["--batch_size", str(BATCH), "--output_path", str(out), *more]
-    done = subprocess.run([*start, *argv, *end], cwd=folder, capture_output=True, text=True, check=False, env=env())
+    done = subprocess.run([*start, *argv, *end], cwd=folder, capture_output=True, text=True, env=env(), timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr[-3000:]
     found = list(out.rglob("*_results.json"))
     assert len(found) == 1, done.stdout[-3000:] + done.stderr[-3000:]
@@ -99,7 +100,7 @@ def main() -> None:
     (folder / "reproduce" / "results.json").unlink()
     assert reproduced(folder, task)[1] == files, "the same command again gives other files"
 
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "-m", "lmms_eval"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lmms_eval"]
     carved = by_command(start, folder, task, f"keep={KEEP},method=tokencarve")
     check("two processes, carved", carved, share(right["tokencarve"]))
     start = [str(Path(sys.executable).with_name("lmms-eval"))]
