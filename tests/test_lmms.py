@@ -198,7 +198,7 @@ class TestAnswers:
         one = request()
         self.ask(asker, tmp_path / "a.jsonl", [one])
         others = results.Journal(tmp_path / "a.jsonl", {"a": 1}).entries
-        answers = Answers(Alone(None), results.Journal(tmp_path / "b.jsonl", {}), batch_size=2, others=others)
+        answers = Answers(Alone(asker), results.Journal(tmp_path / "b.jsonl", {}), batch_size=2, others=others)
         assert answers.known(one, CARVED)
 
     def test_what_cannot_be_asked_does_not_stop_its_neighbour(self, asker, tmp_path):

@@ -198,13 +198,13 @@ def decode(
     return out, written, state
 
 
-@functools.partial(jax.jit, donate_argnames=("prefilled",))
+@jax.jit
 def follow(model: Any, prefilled: Prefilled, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     """How likely given continuations of the prompts are, token by token over the cache.
 
     Args:
       model: the model.
-      prefilled: the prompts, cut or not; donated. The cache needs room for T tokens.
+      prefilled: the prompts, cut or not. The cache needs room for T tokens.
       tokens: [B, T] int32.
 
     Returns:
