@@ -2,6 +2,10 @@
 
 from typing import Any
 
+from models.interrupts import end_at_once_while_importing
+
+end_at_once_while_importing()
+
 
 def from_pretrained(source: Any, **options: Any) -> Any:
     """A model of whatever family the checkpoint is; arguments, result and errors of `models.llava.Llava`'s.

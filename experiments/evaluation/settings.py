@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from experiments.loading import Checkpoint, load
+from experiments.memory import Request
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,14 @@ class Run:
             clip=self.clip,
             clip_revision=self.clip_revision,
             image_aspect_ratio="checkpoint" if asking is None else asking.image_aspect_ratio,
+            request=self._request(asking),
         )
+
+    def _request(self, asking: Asking | None) -> Request:
+        """What is known of each batch: a row of a benchmark need have no image."""
+        if asking is None:
+            return Request(new_tokens=1, rows=self.batch_size, images=1)
+        return Request(new_tokens=asking.max_new_tokens or 1, rows=self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

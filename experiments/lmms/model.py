@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from experiments import results, workers
 from experiments.cli import CommandError, one_line
-from experiments.evaluation.formats import LONG
+from experiments.evaluation.formats import SHORT
 from experiments.evaluation.question_asker import QuestionAsker
 from experiments.evaluation.settings import Asking, Settings
 from experiments.lmms import model_args
@@ -131,7 +131,7 @@ class TokenCarve(Speaker):
             if size > 1:
                 jax.config.update("jax_cuda_visible_devices", str(_local_rank()))
             compiled.keep_on_disk()
-            asker = QuestionAsker(args.settings, args.asking, max_new_tokens=args.asking.max_new_tokens or LONG)
+            asker = QuestionAsker(args.settings, args.asking, max_new_tokens=args.asking.max_new_tokens or SHORT)
             pool = workers.Alone(asker)
             answers = open_answers(args.settings, args.asking, pool, part=f"{rank}-of-{size}")
             super().__init__(answers, args.name, max_new_tokens=args.asking.max_new_tokens)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from experiments import results, workers
 from experiments.cli import CommandError
 from experiments.evaluation.encoder import CONVERSATIONS
-from experiments.evaluation.formats import LONG
+from experiments.evaluation.formats import SHORT
 from experiments.evaluation.question_asker import QuestionAsker
 from experiments.lmms.answers import Answers
 from experiments.lmms.requests import Request
@@ -94,7 +94,7 @@ def reproduce(settings: Settings, *, command: Sequence[str]) -> tuple[str, list[
     harness, sets, skipped = planned(settings)
     for name, why in skipped.items():
         print(f"{name} is skipped: {why}.", file=sys.stderr)
-    make = functools.partial(QuestionAsker, settings, settings.asking, max_new_tokens=LONG)
+    make = functools.partial(QuestionAsker, settings, settings.asking, max_new_tokens=SHORT)
     with (
         own_folder(settings.out),
         workers.start(make, workers=settings.workers, address=settings.ray_address) as pool,
