@@ -6,6 +6,7 @@ are looked for too.
 """
 
 import argparse
+import importlib.util
 import random
 import sys
 import tempfile
@@ -20,7 +21,7 @@ ON_RAY = {"ray": on_ray.command, "ray-questions": on_ray.command_on_file}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = [*alone.JOBS, *ON_RAY]
+    every = [name for name in (*alone.JOBS, *ON_RAY) if name != "reproduce" or importlib.util.find_spec("lmms_eval")]
     parser.add_argument("--kills", type=int, default=len(every), help="in all, shared out (default: one each)")
     parser.add_argument("--what", nargs="+", choices=every, default=every, help="which commands (default: all)")
     parser.add_argument("--seed", type=int, default=int(time.time()))

@@ -18,6 +18,7 @@ from models.checkpoint.table import dotted, variables_of
 from models.llava import Llava
 from tests.kills import on_ray
 from tests.kills.processes import LIMIT_S, finish, start
+from tests.lmms.local import CHOICE, TASK, make_task
 
 RUNS = 4  # of a command, the killed one among them
 DONE = "exists already"  # what a conversion says that was killed behind its last step
@@ -76,11 +77,28 @@ def _train(model: Path, out: Path) -> list[str]:
     return _module("tests.kills.small_train", *flags)
 
 
+def _reproduce(model: Path, out: Path) -> list[str]:
+    """Both kinds of requests; needs lmms-eval."""
+    task = model.parent / "task"
+    if not task.exists():
+        make_task(task, 12)
+    flags = ["--keep", 5, 3, "--information=default", "--batch-size=2", "--limit=24", f"--out={out}"]
+    return _module("experiments.reproduce", f"--model={model}", f"--include={task}", "--tasks", TASK, CHOICE, *flags)
+
+
+def _reproduced(out: Path) -> Any:
+    """Every file, but for the command in results.json, which names the folder."""
+    files = _files(out)
+    report = json.loads(files.pop("results.json"))
+    return files, {name: value for name, value in report.items() if name != "command"}
+
+
 JOBS = {
     "eval": Job(on_ray.command, on_ray.samples),
     "questions": Job(lambda model, out: on_ray.command_on_file(model, out), on_ray.written),
     "compare": Job(_compare, _compared),
     "convert": Job(_convert, lambda out: _converted(out / "dest")),
+    "reproduce": Job(_reproduce, _reproduced),
     "train": Job(_train, lambda out: _files(out / "model")),
 }
 
