@@ -211,10 +211,10 @@ def bench(settings: Settings, *, command: str) -> None:
                 shown = [f"batch {batch}: {error}"]
             print("\n" + "\n".join(shown), flush=True)
     largest = None
-    if settings.largest_batch or not on_cpu:
+    if settings.largest_batch or (settings.largest_batch is None and not on_cpu):
         largest = _largest(settings, llava, keep)
         print("\nlargest batch that fits, " + ", ".join(f"{k}: {v['verified']}" for k, v in largest.items()))
-    else:
+    elif settings.largest_batch is None:
         print("\nlargest batch that fits: n/a on a CPU (--largest-batch asks for it all the same)")
     found = {
         "bytes_per_second": probes.bytes_per_second,

@@ -45,6 +45,7 @@ class Job:
       new_tokens: to decode.
       layers: of the decoder in place of the preset's, or None.
       sides: of `SIDES`, what is compiled.
+      decoding: compile decoding too.
       largest_batch: also find how many rows fit.
     """
 
@@ -59,6 +60,7 @@ class Job:
     new_tokens: int = 64
     layers: int | None = None
     sides: tuple[str, ...] = SIDES
+    decoding: bool = True
     largest_batch: bool = False
 
     @property
@@ -139,9 +141,9 @@ def _compiled(job: Job, side: str, batch: int) -> dict[str, Any]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return found | {"fits": False, "compiler": one_line(error)[:300]}
-    parts = {"prefill": inspection.figures(pair.prefill), "decode": inspection.figures(pair.decode)}
-    fits = max(part["needed"] for part in parts.values()) <= place.chip.room
-    return found | {"fits": fits, "cache": pair.cache_bytes, "seconds": pair.seconds, **parts}
+    parts = {name: inspection.figures(getattr(pair, name)) for name in pair.seconds}
+    fits = pair.needed <= place.chip.room
+    return found | {"fits": fits, "needed": pair.needed, "cache": pair.cache_bytes, "seconds": pair.seconds, **parts}
 
 
 @functools.cache
@@ -153,9 +155,16 @@ def _model(job: Job) -> tuple[Any, programs.Placing]:
 
 def _pair(job: Job, cuts: plan.Schedule, batch: int) -> programs.Pair:
     llava, placed = _model(job)
-    options = {"prompt_tokens": job.prompt_tokens, "new_tokens": job.new_tokens}
-    target = targets.place(job.target).chip.target
-    return programs.compile_pair(llava, batch, carve=cuts or None, target=target, placed=placed, **options)
+    return programs.compile_pair(
+        llava,
+        batch,
+        carve=cuts or None,
+        prompt_tokens=job.prompt_tokens,
+        new_tokens=job.new_tokens,
+        target=targets.place(job.target).chip.target,
+        placed=placed,
+        decoding=job.decoding,
+    )
 
 
 def _largest(job: Job, side: str) -> int:
@@ -164,12 +173,11 @@ def _largest(job: Job, side: str) -> int:
 
     def need(batch: int) -> int:
         try:
-            pair = _pair(job, job.cuts if side == "carved" else (), batch)
+            return _pair(job, job.cuts if side == "carved" else (), batch).needed
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return 2 * room
-        return max(inspection.needed(pair.prefill), inspection.needed(pair.decode))
 
     return capacity.largest(need, room)
 

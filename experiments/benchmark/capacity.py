@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from experiments.benchmark import inspection, presets, programs
+from experiments.benchmark import presets, programs
 from experiments.benchmark.ours import Runner
 from experiments.benchmark.peer import OutOfMemory
 from models.engine import plan
@@ -31,10 +31,9 @@ def limit() -> int:
 def needed(llava: Llava, batch: int, *, carve: plan.Carve, prompt_tokens: int, new_tokens: int) -> int:
     """Bytes that prefill and decoding of `batch` rows need at most, weights included; nothing is run."""
     target = target_of(jax.local_devices()[0])
-    pair = programs.compile_pair(
+    return programs.compile_pair(
         llava, batch, carve=carve, prompt_tokens=prompt_tokens, new_tokens=new_tokens, target=target
-    )
-    return max(inspection.needed(pair.prefill), inspection.needed(pair.decode))
+    ).needed
 
 
 def largest(need: Callable[[int], int], room: int) -> int:

@@ -60,9 +60,8 @@ def lines(one: dict[str, Any], place: targets.Place) -> list[str]:
     side, bound = one["side"], one["bounds"]
     if "prefill" in one:
         verdict = "fits" if one["fits"] else "does not fit"
-        most = max(one[name]["needed"] for name in ("prefill", "decode"))
         said = [
-            f"{side}: {verdict} ({format_bytes(most)} of {format_bytes(place.chip.room)} on each chip; "
+            f"{side}: {verdict} ({format_bytes(one['needed'])} of {format_bytes(place.chip.room)} on each chip; "
             f"cache {format_bytes(one['cache'])})"
         ]
         for name in ("prefill", "decode"):
@@ -107,7 +106,7 @@ def job(flags: argparse.Namespace) -> Job:
         mesh=targets.mesh_shape(flags.mesh) if flags.mesh else None,
         batch=tuple(flags.batch),
         layers=layers,
-        largest_batch=flags.largest_batch,
+        largest_batch=bool(flags.largest_batch),
     )
 
 

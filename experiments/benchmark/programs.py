@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from experiments.benchmark import presets
+from experiments.benchmark.inspection import needed
 from models.checkpoint.table import abstract_model, dotted
 from models.engine import decode, plan, prefill
 from models.engine.decode import ROOM_BUCKET
@@ -38,17 +39,24 @@ def on_default(shape: tuple[int, ...]) -> None:
 class Pair:
     """Both programs, and how long it took to trace, lower and compile each.
 
+    On a mesh everything is of one of its devices: all run the same program.
+
     Attributes:
       prefill: compiled.
-      decode: compiled; a loop whose body is one step.
+      decode: compiled, a loop whose body is one step; None where only the prefill was asked for.
       cache_bytes: of keys and values, room for new tokens included, on each device.
       seconds: "prefill" and "decode".
     """
 
     prefill: Any
-    decode: Any
+    decode: Any | None
     cache_bytes: int
     seconds: dict[str, float]
+
+    @property
+    def needed(self) -> int:
+        """Bytes on each device, of the program that needs more."""
+        return max(needed(program) for program in (self.prefill, self.decode) if program is not None)
 
 
 def abstract_llava(config: LlavaConfig, dtype: Any, devices: list[Any], mesh: tuple[int, int] | None) -> Llava:
@@ -93,6 +101,7 @@ def compile_pair(
     new_tokens: int,
     target: Target,
     placed: Placing = on_default,
+    decoding: bool = True,
 ) -> Pair:
     """Compile what answers `batch` prompts of one image each.
 
@@ -104,6 +113,7 @@ def compile_pair(
       new_tokens: to leave room for, and to decode.
       target: what to compile for.
       placed: where the rows go.
+      decoding: compile that too.
 
     Raises:
       ValueError: an impossible `carve`.
@@ -129,13 +139,14 @@ def compile_pair(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), outputs, first.output_shardings
     )
     cache = sum(_local_bytes(x) for x in jax.tree.leaves(given.cache.layers))
+    if not decoding:
+        return Pair(first, None, cache, {"prefill": half - began})
     choice = decode.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
     begun = jax.eval_shape(functools.partial(decode.first_token, choice=choice), outputs.logits, seed)
     state = decode.Generating(given.cache, *jax.tree.map(lambda x: shaped(x.shape, x.dtype), begun))
     size = round_up(max(new_tokens - 1, 1), ROOM_BUCKET)
     second = decode.decode.lower(llava, state, shaped((), jnp.int32), size=size, choice=choice).compile()
-    seconds = {"prefill": half - began, "decode": time.perf_counter() - half}
-    return Pair(first, second, cache, seconds)
+    return Pair(first, second, cache, {"prefill": half - began, "decode": time.perf_counter() - half})
 
 
 def _local_bytes(x: jax.ShapeDtypeStruct) -> int:

@@ -25,7 +25,7 @@ class Settings:
       dtype: of weights and hidden states.
       against: "transformers", which is measured too, or None.
       repeats: rounds, after one to warm up.
-      largest_batch: find out how many rows fit on a CPU too.
+      largest_batch: find out how many rows fit; None: on a GPU.
       out: folder for results.json.
     """
 
@@ -37,7 +37,7 @@ class Settings:
     dtype: str
     against: str | None
     repeats: int
-    largest_batch: bool
+    largest_batch: bool | None
     out: Path
 
 
@@ -75,7 +75,9 @@ def add_flags(parser: cli.Parser) -> None:
         "--repeats", type=cli.positive, default=9, metavar="ROUNDS", help="after one to warm up (default: %(default)s)"
     )
     parser.add_argument(
-        "--largest-batch", action="store_true", help="also find how many rows fit in memory; always on a GPU"
+        "--largest-batch",
+        action=argparse.BooleanOptionalAction,
+        help="also find how many rows fit in memory (default: on a GPU, and not with --target)",
     )
     cli.add_out_flag(parser, "results/bench")
     away = parser.add_argument_group("compiling for an accelerator that is not here")
