@@ -43,7 +43,7 @@ class Job:
       batch: rows; several are compiled one after the other.
       prompt_tokens: of text.
       new_tokens: to decode.
-      layers: of the decoder in place of the preset's, or None.
+      layers: at most so many in the decoder, and in the tower up to its features; None: the preset's.
       sides: of `SIDES`, what is compiled.
       decoding: compile decoding too.
       largest_batch: also find how many rows fit.
@@ -65,10 +65,13 @@ class Job:
 
     @property
     def config(self) -> LlavaConfig:
-        """The preset, with so many layers."""
+        """The preset, with no more than so many layers."""
         config = presets.PRESETS[self.preset]
-        text = dataclasses.replace(config.text, num_layers=self.layers or config.text.num_layers)
-        return dataclasses.replace(config, text=text)
+        if self.layers is None:
+            return config
+        text = dataclasses.replace(config.text, num_layers=min(self.layers, config.text.num_layers))
+        vision = dataclasses.replace(config.vision, num_layers=min(self.layers + 1, config.vision.num_layers))
+        return dataclasses.replace(config, text=text, vision=vision, feature_layers=(vision.num_layers - 1,))
 
     @property
     def cut_layer(self) -> int:

@@ -88,7 +88,9 @@ def add_flags(parser: cli.Parser) -> None:
         help="chips along both axes, such as 1x4 for weights split over four (default: one chip)",
     )
     away.add_argument("--information", choices=ROUTES, help="route to TokenCarve's score (default: gram)")
-    away.add_argument("--layers", type=cli.positive, metavar="COUNT", help="of the decoder (default: the preset's)")
+    away.add_argument(
+        "--layers", type=cli.positive, metavar="COUNT", help="at most so many in decoder and tower, for a quick look"
+    )
 
 
 _AWAY = ("mesh", "information", "layers")
