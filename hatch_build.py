@@ -12,5 +12,6 @@ class PublishedExtras(BuildHookInterface):
         """Hatch calls it before a build; `version` is "editable" where nothing is published."""
         if version != "editable":
             for extra in self.config["clone-only"]:
-                for extras in (self.metadata.core.optional_dependencies, self.metadata.core.optional_dependencies_complex):
+                core = self.metadata.core
+                for extras in (core.optional_dependencies, core.optional_dependencies_complex):
                     extras.pop(extra)
