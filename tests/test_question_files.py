@@ -155,11 +155,11 @@ class TestResume:
     def test_same_files_after_an_interruption(self, folder, whole, tmp_path, monkeypatch):
         asked, original = [], FileAsker.ask
 
-        def ask(self, indices):
+        def ask(self, indices, then):
             if len(asked) == 2:
                 raise KeyboardInterrupt
             asked.append(list(indices))
-            return original(self, indices)
+            return original(self, indices, then)
 
         out = tmp_path / whole.name
         with monkeypatch.context() as patch:
