@@ -58,7 +58,7 @@ def test_a_lost_process(many):
 def test_an_error_there_is_the_error_here():
     made = Ahead(doubled, functools.partial(int, "no builder"))
     made.get(0, [1])
-    with pytest.raises(Exception, match="invalid literal|terminated"):
+    with pytest.raises(Exception, match=r"invalid literal|terminated"):
         made._ready.result(timeout=60)
     assert made.get(1, [2]) == (2, os.getpid())
 
