@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from experiments.carve_maps import choosing
 from experiments.loading import Checkpoint, load
 from experiments.memory import Request
 
@@ -63,6 +64,8 @@ class Run:
       workers: how many share the questions.
       ray_address: of a Ray cluster; None stays on this machine.
       files: questions of a file in place of the scenes.
+      gallery: how many questions have their images and carve maps recorded.
+      report: write report.html at the end.
     """
 
     model: str
@@ -80,6 +83,8 @@ class Run:
     workers: int = 1
     ray_address: str | None = None
     files: Files | None = None
+    gallery: int = choosing.DEFAULT
+    report: bool = True
 
     def load(self, asking: Asking | None = None) -> Checkpoint:
         """The model with its processor, and the CLIP; see `experiments.loading.load`.
