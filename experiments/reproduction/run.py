@@ -183,7 +183,8 @@ def _report(
         notes.append(
             f"Only the first {settings.limit} questions of each set: no figure to compare with published ones."
         )
-    errors = run.answers.errors
+    tasks = {one.task for one in sets if one.name in scores}
+    errors = {key: why for key, why in run.answers.errors.items() if key.partition("/")[0] in tasks}
     if errors:
         notes.append(f"{len(errors)} questions could not be asked and count as wrong.")
     notes.append(
