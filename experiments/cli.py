@@ -67,15 +67,16 @@ def _whole(text: str, least: int) -> int:
     return value
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Add `--model`, `--revision` and `--dtype`."""
+def add_model_flags(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """Add `--model`, `--revision` and `--dtype`; the model is the shipped one unless a `default` is given."""
     parser.add_argument(
         "--model",
-        default=str(SHIPPED),
+        default=default or str(SHIPPED),
         metavar="FOLDER|ID",
         help="a LLaVA: a folder in Hugging Face format (config.json and safetensors), a folder that `python -m "
-        "models.convert` made, or a model id on the hub such as llava-hf/llava-1.5-7b-hf (default: %(default)s, the "
-        "small trained model of this repository)",
+        "models.convert` made, or a model id on the hub such as llava-hf/llava-1.5-7b-hf (default: %(default)s"
+        + ("" if default else ", the small trained model of this repository")
+        + ")",
     )
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub (default: main)")
     parser.add_argument(

@@ -22,7 +22,7 @@ from PIL import Image
 from experiments import cli, conversation, loading, methods, pictures, preprocessing, schedules
 from experiments.cli import CommandError
 from experiments.images import open_image
-from experiments.memory import check_request
+from experiments.memory import Request, check_request
 from experiments.results import format_bytes, format_seconds
 from models.engine.decode import ROOM_BUCKET
 from models.engine.plan import Carve, has_budgets_per_image, parse, resolve
@@ -145,6 +145,7 @@ def _load(settings: Settings) -> loading.Checkpoint:
         clip=settings.clip,
         clip_revision=settings.clip_revision,
         image_aspect_ratio=settings.image_aspect_ratio,
+        request=Request(settings.max_new_tokens, images=len(settings.images)),
     )
 
 

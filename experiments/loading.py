@@ -195,6 +195,7 @@ def load(
     clip: str | None = None,
     clip_revision: str | None = None,
     image_aspect_ratio: str = "checkpoint",
+    request: memory.Request | None = None,
 ) -> Checkpoint:
     """Load model and processor, and a CLIP where one is named.
 
@@ -205,13 +206,14 @@ def load(
       clip: as `source`, for a CLIP; None for none.
       clip_revision: as `revision`.
       image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.preprocessing`.
+      request: what will be asked at a time, where that is known; what cannot fit is refused before weights are read.
 
     Returns:
       All of them.
 
     Raises:
-      CommandError: there is no such folder, it has no processor that fits, or that cannot do `image_aspect_ratio`; or
-        the CLIP does not go with the model.
+      CommandError: `request` does not fit; there is no such folder; it has no processor that fits, or none that can do
+        `image_aspect_ratio`; or the CLIP does not go with the model.
       ConfigError, CheckpointError, FileNotFoundError: see `Llava.from_pretrained` and `Relevance.from_pretrained`.
     """
     for name in (source, *([] if clip is None else [clip])):
@@ -219,7 +221,7 @@ def load(
             raise CommandError(f"{name}: no such folder")  # and the hub need not be asked
     folder = find_checkpoint(source, revision=revision)
     _, config = family_of(folder)  # what is wrong with the small files shows before the weights are read
-    memory.check_weights(config, jnp.dtype(dtype).itemsize)
+    memory.check_config(config, jnp.dtype(dtype).itemsize, request)
     processor = load_processor(folder)
     processor.image_processor = preprocessing.with_aspect_ratio(processor.image_processor, image_aspect_ratio)
     checkpoint = Checkpoint(folder, from_pretrained(folder, dtype=jnp.dtype(dtype)), processor)

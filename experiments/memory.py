@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,28 @@ from experiments.results import format_bytes
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def check_weights(config: Any, itemsize: int) -> None:
-    """Decoder and embedding table must fit.
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is known of a batch before anything is read.
+
+    Attributes:
+      new_tokens: of the longest answer.
+      rows: of the batch.
+      images: of each row, at least.
+    """
+
+    new_tokens: int
+    rows: int = 1
+    images: int = 0
+
+
+def check_config(config: Any, itemsize: int, request: Request | None = None) -> None:
+    """Decoder and embedding table must fit, and the least that a request can take beside them.
 
     Args:
-      config: of a model.
+      config: of a model whose weights have not been read.
       itemsize: bytes of a number.
+      request: what will be asked.
 
     Raises:
       CommandError: they do not.
@@ -29,6 +46,9 @@ def check_weights(config: Any, itemsize: int) -> None:
     needed = (decoder_weights(config) + config.text.vocab_size * config.text.hidden_size) * itemsize
     if (free := available()) is not None and needed > free:
         raise CommandError(f"the weights take {format_bytes(needed)}, and {format_bytes(free)} of memory are free")
+    if request:
+        length = 1 + request.images * config.tokens_per_image
+        _check(config, itemsize, request.rows, length, request.images, request.new_tokens, least="at least ")
 
 
 def check_request(llava: Any, inputs: Any, new_tokens: int, *, times: int = 1) -> None:
@@ -43,19 +63,25 @@ def check_request(llava: Any, inputs: Any, new_tokens: int, *, times: int = 1) -
     Raises:
       CommandError: they do not; says what fits.
     """
-    length, context = inputs.input_ids.shape[1], llava.config.text.max_positions
-    if length + new_tokens > context:
-        fits = f"at most {context - length} new ones fit" if length < context else "none fits"
-        raise CommandError(f"the prompt has {length} tokens and the model's context is {context}: {fits}")
-    rows = len(inputs.input_ids)
+    rows, length = inputs.input_ids.shape
     tiles = 0 if inputs.pixel_values is None else int(np.prod(inputs.pixel_values.shape[:-3]))
     itemsize = llava.decoder.embed_tokens.embedding[...].dtype.itemsize
-    needed = request_bytes(llava.config, length=length + new_tokens, tiles=tiles / rows, itemsize=itemsize)
+    _check(llava.config, itemsize, rows * times, length, tiles / rows, new_tokens)
+
+
+def _check(
+    config: Any, itemsize: int, rows: int, length: int, tiles: float, new_tokens: int, *, least: str = ""
+) -> None:
+    context = config.text.max_positions
+    if length + new_tokens > context:
+        fits = f"at most {context - length} new ones fit" if length < context else "none fits"
+        raise CommandError(f"the prompt has {least}{length} tokens and the model's context is {context}: {fits}")
+    needed = request_bytes(config, length=length + new_tokens, tiles=tiles, itemsize=itemsize)
     free = available()
-    if free is not None and needed * rows * times > free:
+    if free is not None and needed * rows > free:
         raise CommandError(
-            f"{rows * times} prompts of {length} tokens with room for {new_tokens} more take at least "
-            f"{format_bytes(needed * rows * times)}, and {format_bytes(free)} of memory are free: "
+            f"{rows} prompts of {least}{length} tokens with room for {new_tokens} more take at least "
+            f"{format_bytes(needed * rows)}, and {format_bytes(free)} of memory are free: "
             f"{int(free // needed)} at a time fit"
         )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from experiments.benchmark.floors import prefill_flops
 from experiments.cli import CommandError
 from experiments.summary import BASELINE
 from models.engine.official import layer_average, pyramiddrop_schedule, sparsevlm_schedule
@@ -190,3 +191,30 @@ def visual_tokens(llava: Any, carve: Carve) -> tuple[int, float]:
     layers, visual = llava.config.text.num_layers, llava.config.tokens_per_image
     cuts = resolve(parse(carve, num_layers=layers), visual).cuts
     return int(cuts[-1].keep) if cuts else visual, layer_average(carve, layers, visual)
+
+
+def facts(config: Any, carve: Carve, length: int) -> dict[str, Any]:
+    """What there is to know about a schedule before it runs, as JSON types.
+
+    Args:
+      config: of the model.
+      carve: the schedule.
+      length: of a sequence, visual tokens included.
+
+    Returns:
+      `place` of each cut, the evidence that its compressor `reads`, its `paper`, each as text; and `flops` of the
+      prefill of one question, at least.
+    """
+    cuts = resolve(parse(carve, num_layers=config.text.num_layers), config.tokens_per_image).cuts
+    return about(cuts) | {"flops": prefill_flops(config, length, cuts)}
+
+
+def about(cuts: Schedule) -> dict[str, str]:
+    """`place`, `reads` and `paper` of `facts`."""
+    places = [f"decoder layer {cut.place}" if isinstance(cut.place, int) else cut.place for cut in cuts]
+    used = [cut.compressor for cut in cuts]
+    return {
+        "place": ", ".join(places),
+        "reads": ", ".join(dict.fromkeys(name for one in used for name in one.evidence)),
+        "paper": ", ".join(dict.fromkeys(one.paper for one in used if one.paper)),
+    }

@@ -1,4 +1,4 @@
-"""Pictures of a carve, as in figure 1(c) of the paper: kept patches clear, merged ones tinted, dropped ones grey."""
+"""Pictures of a carve, as in figures 1(c) and 3 of the paper: the input, what passes stage I, what stage II leaves."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from experiments.carve_maps import fates
 from models.engine.prefill import Prefilled
 from models.llava import LlavaConfig
 from models.writing import replacing
@@ -40,7 +42,7 @@ class View:
 
 
 def views_of(images: Sequence[np.ndarray], config: LlavaConfig, prefilled: Prefilled, row: int = 0) -> list[View]:
-    """What the first cut did to the images of one prompt.
+    """What the cuts did to the images of one prompt.
 
     Args:
       images: uint8 [side, side, 3] each, as the tower sees them, in order.
@@ -49,10 +51,7 @@ def views_of(images: Sequence[np.ndarray], config: LlavaConfig, prefilled: Prefi
       row: which of the batch.
     """
     size = config.tokens_per_image
-    if prefilled.cuts:
-        fate, survivors = (np.asarray(x[row]) for x in (prefilled.cuts[0].assignment, prefilled.cuts[0].indices))
-    else:  # nothing was cut
-        fate = survivors = np.arange(size * len(images))
+    survivors, fate = fates.joined(prefilled.cuts, row, size * len(images))
     views = []
     for i, image in enumerate(images):
         first = i * size + int(config.keep_class_token)
@@ -101,7 +100,7 @@ def carved_panel(view: View, colours: dict[int, tuple[int, int, int]]) -> np.nda
 
     Returns:
       uint8 [height, width, 3], the size of `enlarge(view.image)`. Kept patches are equal to it in every pixel; merged
-      ones share their group's tint, and the one that stayed in place is framed.
+      ones share their group's tint, and the one that stayed in place is framed; a group without a colour is clear.
     """
     pixels = enlarge(view.image).astype(np.float32)
     grid = math.isqrt(view.assignment.size)
@@ -127,7 +126,9 @@ def carved_panel(view: View, colours: dict[int, tuple[int, int, int]]) -> np.nda
 
 
 def draw(views: Sequence[View]) -> Image.Image:
-    """Each image beside its carve map, one pair below the other.
+    """Each image, what is left of it in any form (stage I), and what stands or merges (stage II), side by side.
+
+    Where nothing merges the two stages are one, and so are their panels.
 
     Args:
       views: the images of one prompt, in order, all of one carve.
@@ -136,17 +137,19 @@ def draw(views: Sequence[View]) -> Image.Image:
       The picture.
     """
     colours = group_colours(np.concatenate([view.assignment for view in views]))
-    pairs = [(enlarge(view.image), carved_panel(view, colours)) for view in views]
-    height, side = pairs[0][0].shape[:2]
-    picture = Image.new("RGB", (2 * side + GAP, len(pairs) * (height + GAP) - GAP), PAPER)
-    for row, pair in enumerate(pairs):
-        for column, panel in enumerate(pair):
+    stages = [{}, colours] if colours else [colours]
+    rows = [[enlarge(view.image), *(carved_panel(view, tints) for tints in stages)] for view in views]
+    height, side = rows[0][0].shape[:2]
+    columns = 1 + len(stages)
+    picture = Image.new("RGB", (columns * (side + GAP) - GAP, len(rows) * (height + GAP) - GAP), PAPER)
+    for row, panels in enumerate(rows):
+        for column, panel in enumerate(panels):
             picture.paste(Image.fromarray(panel), (column * (side + GAP), row * (height + GAP)))
     return picture
 
 
-def save(page: Image.Image, path: Path) -> None:
-    """Write a page so that the file appears whole or not at all."""
+def save(page: Image.Image, path: Path, **options: Any) -> None:
+    """Write a page so that the file appears whole or not at all; the options are those of Pillow for its format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
-        page.save(part)
+        page.save(part, **options)

@@ -104,7 +104,7 @@ def cache_features(tower: Any, pool: Pool, path: Path) -> np.ndarray:
     @jax.jit
     def features_of(tower: Any, patches: jax.Array) -> jax.Array:
         x = tower.embed(normalise_patches(patches))
-        return tower.encode(x, feature_layers=(depth - 1,))[:, 1:].astype(jnp.float16)
+        return tower.encode(x, feature_layers=(depth - 1,)).features[:, 1:].astype(jnp.float16)
 
     if not path.exists():
         with replacing(path) as part:
@@ -148,9 +148,13 @@ def train(*, work: Path, dest: Path, pool_size: int, questions: int, seed: int, 
     """Run every stage and write the model to `dest`.
 
     Raises:
+      CommandError: the pool is too small for the batches.
       OtherRunError: `work` holds a run with other settings.
       InUseError: another process writes to one of the folders.
     """
+    largest = max(stage.batch for stage in STAGES)
+    if pool_size < largest:
+        raise CommandError(f"--pool {pool_size}: a step takes {largest} different scenes; pass at least that many")
     with own_folder(work):
         model = _train(work, pool_size, questions, seed, factor)
     with own_folder(dest):

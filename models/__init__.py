@@ -2,9 +2,26 @@
 
 from typing import Any
 
+from models.interrupts import end_at_once_while_importing
+
+end_at_once_while_importing()
+
 
 def from_pretrained(source: Any, **options: Any) -> Any:
-    """A model of whatever family the checkpoint is; arguments, result and errors of `models.llava.Llava`'s.
+    """A model of whatever family the checkpoint is, found by its `model_type`.
+
+    Args:
+      source: a local folder with `config.json` and safetensors, a converted folder, or a model id on the hub.
+      **options: `dtype`, `mesh`, `revision` and `verify`, see `models.llava.Llava.from_pretrained`.
+
+    Returns:
+      The model, with `model(input_ids, pixel_values) -> logits [B, S, V] float32` and `model.generate`.
+
+    Raises:
+      ConfigError: an architecture that is not supported.
+      CheckpointError: weights that are missing, surplus, damaged, altered or of the wrong shape; it lists them all.
+      FileNotFoundError: neither a folder nor a model id that the hub has.
+      ValueError: a mesh with another axis.
 
     Examples:
       >>> import models

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from models import compiled
+from models import compiled, interrupts
 from models.checkpoint.table import CheckpointError
 from models.config import ConfigError
 
@@ -113,10 +113,11 @@ def run(
     else:
         jax.config.update("jax_enable_compilation_cache", False)
     try:
-        _check_addresses()
-        status = body(flags) or 0
-        _flush()
-        return status
+        with interrupts.heard():
+            _check_addresses()
+            status = body(flags) or 0
+            _flush()
+            return status
     except (CommandError, ConfigError, CheckpointError, OSError) as error:
         print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from tests.commands import save_checkpoint
-from tests.kills import command, finish, samples, start
+from tests.kills.on_ray import command, finish, samples, start
 
 HELD = re.compile(r"\S+ is being written by process \d+ on \S+ since 2\S+ \S+; wait until that is done, or .*\n")
 

@@ -19,6 +19,7 @@ from experiments.scenes import FAMILIES, make_scene
 from experiments.summary import rows as summarise
 from models.engine import prefill
 from tests.commands import DAMAGES, KEEPS, SIDE, VISUAL, answer_alone, damage, failure, save_checkpoint
+from tokencarve_jax import plan
 
 SCENES, BATCH, KEEP = 3, 4, 5
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,9 @@ def read(out):
 class TestResults:
     def test_files(self, whole):
         names = {path.name for path in whole.iterdir()}
-        assert names == {"answers.jsonl", "results.json", "table.txt", *(f"{family}.png" for family in FAMILIES)}
+        pictures = {f"{family}.png" for family in FAMILIES}
+        assert names == {"answers.jsonl", "results.json", "table.txt", "report.html", "gallery", *pictures}
+        assert {path.name for path in (whole / "gallery").iterdir()} == {f"{i}.webp" for i in range(3 * SCENES)}
 
     def test_questions_are_those_of_the_scenes(self, whole):
         samples = read(whole)["samples"]
@@ -104,10 +107,11 @@ class TestResults:
         side, patch = scale_of(SIDE) * SIDE, scale_of(SIDE) * 14
         for family in FAMILIES:
             page = np.asarray(Image.open(whole / f"{family}.png"))
-            assert page.shape == (side, 2 * side + GAP, 3)
-            left, right = (page[:, x : x + side] for x in (0, side + GAP))
-            same = (left == right).all(-1).reshape(4, patch, 4, patch).all((1, 3)).sum()
-            assert 1 <= same <= KEEP
+            assert page.shape == (side, 3 * side + 2 * GAP, 3)
+            image, *stages = (page[:, x : x + side] for x in (0, side + GAP, 2 * (side + GAP)))
+            first, second = ((image == stage).all(-1).reshape(4, patch, 4, patch).all((1, 3)).sum() for stage in stages)
+            assert first == plan(VISUAL, KEEP).survivors
+            assert 1 <= second <= KEEP
 
 
 class TestSummary:
@@ -210,10 +214,10 @@ class TestResume:
         assert asked == [0, 0]
 
     def test_other_settings_are_refused(self, flags, whole, capsys):
-        before = {path: path.read_bytes() for path in whole.iterdir()}
+        before = {path: path.read_bytes() for path in whole.rglob("*.*")}
         line = failure(evaluation.main, [*flags, "--seed=2", "--keep=0.5", f"--out={whole}"], capsys)
         assert f"{whole} holds a run with other settings (keep, seed); pass another --out, or --restart" in line
-        assert {path: path.read_bytes() for path in whole.iterdir()} == before
+        assert {path: path.read_bytes() for path in whole.rglob("*.*")} == before
 
     @pytest.mark.parametrize("text", ["nonsense\n", '{"a": 1}\n', "[]\n", '{"settings": 3\n{}\n'])
     def test_damaged_journal(self, flags, tmp_path, capsys, text):

@@ -1,16 +1,18 @@
 """Requests that cannot fit are refused before the work, in a line that says what fits."""
 
 import dataclasses
+import functools
 import re
 import types
 
 import numpy as np
 import pytest
 
-from experiments import memory
+from experiments import loading, memory
 from experiments.cli import CommandError
 from experiments.loading import Inputs
 from models.engine.target import CPU
+from tests.commands import save_checkpoint
 from tests.tiny import CONFIG
 
 
@@ -58,7 +60,19 @@ def test_the_context(monkeypatch):
 def test_weights(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 1000)
     with pytest.raises(CommandError, match=r"the weights take .* and 1e\+03 B of memory are free"):
-        memory.check_weights(CONFIG, 4)
+        memory.check_config(CONFIG, 4)
+
+
+def test_what_cannot_fit_is_refused_before_the_weights_are_read(monkeypatch, tmp_path):
+    model = save_checkpoint(tmp_path / "model")
+    monkeypatch.setattr(loading, "from_pretrained", lambda *_, **__: pytest.fail("the weights were read"))
+    refused = functools.partial(loading.load, str(model), dtype="float32")
+    with pytest.raises(CommandError, match=r"at least 33 tokens and the model's context is \d+: at most \d+ new"):
+        refused(request=memory.Request(new_tokens=10**8, images=2))
+    with pytest.raises(CommandError, match=r"^10000000 prompts of at least 17 tokens with room for 4 more .* fit$"):
+        refused(request=memory.Request(new_tokens=4, rows=10**7, images=1))
+    with pytest.raises(pytest.fail.Exception, match="the weights were read"):
+        refused(request=memory.Request(new_tokens=4, rows=2, images=1))
 
 
 def test_this_machine_says_what_is_free():

@@ -65,24 +65,32 @@ def test_colours_of_groups_are_told_apart():
     assert group_colours(np.array([0, 1, 2, -1, -1])) == {}
 
 
-def test_each_image_stands_beside_its_map(view):
+def test_each_image_stands_beside_its_stages(view):
     page = pictures.draw([view, view])
     assert page.tobytes() == pictures.draw([view, view]).tobytes()
     pixels = np.asarray(page)
-    assert pixels.shape == (2 * 672 + GAP, 2 * 672 + GAP, 3)
+    assert pixels.shape == (2 * 672 + GAP, 3 * 672 + 2 * GAP, 3)
     original, panel = enlarge(view.image), carved_panel(view, group_colours(np.tile(view.assignment, 2)))
     for y in (0, 672 + GAP):
         np.testing.assert_array_equal(pixels[y : y + 672, :672], original)
         np.testing.assert_array_equal(pixels[y : y + 672, -672:], panel)
+        first = pixels[y : y + 672, 672 + GAP : 2 * 672 + GAP]
+        for index, row in enumerate(view.assignment):  # all that lives on in any form is clear in stage I
+            assert (patch_of(first, index) == patch_of(original, index)).all() == (row >= 0)
     assert (pixels[672 : 672 + GAP] == 255).all()
     assert (pixels[:, 672 : 672 + GAP] == 255).all()
+
+
+def test_one_panel_where_nothing_merges(view):
+    alone = dataclasses.replace(view, assignment=np.where(np.arange(16) == 3, 0, -1), survivors=np.array([3]))
+    assert pictures.draw([alone]).size == (2 * 672 + GAP, 672)
 
 
 @pytest.mark.parametrize("class_token", [False, True])
 def test_views_of_several_images(class_token):
     config = dataclasses.replace(CONFIG, keep_class_token=class_token)
     size, images = config.tokens_per_image, [np.zeros((30, 30, 3), np.uint8)] * 2
-    fate, survivors = np.arange(2 * size) % 7 - 1, np.array([3, 30])
+    fate, survivors = np.arange(2 * size) % 3 - 1, np.array([3, 30])
     cut = CutRecord(indices=np.stack([survivors * 0, survivors]), assignment=np.stack([fate * 0, fate]))
     prefilled = SimpleNamespace(cuts=(cut,))
     views = pictures.views_of(images, config, prefilled, row=1)

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from experiments import loading, train
 from experiments.cli import CommandError
 from experiments.scenes import make_scene
 from experiments.tiny_processor import PROMPT, build_processor
@@ -92,6 +94,30 @@ def test_only_answers_count():
     np.testing.assert_allclose(loss, np.log(5) / 3, rtol=1e-5)
     np.testing.assert_allclose(metrics["token"], 2 / 3, rtol=1e-6)
     np.testing.assert_allclose(metrics["answer"], 1 / 2, rtol=1e-6)
+
+
+def test_the_command_trains_a_model_that_loads(tmp_path, monkeypatch, capsys):
+    """Both parts, with few scenes; what it is good for is nothing."""
+    few = (
+        Stage("tower", "tower", 2, 2, 12, 1e-3, places=0.5),
+        Stage("decoder", "decoder", 2, 2, 12, 1e-3, (1.0, 0.5), places=0.05),
+    )
+    monkeypatch.setattr(train, "STAGES", few)
+    work, dest = tmp_path / "work", tmp_path / "model"
+    flags = [f"--work={work}", f"--dest={dest}", "--questions=2"]
+    assert train.main([*flags, "--pool=1"]) == 1
+    assert capsys.readouterr().err.endswith(
+        "error: --pool 1: a step takes 2 different scenes; pass at least that many\n"
+    )
+    assert train.main([*flags, "--pool=3"]) == 0
+    losses = [json.loads(line)["loss"] for line in (work / "log.jsonl").read_text().splitlines()]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
+    before = Llava(llava_config(hf_config()), rngs=nnx.Rngs(0))
+    after = loading.load(str(dest), dtype="float32").llava
+    for part in ("vision_tower", "projector", "decoder"):
+        was, now = (jax.tree.leaves(nnx.state(getattr(model, part))) for model in (before, after))
+        assert not any(np.array_equal(*pair) for pair in zip(was, now, strict=True) if pair[0].ndim > 1), part
 
 
 class Interrupted(Exception):

@@ -17,8 +17,8 @@ from experiments import eval as evaluation
 from experiments import ray_workers, workers
 from experiments.calls import Call
 from experiments.cli import CommandError
-from tests import kills
 from tests.commands import failure, save_checkpoint
+from tests.kills import on_ray as kills
 from tests.stub_workers import Differing, Failing, Making
 
 

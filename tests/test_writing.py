@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from models.writing import InUseError, only_writer, own_folder, replacing
-from tests import kills, rivals
+from tests import rivals
 from tests.commands import save_checkpoint
+from tests.kills import on_ray, processes
 
 HOLD = """
 import sys, time
@@ -28,7 +29,9 @@ def model(tmp_path_factory):
 
 
 def test_the_second_is_told_who_is_there_and_death_ends_the_right(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, cwd=kills.ROOT) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, cwd=processes.ROOT
+    ) as process:
         try:
             assert process.stdout.readline() == b"in\n"
             said = rf"{tmp_path} is being written by process {process.pid} on \S+ since \d{{4}}-.*; wait"
@@ -79,11 +82,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 @pytest.mark.parametrize(
     ("argv_of", "is_whole"),
-    [(kills.command, rivals.whole_run), (rivals.conversion, rivals.whole_conversion)],
+    [(on_ray.command, rivals.whole_run), (rivals.conversion, rivals.whole_conversion)],
     ids=["eval", "convert"],
 )
 def test_rivals(model, tmp_path, argv_of, is_whole):
-    assert kills.finish(kills.start(argv_of(model, tmp_path / "wanted")))[0] == 0
+    assert on_ray.finish(on_ray.start(argv_of(model, tmp_path / "wanted")))[0] == 0
     (tmp_path / "place").mkdir()
     (first, _, said), (second, out, why) = rivals.race(argv_of(model, tmp_path / "place" / "target"), 0.1)
     assert first == 0, said

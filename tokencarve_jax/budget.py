@@ -29,7 +29,7 @@ class Budget:
 
     @property
     def anchors(self) -> int:
-        """`floor(S / 2)`: the best survivors, which receive the merged ones (set A; the others are set B)."""
+        """The best survivors, `floor(S / 2)`, which receive the merged ones (set A; the others are set B)."""
         return self.survivors // 2
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +137,43 @@ def carve(
     )
 
 
+class Scores(NamedTuple):
+    """What stage I goes by, each [..., N].
+
+    Attributes:
+        attention: float, without its trend where that is divided out.
+        information: float32, up to a common factor.
+        points: int32, their ranks fused; most points first, then the lower index.
+        tier: int32, see `tokencarve_jax.scores.ranking.tiers`.
+    """
+
+    attention: jax.Array
+    information: jax.Array
+    points: jax.Array
+    tier: jax.Array
+
+
+def scores(
+    tokens: jax.Array,
+    attention: jax.Array,
+    features: jax.Array | None,
+    valid: jax.Array,
+    *,
+    attention_weight: float,
+    information: str,
+    debias: bool,
+) -> Scores:
+    """The scores of stage I, for arrays that `carve` has found to be in order; see there for the arguments."""
+    tier = tiers(valid, attention, tokens, *(() if features is None else (features,)))
+    usable = tier == USABLE
+    # Only orders are taken from the scores, so no gradient goes through them.
+    contribution = _information(lax.stop_gradient(tokens if features is None else features), usable, information)
+    attention = lax.stop_gradient(attention)
+    if debias:
+        attention = remove_trend(attention, valid=usable)
+    return Scores(attention, contribution, fuse_ranks(attention, contribution, tier, attention_weight), tier)
+
+
 # Compiled also where the caller is not, so that a call outside `jit` is one program and not a hundred.
 @functools.partial(jax.jit, static_argnames=("budget", "attention_weight", "information", "debias"))
 def _carve(
@@ -149,16 +187,19 @@ def _carve(
     information: str,
     debias: bool,
 ) -> Carved:
-    tier = tiers(valid, attention, tokens, *(() if features is None else (features,)))
-    usable = tier == USABLE
-    # Only orders are taken from the scores, so no gradient goes through them.
-    contribution = _information(lax.stop_gradient(tokens if features is None else features), usable, information)
-    attention = lax.stop_gradient(attention)
-    if debias:
-        attention = remove_trend(attention, valid=usable)
-    points = fuse_ranks(attention, contribution, tier, attention_weight)
+    scored = scores(
+        tokens,
+        attention,
+        features,
+        valid,
+        attention_weight=attention_weight,
+        information=information,
+        debias=debias,
+    )
     one = functools.partial(_prune_and_merge, budget=budget)
-    rows, indices, assignment = jnp.vectorize(one, signature="(n,d),(n),(n)->(k,d),(k),(n)")(tokens, points, tier)
+    rows, indices, assignment = jnp.vectorize(one, signature="(n,d),(n),(n)->(k,d),(k),(n)")(
+        tokens, scored.points, scored.tier
+    )
     return Carved(tokens=rows, indices=indices, assignment=assignment)
 
 

@@ -39,6 +39,20 @@ EVIDENCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "key": (),  # a PRNG key
     }
 )
+"""What a method may ask to be told, with the shape of each behind the leading dimensions of the tokens; read-only.
+
+Letters: N tokens, T text tokens, D width, d head width, F and C other widths. Arrays are floating, any dtype, but
+`text_valid` (bool) and `key` (a PRNG key); `()` is what has no such shape. A `Compressor` checks what it is given.
+
+Raises:
+    KeyError: There is no evidence of that name.
+
+Source: this package's own; what each method asks for is its paper's.
+
+Examples:
+    >>> EVIDENCE["query_attention"], EVIDENCE["text"]
+    (('N',), ('T', 'D'))
+"""
 PLACES = ("tower", "input", "decoder")
 REST = ("dropped", "merged")
 

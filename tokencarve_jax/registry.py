@@ -67,3 +67,20 @@ _ROWS = (
 )
 
 COMPRESSORS: Mapping[str, Compressor] = MappingProxyType({row.name: row for row in _ROWS})
+"""Every registered compressor by its name; read-only, in the order in which they are listed.
+
+`COMPRESSORS[name](Tokens.of(values), keep=64, **evidence)` shrinks `values` [..., N, D] to 64 rows; `Compressor` has
+shapes, dtypes and errors.
+
+Raises:
+    KeyError: No method has that name.
+
+Source: the paper of each is its `paper`; the registry is this package's own.
+
+Examples:
+    >>> import jax.numpy as jnp
+    >>> from tokencarve_jax import Tokens
+    >>> left = COMPRESSORS["divprune"](Tokens.of(jnp.ones((2, 9, 4))), keep=3)
+    >>> left.tokens.values.shape, COMPRESSORS["fastv"].evidence
+    ((2, 3, 4), ('query_attention',))
+"""

@@ -54,7 +54,7 @@ class CarvedSequence:
 
     @property
     def length(self) -> int:
-        """S, the length before the cut: the next token's position, where the row has no padding. Its slot is S'."""
+        """S, the length before the cut, is the next token's position where the row has no padding. Its slot is S'."""
         lead = self.kept.ndim - 1
         gone = math.prod(self.assignment.shape[lead:]) - math.prod(self.indices.shape[lead:])
         return self.kept.shape[-1] + gone

@@ -146,11 +146,11 @@ def gather(tokens: Tokens, selection: Selection) -> Compressed:
     size is the sum of its members'.
 
     Args:
-        tokens: N of them.
-        selection: the decision.
+        tokens: N of them, `values` [..., N, D].
+        selection: the decision, `indices` [..., K].
 
     Returns:
-        The K tokens that are left, and the decision in full.
+        The K tokens that are left, `values` [..., K, D] in the input's dtype, and the decision in full.
 
     Raises:
         TypeError, ValueError: What JAX raises for shapes that do not fit together.

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import cli, methods, results
+from experiments.carve_maps import choosing, replay
+from experiments.carve_maps.looking import Looker
 from experiments.cli import CommandError
 from experiments.comparison.cells import Cell, Grid, grid
 from experiments.comparison.own_time import Own
@@ -33,6 +35,7 @@ _CODE = (  # what decides what is measured; tables and plot can change
     "experiments/comparison/measurer.py",
     "experiments/comparison/own_time.py",
     "experiments/benchmark/floors.py",
+    "experiments/carve_maps",
 )
 BUCKET = 32  # wide, so that a model's prompts of similar length share one program for each cell
 
@@ -87,6 +90,8 @@ class Measurer:
         # A small model on a CPU keeps one core busy: two cells at a time, in compiling too.
         self._threads = 2 if jax.default_backend() == "cpu" else 1
         self._own: dict[str, Own] = {}
+        self._looker = Looker(self._llava)
+        self._chosen = frozenset(choosing.choose(self._questions, settings.gallery))
         self._batch = functools.lru_cache(maxsize=1)(self._read)  # cells come a few at a time
 
     def identity(self) -> dict[str, Any]:
@@ -109,6 +114,7 @@ class Measurer:
         """The grid as JSON types: `cells` by key, `lines`, and the `length` that FLOPs are counted for."""
         cells = {
             key: {"method": cell.method, "tokens": cell.tokens, "average": cell.average, "flops": cell.flops}
+            | methods.about(cell.cuts)
             for key, cell in self._grid.cells.items()
         }
         lines = [vars(line) for line in self._grid.lines]
@@ -135,7 +141,8 @@ class Measurer:
         Returns:
           `indices` of the questions that could be asked, `errors` of the others by index; and `found` by cell, for each
           question that could be: what was `said`, the Kullback-Leibler divergence in nats of the next token's
-          distribution from vanilla's (`kl`), and whether the likeliest token is vanilla's (`same_first`).
+          distribution from vanilla's (`kl`), whether the likeliest token is vanilla's (`same_first`), and for questions
+          of the gallery what became of the image's patches (`map`, see `experiments.carve_maps`; else None).
         """
         batch = self._batch(tuple(indices))
         asked = list(keys) if batch.asked else []
@@ -151,7 +158,36 @@ class Measurer:
             "said": self._say(prefilled, batch.seed)[:rows],
             "kl": [round(float(nats), 9) for nats in divergence(batch.vanilla, logits)],
             "same_first": (logits.argmax(-1) == batch.vanilla.argmax(-1)).tolist(),
+            "map": [
+                self._looker.maps(prefilled.cuts, [row])[0] if index in self._chosen else None
+                for row, index in enumerate(batch.asked)
+            ],
         }
+
+    def look(self, indices: Sequence[int]) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+        """Questions of the gallery.
+
+        Args:
+          indices: of a batch.
+
+        Returns:
+          For each that is in the gallery and could be asked a record without its maps, with the `ranks` of its patches
+          by method; and its image as the tower sees it, uint8 [height, width, 3].
+        """
+        samples, _, _ = self._packed(indices, self._settings.batch_size)
+        batch = self._batch(tuple(indices))
+        rows = [row for row, index in enumerate(batch.asked) if index in self._chosen]
+        shown = [(batch.asked[row], samples[batch.asked[row]]) for row in rows]
+        records = [self._looker.scene(sample, index) | {"ranks": {}} for index, sample in shown]
+        ranked = {
+            cell.method: replay.Asked(cell.cuts[0]) for cell in self._grid.cells.values() if replay.has_ranks(cell.cuts)
+        }
+        if rows:  # ranks are the same at all budgets
+            for name, (_, ranks) in replay.replay(self._llava, batch.prompt, batch.seed, ranked).items():
+                for record, own in zip(records, self._looker.ranks(ranks, rows), strict=True):
+                    record["ranks"][name] = own
+        images = [self._checkpoint.seen(self._encoder([sample], 1).pixel_values)[0] for _, sample in shown]
+        return records, images
 
     def _read(self, indices: tuple[int, ...]) -> _Batch:
         asked, errors, prompt = self._packed(indices, self._settings.batch_size)

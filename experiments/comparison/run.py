@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from operator import methodcaller
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from experiments import results, workers
+from experiments import html_report, results, workers
 from experiments.calls import Call
+from experiments.carve_maps import choosing, gallery
 from experiments.comparison import plot, tables
 from experiments.comparison.measurer import BUCKET, Measurer
 from experiments.comparison.settings import Settings
@@ -63,7 +65,8 @@ def _compare(settings: Settings, pool: workers.Pool, command: Sequence[str]) -> 
     journal = results.Journal(settings.out / "measured.jsonl", about, restart=settings.restart)
     if journal.entries:
         print(f"Going on from {journal.path}; --restart measures anew.", file=sys.stderr)
-    answers = Answers(keys)
+    chosen = choosing.choose(questions, settings.gallery)
+    answers = Answers(keys, chosen)
     _ask_all(settings, questions, pool, journal, answers)
     samples, known = answers.samples(questions), answers.known
     asked = {sample["sample"] for sample in samples}
@@ -71,6 +74,7 @@ def _compare(settings: Settings, pool: workers.Pool, command: Sequence[str]) -> 
     costs = _costs(pool, journal, keys, batch)
     times = _times(settings.rounds, pool, journal, keys, batch)
 
+    shown, images = _gallery(settings, questions, pool, chosen, answers)
     rows = tables.rows(grid, known=known, questions=samples, costs=costs, times=times)
     source = f"{settings.scenes} held-out scenes" if settings.files is None else settings.files.questions.name
     notes = tables.notes(
@@ -90,6 +94,7 @@ def _compare(settings: Settings, pool: workers.Pool, command: Sequence[str]) -> 
         "settings": about | {"rounds": settings.rounds},
         "rows": rows,
         "notes": notes,
+        "gallery": shown,
         "failed": [{"sample": index, "error": error} for index, error in sorted(answers.errors.items())],
         "samples": [
             sample | {"said": {key: known[key][sample["sample"]]["said"] for key in keys}} for sample in samples
@@ -100,8 +105,27 @@ def _compare(settings: Settings, pool: workers.Pool, command: Sequence[str]) -> 
     results.write_text(out / "table.md", tables.markdown(rows, notes) + "\n")
     results.write_text(out / "table.csv", tables.csv_text(rows))
     plot.save(rows, out / "accuracy.png")
+    gallery.save(shown, images, out)
     files = ", ".join(str(out / name) for name in ("table.md", "table.csv", "results.json", "accuracy.png"))
-    return f"{tables.plain(rows, notes)}\n\nWith all columns: {files}.", len(answers.errors)
+    where = f"With all columns: {files}."
+    if settings.report:
+        where += f" To look at in a browser: {html_report.write(out)}."
+    return f"{tables.plain(rows, notes)}\n\n{where}", len(answers.errors)
+
+
+def _gallery(
+    settings: Settings, questions: QuestionSet, pool: workers.Pool, chosen: Sequence[int], answers: Answers
+) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    """Records of the gallery with the maps of all cells, and their images."""
+    records, images = list[dict[str, Any]](), list[np.ndarray]()
+    for part in questions.batches(settings.batch_size):
+        if not answers.errors.keys() >= set(part) & set(chosen):
+            found, seen = workers.ask_first(pool, "look", part)
+            records += found
+            images += seen
+    for record in records:
+        record["maps"] = [{"cell": key} | found[record["sample"]]["map"] for key, found in answers.known.items()]
+    return records, images
 
 
 class Answers:
@@ -109,13 +133,15 @@ class Answers:
 
     Args:
       keys: of all cells.
+      chosen: questions of the gallery, of which maps are wanted too.
 
     Attributes:
       known: what each cell said, by key and question.
       errors: of questions that cannot be asked.
     """
 
-    def __init__(self, keys: Sequence[str]):
+    def __init__(self, keys: Sequence[str], chosen: Sequence[int] = ()):
+        self._chosen = frozenset(chosen)
         self.known: dict[str, dict[int, dict[str, Any]]] = {key: {} for key in keys}
         self.errors: dict[int, str] = {}
 
@@ -130,7 +156,12 @@ class Answers:
     def missing(self, indices: Sequence[int]) -> list[str]:
         """The cells that have not been asked yet about all of these questions."""
         wanted = set(indices) - self.errors.keys()
-        return [key for key, found in self.known.items() if not found.keys() >= wanted]
+        mapped = wanted & self._chosen
+        return [
+            key
+            for key, found in self.known.items()
+            if not found.keys() >= wanted or any(found[index]["map"] is None for index in mapped)
+        ]
 
     @property
     def count(self) -> int:

@@ -1,4 +1,4 @@
-"""The worker of an evaluation: holds the model, asks it, times it and draws what it saw."""
+"""The worker of an evaluation: holds the model, asks it, times it and notes what its cuts did."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from PIL import Image
+import numpy as np
 
-from experiments import loading, methods, pictures, results, schedules
+from experiments import loading, methods, results
+from experiments.carve_maps.looking import Looker
 from experiments.evaluation.questions import batches
 from experiments.evaluation.scene_questions import SceneQuestions
 from experiments.evaluation.settings import Settings
 from experiments.memory import check_request
-from experiments.summary import BASELINE
+from experiments.schedules import by_text
 from models.engine.decode import ROOM_BUCKET
+from models.engine.plan import parse
 from models.engine.prompt import round_up
 
 MAX_NEW_TOKENS = SceneQuestions.max_new_tokens
@@ -43,7 +45,7 @@ class Asker:
         self._checkpoint = settings.load()
         self._llava = self._checkpoint.llava
         loading.check_square(settings.model, self._llava)
-        given = schedules.by_text(settings.schedules)
+        given = by_text(settings.schedules)
         self.methods = methods.to_compare(
             self._llava, settings.keep, settings.methods, given, clip=self._checkpoint.clip
         )
@@ -85,14 +87,13 @@ class Asker:
 
     def answer(self, inputs: loading.Inputs, indices: Sequence[int]) -> list[dict[str, Any]]:
         """One record per question, with what every method said."""
-        seed = self._settings.seed
         said = {}
         for name, carve in self.methods.items():
             tokens = self._llava.generate(
                 **inputs.named,
                 max_new_tokens=MAX_NEW_TOKENS,
                 carve=carve,
-                seed=(seed * 1_000_003 + indices[0]) % 2**32,  # each batch its own, whoever asks it
+                seed=self._seed(indices),
             )
             said[name] = self._checkpoint.decode(tokens)
         records = []
@@ -136,17 +137,46 @@ class Asker:
         self._warm.add(prompt.input_ids.shape)
         return {"prefill_s": seconds, "cache_bytes": held} | ({"first_call_s": first} if first else {})
 
-    def draw(self, records: Sequence[dict[str, Any]]) -> list[Image.Image]:
-        """What the first method leaves of each of these questions' images."""
-        shown = next(name for name in self.methods if name != BASELINE)
-        pages = []
-        for part in batches(len(records), self._settings.batch_size):
-            own = [records[i] for i in part]
-            inputs = self._encode([record["sample"] for record in own])
-            prompt = self._llava.prompt(**inputs.named)
-            prefilled = self._llava.prefill(prompt, carve=self.methods[shown], room=ROOM)
-            images = self._checkpoint.seen(inputs.pixel_values)
-            for row in range(len(own)):
-                views = pictures.views_of([images[row]], self._llava.config, prefilled, row)
-                pages.append(pictures.draw(views))
-        return pages
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Facts about each method, by name: where it cuts, what it reads, its paper and the prefill's FLOPs."""
+        length = self._llava.prompt(**self._encode([0], rows=1).named).input_ids.shape[1]
+        return {name: methods.facts(self._llava.config, carve, length) for name, carve in self.methods.items()}
+
+    def look(self, chosen: Sequence[int]) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+        """What becomes of the patches of some questions' images, batch by batch as they were asked.
+
+        Args:
+          chosen: the questions.
+
+        Returns:
+          A record per question for the gallery of results.json (`experiments.carve_maps`), and its image as the tower
+          sees it, uint8 [height, width, 3].
+        """
+        looker, depth = Looker(self._llava), self._llava.config.text.num_layers
+        schedules = {name: parse(carve, num_layers=depth) for name, carve in self.methods.items()}
+        records, images = dict[int, dict[str, Any]](), dict[int, np.ndarray]()
+        for part in batches(len(self._questions), self._settings.batch_size):
+            own = [index for index in part if index in chosen]
+            if not own:
+                continue
+            inputs, places = self._encode(part), [part.index(index) for index in own]
+            seen = self._checkpoint.seen(inputs.pixel_values)
+            for index, row in zip(own, places, strict=True):
+                images[index] = seen[row]
+                records[index] = looker.scene(self._questions.sample(index), index)
+                records[index] |= {"maps": [], "ranks": {}}
+            found = looker.look(schedules, inputs, seed=self._seed(part), rows=places, room=ROOM)
+            for name, (maps, ranks) in found.items():
+                answered, _ = methods.visual_tokens(self._llava, self.methods[name])
+                for number, index in enumerate(own):
+                    records[index]["maps"] += [
+                        {"method": name, "visual_tokens": kept, "answered": kept == answered, **fate[number]}
+                        for kept, fate in maps.items()
+                    ]
+                    if ranks:
+                        records[index]["ranks"][name] = ranks[number]
+        return [records[index] for index in chosen], [images[index] for index in chosen]
+
+    def _seed(self, indices: Sequence[int]) -> int:
+        """Each batch its own, whoever asks it."""
+        return (self._settings.seed * 1_000_003 + indices[0]) % 2**32

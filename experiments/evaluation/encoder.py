@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from experiments.cli import CommandError
-from experiments.evaluation.questions import QuestionSet, Sample
+from experiments.evaluation.questions import Readable, Sample
 from experiments.loading import Checkpoint, Inputs
 from models.engine.plan import TOWER, Schedule
 from models.processor import render
@@ -48,7 +48,7 @@ class Encoder:
         if self._border != "keep" and any(cut.place == TOWER for cut in cuts):
             raise CommandError(f"border {self._border!r}: a cut in the vision tower does not know of border")
 
-    def readable(self, questions: QuestionSet, indices: Sequence[int]) -> tuple[dict[int, Sample], dict[int, str]]:
+    def readable(self, questions: Readable, indices: Sequence[int]) -> tuple[dict[int, Sample], dict[int, str]]:
         """Those of the questions that can be read and fit into the model's context; what is wrong with the others."""
         samples, errors = dict[int, Sample](), dict[int, str]()
         for index in indices:

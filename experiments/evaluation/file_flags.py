@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import cli, preprocessing
@@ -29,27 +30,32 @@ def add_flags(parser: argparse.ArgumentParser, *, answers: bool) -> None:
             help="where the answers go: OUT-vanilla.jsonl, OUT-tokencarve.jsonl, ...; the run itself is kept in the "
             "folder OUT unless --out names another",
         )
-    preprocessing.add_aspect_ratio_flag(group, default="pad")
-    group.add_argument(
-        "--border",
-        choices=preprocessing.BORDERS if answers else preprocessing.BORDERS[:2],
-        default="keep",
-        help="visual tokens that show nothing but padding: treated as all others, taken last by every cut"
-        + (", or dropped before the decoder" if answers else "")
-        + " (default: %(default)s, as released)",
-    )
-    group.add_argument(
-        "--conv-mode",
-        choices=CONVERSATIONS,
-        default="vicuna_v1",
-        help="prompt: LLaVA-1.5's, or the checkpoint's chat template (default: %(default)s)",
-    )
+    add_asking_flags(group, borders=preprocessing.BORDERS if answers else preprocessing.BORDERS[:2])
     group.add_argument(
         "--max-new-tokens",
         type=cli.positive,
         metavar="TOKENS",
         help="the longest answer (default: LLaVA's, 128 for .jsonl and 1024 for the others; MM-Vet and LLaVA-W have "
         "1024 too)",
+    )
+
+
+def add_asking_flags(parser: argparse._ActionsContainer, *, borders: Sequence[str] = preprocessing.BORDERS) -> None:
+    """Add `--image-aspect-ratio`, `--border` and `--conv-mode`: how questions are put, LLaVA-1.5's way without them."""
+    preprocessing.add_aspect_ratio_flag(parser, default="pad")
+    parser.add_argument(
+        "--border",
+        choices=borders,
+        default="keep",
+        help="visual tokens that show nothing but padding: treated as all others, taken last by every cut"
+        + (", or dropped before the decoder" if "drop" in borders else "")
+        + " (default: %(default)s, as released)",
+    )
+    parser.add_argument(
+        "--conv-mode",
+        choices=CONVERSATIONS,
+        default="vicuna_v1",
+        help="prompt: LLaVA-1.5's, or the checkpoint's chat template (default: %(default)s)",
     )
 
 

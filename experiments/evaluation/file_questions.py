@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.cli import CommandError
 from experiments.evaluation import formats, images
-from experiments.evaluation.questions import Sample
+from experiments.evaluation.questions import Sample, alike
 from experiments.evaluation.settings import Files
 
 
@@ -67,13 +67,9 @@ class FileQuestions:
 
         A batch is as long as its longest prompt, and one without images runs no tower.
         """
-        order: Sequence[int] = sorted(
-            (index for index, row in enumerate(self.rows) if not row.problem),
-            key=lambda index: (self.rows[index].image is None, len(self.rows[index].text), index),
-        )
-        with_image = [index for index in order if self.rows[index].image is not None]
-        without = order[len(with_image) :]
-        return [list(part[at : at + size]) for part in (with_image, without) for at in range(0, len(part), size)]
+        askable = [(index, row) for index, row in enumerate(self.rows) if not row.problem]
+        kinds = ([(i, row) for i, row in askable if (row.image is None) is without] for without in (False, True))
+        return [part for kind in kinds for part in alike({index: len(row.text) for index, row in kind}, size)]
 
 
 def questions_of(files: Files) -> FileQuestions:

@@ -180,22 +180,35 @@ def _mmbench(content: bytes) -> Iterator[Row]:
         if len(cells) != len(header):
             yield Row(line, problem=f"it has {len(cells)} columns, the header {len(header)}")
             continue
-        value: dict[str, Any] = {
-            name: None if cell.strip().lower() in _MISSING else cell for name, cell in zip(header, cells, strict=True)
-        }
+        value: dict[str, Any] = {name: _there(cell) for name, cell in zip(header, cells, strict=True)}
         if (index := value["index"] or "").isdecimal():
             value["index"] = int(index)
         yield _checked(line, value, _mmbench_row)
 
 
-def _mmbench_row(row: dict[str, Any]) -> Row:
-    asked, options = _text(row, "question"), []
+def mmbench_question(row: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """What LLaVA asks of a row of MMBench, before the suffix, and the options that it has.
+
+    Args:
+      row: with `question`, and `hint` and `A` to `D` where they are no missing values.
+    """
+    options = list[str]()
     for letter in OPTIONS:
-        if row.get(letter) is None:
+        if (option := _there(row.get(letter))) is None:
             break
-        options.append(row[letter])
-    hint = row.get("hint")
-    text = "\n".join([*([hint] if hint else []), asked, *map(". ".join, zip(OPTIONS, options, strict=False))])
+        options.append(option)
+    hint, listed = _there(row.get("hint")), map(". ".join, zip(OPTIONS, options, strict=False))
+    return "\n".join([*([hint] if hint else []), row["question"], *listed]), options
+
+
+def _there(value: Any) -> Any:
+    """None for what pandas, and so LLaVA, reads as no value."""
+    return None if value is None or str(value).strip().lower() in _MISSING else value
+
+
+def _mmbench_row(row: dict[str, Any]) -> Row:
+    _text(row, "question")
+    text, options = mmbench_question(row)
     text = _without_placeholders(text)
     extra = {"options": options, "option_char": list(OPTIONS[: len(options)])}
     return Row(

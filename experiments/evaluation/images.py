@@ -28,7 +28,7 @@ def path_inside(folder: Path, name: str) -> Path:
 
 def read_file(path: Path, name: str) -> Image.Image:
     """The image in a file; `name` is for messages. Errors as in `open_image`, and a square that is too large."""
-    return _checked(open_image(path, f"image {name!r}", upright=False), name)
+    return checked(open_image(path, f"image {name!r}", upright=False), name)
 
 
 def read_base64(text: str, name: str) -> Image.Image:
@@ -37,10 +37,15 @@ def read_base64(text: str, name: str) -> Image.Image:
         content = base64.b64decode(text)
     except (binascii.Error, ValueError) as error:
         raise CommandError(f"image {name!r}: no base64 ({error})") from error
-    return _checked(open_image(content, f"image {name!r}", upright=False), name)
+    return checked(open_image(content, f"image {name!r}", upright=False), name)
 
 
-def _checked(image: Image.Image, name: str) -> Image.Image:
+def checked(image: Image.Image, name: str) -> Image.Image:
+    """The image itself.
+
+    Raises:
+      CommandError: the square that it is padded to would be too large.
+    """
     if max(image.size) ** 2 > _MAX_PIXELS:
         width, height = image.size
         raise CommandError(f"image {name!r} of {width} x {height} pixels is too long to be padded to a square")

@@ -32,7 +32,19 @@ class Sample:
     family: str = ""
 
 
-class QuestionSet(Protocol):
+class Readable(Protocol):
+    """Questions by number."""
+
+    def sample(self, index: int) -> Sample:
+        """Question number `index`, from 0 on, its images read.
+
+        Raises:
+          CommandError: it cannot be asked, such as for a damaged image; the others can.
+        """
+        ...
+
+
+class QuestionSet(Readable, Protocol):
     """Questions by number, the same ones in every process that makes the set anew."""
 
     def __len__(self) -> int:
@@ -42,14 +54,6 @@ class QuestionSet(Protocol):
     @property
     def max_new_tokens(self) -> int:
         """How long an answer may be, unless somebody knows better."""
-        ...
-
-    def sample(self, index: int) -> Sample:
-        """Question number `index`, from 0 on, its images read.
-
-        Raises:
-          CommandError: it cannot be asked, such as for a damaged image; the others can.
-        """
         ...
 
     def right(self, index: int, said: str) -> bool | None:
@@ -63,6 +67,20 @@ class QuestionSet(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """What tells this set from others, as JSON types."""
         ...
+
+
+def alike(lengths: Mapping[int, int], size: int) -> list[list[int]]:
+    """Questions in batches of similar length, in which a batch is as long as its longest prompt.
+
+    Args:
+      lengths: of their texts, by number.
+      size: of a batch, the last of which may have fewer.
+
+    >>> alike({0: 9, 1: 3, 2: 9, 3: 1}, 2)
+    [[3, 1], [0, 2]]
+    """
+    order = sorted(lengths, key=lambda index: (lengths[index], index))
+    return [order[at : at + size] for at in range(0, len(order), size)]
 
 
 def batches(total: int, size: int) -> Iterator[range]:

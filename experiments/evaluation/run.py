@@ -7,15 +7,16 @@ import functools
 import sys
 from collections.abc import Sequence
 from operator import methodcaller
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from experiments import pictures, results, summary, workers
+from experiments import html_report, results, summary, workers
 from experiments.calls import Call
+from experiments.carve_maps import choosing, gallery
 from experiments.evaluation.asker import MAX_NEW_TOKENS, ROOM, Asker
 from experiments.evaluation.questions import batches
+from experiments.evaluation.scene_questions import SceneQuestions
 from experiments.evaluation.settings import Settings
 from experiments.scenes import FAMILIES
 from models.writing import own_folder
@@ -65,9 +66,13 @@ def _evaluate(settings: Settings, pool: workers.Pool, command: Sequence[str]) ->
     if journal.entries:
         print(f"Going on from {journal.path}; --restart measures anew.", file=sys.stderr)
     records = measure(settings, pool, journal)
-    rows = summary.rows(records, tokens=compared, entries=journal.entries)
+    facts = workers.ask_first(pool, "describe")
+    rows = [row | facts[row["method"]] for row in summary.rows(records, tokens=compared, entries=journal.entries)]
     text = summary.table(rows, scenes=settings.scenes, settings=about)
-    saved = _save_pictures(pool, records, out)
+    chosen = choosing.choose(SceneQuestions(settings.scenes, settings.seed), settings.gallery)
+    shown, images = workers.ask_first(pool, "look", chosen)
+    gallery.save(shown, images, out)
+    saved = gallery.draw(shown, images, compared, out)
     report = {
         "command": list(command),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -75,11 +80,14 @@ def _evaluate(settings: Settings, pool: workers.Pool, command: Sequence[str]) ->
         "scenes": settings.scenes,
         "settings": about,
         "methods": rows,
+        "gallery": shown,
         "samples": records,
     }
     results.write_json(out / "results.json", report)
     results.write_text(out / "table.txt", text + "\n")
     where = f"All answers and settings: {out / 'results.json'}. Pictures: {', '.join(map(str, saved))}."
+    if settings.report:
+        where += f" To look at in a browser: {html_report.write(out)}."
     return f"{text}\n\n{where}"
 
 
@@ -105,14 +113,3 @@ def measure(settings: Settings, pool: workers.Pool, journal: results.Journal) ->
             bar.set_description("asking")
             known |= fresh
     return [known[index] for index in range(total)]
-
-
-def _save_pictures(pool: workers.Pool, records: Sequence[dict[str, Any]], out: Path) -> list[Path]:
-    """One picture per family: its first question, and what the first method leaves."""
-    chosen = {record["family"]: record for record in reversed(records)}
-    families = [family for family in FAMILIES if family in chosen]
-    paths = [out / f"{family}.png" for family in families]
-    pages = workers.ask_first(pool, "draw", [chosen[family] for family in families])
-    for page, path in zip(pages, paths, strict=True):
-        pictures.save(page, path)
-    return paths

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from experiments import cli, schedules, workers
+from experiments.carve_maps import choosing
 from experiments.evaluation import file_flags
 
 SCENES = 300
@@ -29,6 +30,14 @@ def add_flags(parser: argparse.ArgumentParser, *, answers: bool) -> None:
     parser.add_argument(
         "--seed", type=cli.seed, default=0, help="of the scenes and of random methods (default: %(default)s)"
     )
+    parser.add_argument(
+        "--gallery",
+        type=cli.positive,
+        default=choosing.DEFAULT,
+        metavar="COUNT",
+        help="how many questions about scenes the report shows with image and carve maps (default: %(default)s)",
+    )
+    parser.add_argument("--no-report", action="store_true", help="write no report.html at the end")
     cli.add_restart_flag(parser)
     file_flags.add_flags(parser, answers=answers)
     workers.add_flags(parser)
@@ -40,9 +49,10 @@ def common(flags: argparse.Namespace) -> dict[str, Any]:
     Raises:
       CommandError: flags that do not go together.
     """
-    names = ("model", "dtype", "revision", "clip", "clip_revision", "batch_size", "seed", "restart")
+    names = ("model", "dtype", "revision", "clip", "clip_revision", "batch_size", "seed", "restart", "gallery")
     return {name: getattr(flags, name) for name in (*names, "workers", "ray_address")} | {
         "scenes": flags.limit or SCENES,
         "schedules": tuple(map(tuple, flags.schedule)),
         "files": file_flags.files(flags),
+        "report": not flags.no_report,
     }

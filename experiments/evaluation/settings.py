@@ -5,31 +5,42 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from experiments.carve_maps import choosing
 from experiments.loading import Checkpoint, load
+from experiments.memory import Request
 
 
-@dataclasses.dataclass(frozen=True)
-class Files:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How the questions of a benchmark are put to a model; the defaults are LLaVA-1.5's.
+
+    Attributes:
+      image_aspect_ratio: see `experiments.preprocessing`.
+      border: what becomes of visual tokens that show padding alone: "keep", "last" or "drop".
+      conversation: a name of `experiments.evaluation.encoder.CONVERSATIONS`.
+      max_new_tokens: of an answer; None is what LLaVA's script for such questions says.
+    """
+
+    image_aspect_ratio: str = "pad"
+    border: str = "keep"
+    conversation: str = "vicuna_v1"
+    max_new_tokens: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Files(Asking):
     """Questions of a file, in place of those about scenes.
 
     Attributes:
       questions: the file, see `experiments.evaluation.formats`.
       images: folder that its images are in; None where it holds them.
       answers: where answers go: one file per method, its name before the ending; None where nobody writes them.
-      image_aspect_ratio: see `experiments.preprocessing`.
-      border: what becomes of visual tokens that show padding alone: "keep", "last" or "drop".
-      conversation: a name of `experiments.evaluation.encoder.CONVERSATIONS`.
-      max_new_tokens: of an answer; None is what LLaVA's script for such files says.
       limit: the first so many rows alone; None means all.
     """
 
     questions: Path
     images: Path | None
     answers: Path | None = None
-    image_aspect_ratio: str = "pad"
-    border: str = "keep"
-    conversation: str = "vicuna_v1"
-    max_new_tokens: int | None = None
     limit: int | None = None
 
 
@@ -53,6 +64,8 @@ class Run:
       workers: how many share the questions.
       ray_address: of a Ray cluster; None stays on this machine.
       files: questions of a file in place of the scenes.
+      gallery: how many questions have their images and carve maps recorded.
+      report: write report.html at the end.
     """
 
     model: str
@@ -70,17 +83,31 @@ class Run:
     workers: int = 1
     ray_address: str | None = None
     files: Files | None = None
+    gallery: int = choosing.DEFAULT
+    report: bool = True
 
-    def load(self) -> Checkpoint:
-        """The model with its processor, and the CLIP; see `experiments.loading.load`."""
+    def load(self, asking: Asking | None = None) -> Checkpoint:
+        """The model with its processor, and the CLIP; see `experiments.loading.load`.
+
+        Args:
+          asking: how questions are put; None is that of `files`, or the checkpoint's own way without them.
+        """
+        asking = asking or self.files
         return load(
             self.model,
             dtype=self.dtype,
             revision=self.revision,
             clip=self.clip,
             clip_revision=self.clip_revision,
-            image_aspect_ratio="checkpoint" if self.files is None else self.files.image_aspect_ratio,
+            image_aspect_ratio="checkpoint" if asking is None else asking.image_aspect_ratio,
+            request=self._request(asking),
         )
+
+    def _request(self, asking: Asking | None) -> Request:
+        """What is known of each batch: a row of a benchmark need have no image."""
+        if asking is None:
+            return Request(new_tokens=1, rows=self.batch_size, images=1)
+        return Request(new_tokens=asking.max_new_tokens or 1, rows=self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,10 @@ Training and held-out scenes never share a pixel of a photograph nor a sample of
 """
 
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
-from sklearn.datasets import load_digits, load_sample_images
 
 from experiments.scenes.vocabulary import LETTERS, PATCH, SHAPES
 
@@ -32,20 +31,29 @@ def photo_columns(width: int, split: Split) -> slice:
 @cache
 def photos(split: Split) -> tuple[Image.Image, ...]:
     """The regions of the two sample photographs that belong to `split`."""
+    from sklearn.datasets import load_sample_images  # here, because it takes a second that `--help` should not wait for
+
     images = load_sample_images().images
     return tuple(Image.fromarray(np.ascontiguousarray(p[:, photo_columns(p.shape[1], split)])) for p in images)
 
 
+@cache
+def _handwritten() -> Any:
+    from sklearn.datasets import load_digits
+
+    return load_digits()
+
+
 def digit_indices(split: Split) -> np.ndarray:
     """The indices into `load_digits` that belong to `split`: every fifth block of 60 samples is held out."""
-    block = np.arange(len(load_digits().target)) // _WRITERS
+    block = np.arange(len(_handwritten().target)) // _WRITERS
     return np.flatnonzero((block % 5 == 4) == (split == "test"))
 
 
 @cache
 def digits(split: Split) -> tuple[np.ndarray, ...]:
     """Ink masks of real handwritten digits, for each class 0..9 a float32 array [samples, 14, 14] in 0..1."""
-    data = load_digits()
+    data = _handwritten()
     chosen = digit_indices(split)
     masks = np.stack([_digit_mask(image) for image in data.images[chosen]])
     return tuple(masks[data.target[chosen] == value] for value in range(10))

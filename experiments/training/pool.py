@@ -10,6 +10,7 @@ import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def make_pool(folder: Path, size: int, seed: int) -> Pool:
         patches = np.lib.format.open_memmap(pixels, "w+", np.uint8, (size, NUM_PATCHES, 3 * PATCH * PATCH))
         labels = np.empty((size, len(Labels._fields), NUM_PATCHES), np.int8)
         objects = []
-        with ProcessPoolExecutor(os.cpu_count()) as workers:
+        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as workers:  # a fork of JAX's threads may hang
             scenes = workers.map(partial(_scene, seed=seed), range(size), chunksize=32)
             for index, scene in enumerate(tqdm(scenes, "scenes", size)):
                 patches[index], labels[index] = scene[:2]

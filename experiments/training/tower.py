@@ -80,8 +80,8 @@ def tower_loss(
     tower = model.tower
     depth = tower.config.num_layers
     x = tower.embed(normalise_patches(patches), positions)
-    features = tower.encode(x, feature_layers=(depth - 1,)).features
-    last = tower.layers[depth - 1](features)
+    seen = tower.encode(x, feature_layers=(depth - 1, depth)).features
+    features, last = jnp.split(seen, 2, axis=-1)
     scene = model.scene_head(tower.post_layernorm(last[:, 0]))
     loss = optax.sigmoid_binary_cross_entropy(scene, pairs).mean()
     logits = jnp.split(model.patch_head(features[:, 1:]), np.cumsum([*LABEL_CLASSES.values()])[:-1], axis=-1)

@@ -19,6 +19,35 @@ from tokencarve_jax.tokens import rows
 _WHOLE = ("key", "projector")  # the same for all images
 
 
+def tell(
+    cut: Cut,
+    hidden: jax.Array,
+    sequence: Sequence,
+    known: Mapping[str, Callable[[], Any]],
+    *,
+    images: int | None,
+) -> tuple[Tokens, dict[str, Any]]:
+    """The visual tokens before a cut, and the evidence that its compressor asks for; arguments as for `apply`.
+
+    Returns:
+      Of shape [B, N], or [B, I, N / I] where the cut has a budget for each image.
+    """
+    asked = cut.compressor.evidence
+    told = {name: known[name]() for name in asked if name in known}
+    slots = sequence.visual_slots
+    tokens = Tokens(
+        values=rows(hidden, slots),
+        valid=sequence.preferred,
+        sizes=sequence.sizes,
+        positions=rows(sequence.positions, slots),
+    )
+    if cut.scope == "image":
+        assert images is not None  # the plan has seen to it
+        tokens = jax.tree.map(lambda x: x.reshape(len(hidden), images, -1, *x.shape[2:]), tokens)
+        told = {name: _for_each(name, value, images) for name, value in told.items()}
+    return tokens, told
+
+
 def apply(
     cut: Cut,
     hidden: jax.Array,
@@ -39,24 +68,12 @@ def apply(
     Returns:
       [B, S', D], the shorter sequence, [B, S'] which slots are left, and what the cut did.
     """
-    asked = cut.compressor.evidence
-    told = {name: known[name]() for name in asked if name in known}
-    slots = sequence.visual_slots
-    tokens = Tokens(
-        values=rows(hidden, slots),
-        valid=sequence.preferred,
-        sizes=sequence.sizes,
-        positions=rows(sequence.positions, slots),
-    )
-    batch, parts = len(hidden), 1
-    if cut.scope == "image":
-        assert images is not None  # the plan has seen to it
-        parts = images
-        tokens = jax.tree.map(lambda x: x.reshape(batch, images, -1, *x.shape[2:]), tokens)
-        told = {name: _for_each(name, value, images) for name, value in told.items()}
+    tokens, told = tell(cut, hidden, sequence, known, images=images)
     left = cut.compressor(tokens, keep=int(cut.keep), **told)
     values, sizes, record = left.tokens.values, left.tokens.sizes, CutRecord(left.indices, left.assignment)
+    batch, parts = len(hidden), 1
     if cut.scope == "image":
+        parts = tokens.shape[1]
         record = CutRecord.of_images(left.indices, left.assignment)
         values, sizes = values.reshape(batch, -1, values.shape[-1]), sizes.reshape(batch, -1)
     found = {what: rows(array, record.indices) for what, array in sequence.evidence.items()}

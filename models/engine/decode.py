@@ -196,3 +196,26 @@ def decode(
 
     state, out, written = jax.lax.while_loop(more, step, (state, out, jnp.int32(0)))
     return out, written, state
+
+
+@jax.jit
+def follow(model: Any, prefilled: Prefilled, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How likely given continuations of the prompts are, token by token over the cache.
+
+    Args:
+      model: the model.
+      prefilled: the prompts, cut or not. The cache needs room for T tokens.
+      tokens: [B, T] int32.
+
+    Returns:
+      Log probability of each token after those before it [B, T] float32, and whether it is the likeliest [B, T] bool.
+    """
+
+    def step(carry: tuple[jax.Array, Cache], token: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+        logits, cache = carry
+        logged = jax.nn.log_softmax(logits, axis=-1)
+        likely = jnp.take_along_axis(logged, token[:, None], axis=-1)[:, 0]
+        return decode_step(model, cache, token), (likely, jnp.argmax(logits, axis=-1) == token)
+
+    _, (likely, greedy) = jax.lax.scan(step, (prefilled.logits, prefilled.cache), tokens.T)
+    return likely.T, greedy.T

@@ -168,14 +168,19 @@ class Prefill(Flow):
         super().__init__(model.decoder, sequence.positions, sequence.lengths, kernel=kernel)
         self.bias = log_sizes(sequence.slot_sizes)
 
-    def _cut(self, cut: Cut, index: int, hidden: jax.Array) -> jax.Array:
+    def known(self, cut: Cut, index: int, hidden: jax.Array) -> dict[str, Callable[[], Any]]:
+        """By name, what computes all that can be known at a cut before layer `index`; `hidden` [B, S, D] enters it."""
         sequence = self.sequence
         known = evidence.of_tower(cut, sequence) | evidence.of_text(sequence)
         known["key"] = lambda: jax.random.fold_in(self.key, index)
         known["projector"] = lambda: projection(self.model.projector)
         if self.passed is not None:
             known |= evidence.of_layers(sequence, hidden, self.passed, self.decoder.layers[index], self.decoder)
-        hidden, shorter, kept, record = cuts.apply(cut, hidden, sequence, known, images=self.plan.images)
+        return known
+
+    def _cut(self, cut: Cut, index: int, hidden: jax.Array) -> jax.Array:
+        known = self.known(cut, index, hidden)
+        hidden, shorter, kept, record = cuts.apply(cut, hidden, self.sequence, known, images=self.plan.images)
         self.records.append(record)
         for stretch in self.stretches:
             stretch.cut(kept, full=cut.earlier == "full")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from experiments import loading
 from tests.commands import save_checkpoint
-from tests.hostile import checkpoints, flags, images, limits, prompts
+from tests.hostile import checkpoints, flags, images, limits, prompts, weights
 from tests.hostile.case import FAULTS, Case, Counts, run
 
 SHARES = {"images": 60, "configs": 12, "small files": 12, "prompts": 10, "flags": 6}
@@ -38,7 +38,9 @@ def cases(folder: Path, count: int, seed: int, *, processes: bool) -> Iterator[C
     """
     generator = random.Random(seed)
     model, scratch, image = save_checkpoint(folder / "model"), folder / "scratch", folder / "good.png"
+    converted = folder / "converted"
     scratch.mkdir()
+    converted.mkdir()
     Image.linear_gradient("L").convert("RGB").save(image)
     bench = checkpoints.Bench.make(model, folder / "damaged")
     checkpoint = loading.load(str(model), dtype="float32")
@@ -49,6 +51,7 @@ def cases(folder: Path, count: int, seed: int, *, processes: bool) -> Iterator[C
         *checkpoints.known(bench),
         *prompts.known(checkpoint),
         *flags.known(model, image, scratch),
+        *weights.known(model, converted),
     ]
     if count < 2 * len(always):
         always = generator.sample(always, count // 2)

@@ -16,10 +16,17 @@ from tests.hostile.images import png
 ROOT = Path(__file__).parents[2]
 MORE_MEMORY = 2**30
 """Bytes that a refusal may take beyond a request that works."""
+SOON_S = 3
+"""Seconds of a processor that refusing a request takes after a command has started, for one that cannot fit."""
 _LIMITING = (
     "import os, resource, sys; limits = eval(sys.argv[1]); "
     "[resource.setrlimit(what, (most, most)) for what, most in limits.items()]; os.execv(sys.argv[2], sys.argv[2:])"
 )
+_PLAIN = (
+    "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; "
+    "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+)
+"""As users are, without PyTorch, which transformers imports where it finds it."""
 GENERATE, EVAL = "experiments.generate", "experiments.eval"
 
 
@@ -32,12 +39,23 @@ class Processes:
       image: a good image.
       scratch: where commands may write.
       peak: bytes of the largest process that worked.
+      start_s: seconds of a processor that a command takes before it does anything.
     """
 
     model: Path
     image: Path
     scratch: Path
     peak: int = 0
+    start_s: float = 0.0
+
+    def start(self) -> None:
+        """Take the time of a command that only says what it is."""
+        before = os.times()
+        subprocess.run([sys.executable, "-m", GENERATE, "--help"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        after = os.times()
+        self.start_s = sum(
+            getattr(after, name) - getattr(before, name) for name in ("children_user", "children_system")
+        )
 
     def run(
         self,
@@ -47,11 +65,11 @@ class Processes:
         limits: dict[int, int] | None = None,
         stdin: bytes = b"",
         stdout: int | None = None,
+        soon: bool = False,
         **environment: str,
     ) -> None:
-        """A command with limits; what it refuses in one line is raised."""
-
-        command = [sys.executable, "-m", module, *argv]
+        """A command with limits; what it refuses in one line is raised; `soon` says that this must not take long."""
+        command = [sys.executable, *(("-c", _PLAIN) if soon else ("-m",)), module, *argv]
         if limits:  # set by a process in between: JAX has threads here, and a fork of them may wait for ever
             command = [sys.executable, "-c", _LIMITING, repr(limits), *command]
         with subprocess.Popen(
@@ -84,7 +102,13 @@ class Processes:
             raise AssertionError(f"status {process.returncode}, {said[-200:]!r}, {error[-500:]!r}")
         if self.peak and peak > self.peak + MORE_MEMORY:
             raise AssertionError(f"{peak / 2**30:.1f} GiB for a refusal: {error}")
+        if soon and (took := _seconds(usage) - self.start_s) > SOON_S:
+            raise AssertionError(f"{took:.1f} s of a processor after the start for a refusal: {error}")
         raise CommandError(error.rstrip("\n"))
+
+
+def _seconds(usage: resource.struct_rusage) -> float:
+    return usage.ru_utime + usage.ru_stime
 
 
 def known(processes: Processes) -> Iterator[Case]:
@@ -117,12 +141,15 @@ def known(processes: Processes) -> Iterator[Case]:
         return Case(name, attempt, want, says, STARTING_S)
 
     no_file = {resource.RLIMIT_FSIZE: 64}
+    yield Case("a start", processes.start, "worked", limit_s=STARTING_S)
     yield case("an ordinary question", GENERATE, ask, "worked")
     yield case("ASCII alone", GENERATE, ask, "worked", PYTHONIOENCODING="ascii", LC_ALL="C")
     yield case("a prompt that is not UTF-8", GENERATE, [*ask, b"--prompt=\xff\xfe"], "refused", "not UTF-8")
-    yield case("10^8 new tokens", GENERATE, [*ask, "--max-new-tokens=100000000"], "refused", "context is")
-    yield case("2^31 - 1 new tokens", GENERATE, [*ask, "--max-new-tokens=2147483647"], "refused", "context is")
-    yield case("a 1 x 60,000 image", GENERATE, [*ask, f"--image={narrow}"], "refused", "1 x 60000")
+    yield case("10^8 new tokens", GENERATE, [*ask, "--max-new-tokens=100000000"], "refused", "context is", soon=True)
+    yield case(
+        "2^31 - 1 new tokens", GENERATE, [*ask, "--max-new-tokens=2147483647"], "refused", "context is", soon=True
+    )
+    yield case("a 1 x 60,000 image", GENERATE, [*ask, f"--image={narrow}"], "refused", "1 x 60000", soon=True)
     yield case("a pipe as image", GENERATE, [*ask, f"--image={pipe}"], "refused", "is a pipe")
     yield case("a pipe as model", GENERATE, [*ask, f"--model={pipe}"], "refused", "is a pipe")
     with open("/dev/full", "wb") as full:
@@ -138,7 +165,7 @@ def known(processes: Processes) -> Iterator[Case]:
     yield evaluating("an evaluation", [], "worked")
     yield evaluating("an evaluation in ASCII", [], "worked", PYTHONIOENCODING="ascii", LC_ALL="C")
     yield evaluating("--out that is not UTF-8", [b"--out=" + os.fsencode(scratch) + b"/out-\xff"], "worked")
-    yield evaluating("10,000,000 at a time", ["--batch-size=10000000"], "refused", "at a time fit")
+    yield evaluating("10,000,000 at a time", ["--batch-size=10000000"], "refused", "at a time fit", soon=True)
     yield evaluating("a full disk", [], "refused", str(scratch / "out"), limits=no_file)
     small = {resource.RLIMIT_FSIZE: 3000}
     yield evaluating("a disk that fills up", [], "refused", str(scratch / "out"), limits=small)

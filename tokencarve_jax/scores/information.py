@@ -2,7 +2,7 @@
 
 "gram" is the default: on hidden states it keeps 99.6 % of float64's tokens on average, and is the fastest of the routes
 that do. Take "svd" where the order has to be that of float64. "norm" is no approximation but a control (|h_i| <= C_i <=
-sqrt(rank) |h_i|). experiments/PERFORMANCE.md has the errors and times of all routes.
+sqrt(rank) |h_i|). docs/performance.md has the errors and times of all routes.
 
 On a CPU these calls go to LAPACK, which they leave with one thread (`_blas` says why, and whose calls that touches).
 """
@@ -22,13 +22,13 @@ from tokencarve_jax.scores.spectrum import dominating_directions, lower_gram, ma
 def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.Array:
     """How much each token contributes to the information in the whole: the L1 norms of the rows of U S.
 
-    With the singular value decomposition H = U S V^T of the tokens, C_i = sum_j |U_ij| S_j. It is well defined
+    With the singular value decomposition H = U S V^T of the tokens, `C_i = sum_j |U_ij| S_j`. It is well defined
     where the singular values are separated: inside a degenerate subspace any rotation is a singular basis.
 
     Args:
         tokens: [..., N, D], any float dtype; computed in float32 (float64 stays float64), highest matmul precision.
         method: "svd" (exact), "gram" (fast), "jacobi" ("gram" with Jacobi's eigen-solver on GPU and TPU) or "norm" (the
-            L2 norm of each token instead, a control). experiments/PERFORMANCE.md compares them.
+            L2 norm of each token instead, a control). docs/performance.md compares them.
 
     Returns:
         [..., N] float32. A token with a NaN or an infinity gets 0 and has no influence on the others.

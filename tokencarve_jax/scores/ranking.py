@@ -43,6 +43,11 @@ def invert(order: jax.Array) -> jax.Array:
     return jnp.argsort(order, axis=-1)
 
 
+def rank_points(score: jax.Array, tier: jax.Array) -> jax.Array:
+    """The best of N gets N points and the last gets 1; [..., N] int32. Below the highest tier scores say nothing."""
+    return score.shape[-1] - invert(best_first(jnp.where(tier == USABLE, score, 0), tier))
+
+
 def fuse_ranks(attention: jax.Array, information: jax.Array, tier: jax.Array, weight: float) -> jax.Array:
     """Weighted sum of rank points, best first gets N points and the last gets 1; [..., N] int32.
 
@@ -51,7 +56,5 @@ def fuse_ranks(attention: jax.Array, information: jax.Array, tier: jax.Array, we
     """
     n = attention.shape[-1]
     exact = fractions.Fraction(weight).limit_denominator(max(1, min(10_000, (2**31 - 1) // n)))
-    attention, information = (jnp.where(tier == USABLE, score, 0) for score in (attention, information))
-    by_attention = n - invert(best_first(attention, tier))
-    by_information = n - invert(best_first(information, tier))
+    by_attention, by_information = rank_points(attention, tier), rank_points(information, tier)
     return exact.numerator * by_attention + (exact.denominator - exact.numerator) * by_information

@@ -1,19 +1,10 @@
-"""Evaluations on Ray whose processes are killed at random moments: `python -m tests.kills --kills=20`.
+"""Evaluations on Ray: a worker, the driver, or both are killed, and nobody is left over."""
 
-Each try runs `experiments.eval --workers=2` on a small checkpoint, ends a worker, the driver, or both by SIGKILL at a
-random moment, repeats the command where the driver is gone, and compares the answers with those of one undisturbed
-process. It also looks for processes that are left over. With --questions it asks a question file, and compares the
-files of answers too, byte for byte.
-"""
-
-import argparse
 import json
 import os
 import random
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +13,9 @@ from PIL import Image
 
 from experiments.scenes import make_scene
 from tests.commands import save_checkpoint
+from tests.kills.processes import LIMIT_S, descendants, finish, left_over, start
 
-ROOT = Path(__file__).parents[1]
 TARGETS = ("worker", "driver", "both")
-LIMIT_S = 300  # of one run; far more than is needed, so that a test fails and does not hang
 LONG = "--limit=800"  # so that many a moment falls into the asking, and not all into the start
 GONE_S = 120  # for what a killed driver leaves behind to end; Ray's agents look for it a minute long
 
@@ -48,32 +38,6 @@ def command_on_file(model: Path, out: Path, *more: str) -> list[str]:
     return command(model, out, *files, *more)
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-
-
-def start(argv: list[str]) -> subprocess.Popen[str]:
-    """In a process group of its own, as a shell does."""
-    return subprocess.Popen(
-        argv,
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Status, standard output and standard error."""
-    try:
-        out, err = process.communicate(timeout=LIMIT_S)
-    finally:
-        process.kill()
-    return process.returncode, out, err
-
-
 def samples(out: Path) -> list[dict]:
     return json.loads((out / "results.json").read_text())["samples"]
 
@@ -83,48 +47,8 @@ def written(out: Path) -> tuple[list[dict], dict[str, bytes]]:
     return samples(out), {path.name: path.read_bytes() for path in out.glob("a-*.jsonl")}
 
 
-def descendants(pid: int) -> dict[int, str]:
-    """Process ids below one, with their titles."""
-    parents, titles = {}, {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (path / "cmdline").read_text(errors="replace").replace("\0", " ")
-            parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            titles[int(path.name)] = title
-        except OSError:
-            pass
-    found, todo = {}, [pid]
-    while todo:
-        above = todo.pop()
-        below = [child for child, parent in parents.items() if parent == above]
-        found |= {child: titles[child] for child in below}
-        todo += below
-    return found
-
-
 def workers_of(pid: int) -> list[int]:
     return [child for child, title in descendants(pid).items() if title.startswith("ray::_Host")]
-
-
-def alive(pids: dict[int, str]) -> dict[int, str]:
-    """Those that are still there, and still the same."""
-    left = {}
-    for pid, title in pids.items():
-        try:
-            now = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ")
-        except OSError:
-            continue
-        if now and (now == title or now.startswith("ray::")):
-            left[pid] = now
-    return left
-
-
-def left_over(family: dict[int, str], patience: float) -> dict[int, str]:
-    """Those that do not end by themselves."""
-    deadline = time.monotonic() + patience
-    while (left := alive(family)) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return left
 
 
 def kill_once(argv: list[str], out: Path, target: str, after: float, generator: random.Random) -> dict:
@@ -164,6 +88,7 @@ def kill_once(argv: list[str], out: Path, target: str, after: float, generator: 
 def kill_many(kills: int, seed: int, folder: Path, command: Callable[..., list[str]] = command) -> list[dict]:
     """Try after try, the targets by turns; says how each ended."""
     generator = random.Random(seed)
+    folder.mkdir(exist_ok=True)
     model = save_checkpoint(folder / "model")
     status, _, err = finish(start(command(model, folder / "whole", LONG)))
     assert status == 0, err
@@ -185,23 +110,3 @@ def kill_many(kills: int, seed: int, folder: Path, command: Callable[..., list[s
     for found in tries:
         found["left"] = left_over(found["family"], GONE_S)
     return tries
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--questions", action="store_true", help="ask a question file")
-    flags = parser.parse_args()
-    print(f"seed {flags.seed}")
-    with tempfile.TemporaryDirectory() as folder:
-        ask = command_on_file if flags.questions else command
-        tries = kill_many(flags.kills, flags.seed, Path(folder), ask)
-    same, left = (sum(bool(found[key]) for found in tries) for key in ("same", "left"))
-    hit = sum(found["hit"] > 0 for found in tries)
-    print(f"{same} of {flags.kills} runs gave the answers of one process; {hit} were hit; {left} left processes behind")
-    return int(same != flags.kills or left > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,80 @@
+// Draws the charts with Plotly, in the colours of the page.
+"use strict";
+{
+  const charts = JSON.parse(document.getElementById("charts").textContent);
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  const MARKERS = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "x"];
+  const QUIET = new Set(["random", "uniform", "pooling", "norm", "downsampled"]); // controls
+
+  const colourOf = (name, number) => {
+    if (name === "vanilla") return colour("ink");
+    if (name === "tokencarve" || name === "carved") return colour("one");
+    if (QUIET.has(name)) return colour("six");
+    return [colour("two"), colour("three"), colour("four"), colour("five")][number % 4];
+  };
+
+  const points = (chart, narrow) => chart.series.map((one, number) => ({
+    type: "scatter",
+    mode: one.x.length > 1 ? "lines+markers" : "markers",
+    name: one.name,
+    x: one.x,
+    y: one.y,
+    error_y: one.low && {
+      type: "data", symmetric: false, thickness: 1, width: 3,
+      array: one.y.map((y, i) => one.high[i] - y), arrayminus: one.y.map((y, i) => y - one.low[i]),
+    },
+    line: { width: one.name === "tokencarve" ? 2.5 : 1.25, color: colourOf(one.name, number), dash: QUIET.has(one.name) ? "dot" : "solid" },
+    marker: { size: chart.small ? 5 : narrow ? 8 : 9, color: colourOf(one.name, number), symbol: MARKERS[number % MARKERS.length] },
+    hovertemplate: `<b>%{fullData.name}</b><br>%{y:.4~g}<br>${chart.x}: %{x:.4~g}<extra></extra>`,
+  }));
+
+  const bars = (chart) => chart.series.map((one, number) => ({
+    type: "bar",
+    orientation: "h",
+    name: one.name,
+    y: chart.names,
+    x: one.values,
+    marker: { color: chart.series.length > 1 ? [colour("one"), colour("two"), colour("six")][number % 3]
+      : chart.names.map((name) => name === "tokencarve" ? colour("one") : colour("six")) },
+    text: one.values.map((value) => value === null ? "" : Number(value.toPrecision(3)).toString()),
+    textposition: "outside",
+    cliponaxis: false,
+    hovertemplate: `%{y}: %{x:.4~g} ${chart.x}<extra>${one.name}</extra>`,
+  }));
+
+  const draw = (id) => {
+    const chart = charts[id], element = document.getElementById(id), narrow = element.clientWidth < 480;
+    const many = chart.kind === "bars" ? chart.names.length * chart.series.length : chart.series.length;
+    const axis = { color: colour("soft"), gridcolor: colour("line"), zerolinecolor: colour("line"), automargin: true, fixedrange: true };
+    const height = chart.kind === "bars" ? 90 + many * (chart.series.length > 1 ? 14 : 26) + chart.names.length * 6 : 380 + (many > 6 ? Math.ceil(many / (narrow ? 2 : 4)) * 20 : 0);
+    element.style.height = `${height}px`;
+    const layout = {
+      height,
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("ink") },
+      margin: { l: 48, r: chart.kind === "bars" ? 48 : 16, t: 10, b: 44 },
+      xaxis: { ...axis, title: { text: chart.x, standoff: 8 }, ...(chart.kind === "bars" ? { rangemode: "tozero" } : {}) },
+      yaxis: chart.kind === "bars" ? { ...axis, autorange: "reversed", ticksuffix: "  " } : { ...axis, title: { text: chart.y, standoff: 6 } },
+      showlegend: chart.series.length > 1,
+      legend: { orientation: "h", x: 0, xanchor: "left", y: chart.kind === "bars" ? 1.01 : -0.2, yanchor: chart.kind === "bars" ? "bottom" : "top" },
+      hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("line"), font: { color: colour("ink") }, namelength: -1 },
+      bargap: 0.25,
+    };
+    Plotly.react(element, chart.kind === "bars" ? bars(chart) : points(chart, narrow), layout, { displayModeBar: false, responsive: true });
+  };
+
+  // A chart is drawn when it comes near: a page opens at once however many there are.
+  const drawn = new Set();
+  const watcher = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      watcher.unobserve(entry.target);
+      drawn.add(entry.target.id);
+      draw(entry.target.id);
+    }
+  }, { rootMargin: "600px" });
+  for (const id of Object.keys(charts)) watcher.observe(document.getElementById(id));
+  document.addEventListener("themechange", () => drawn.forEach(draw));
+  addEventListener("beforeprint", () => Object.keys(charts).forEach(draw));
+}

@@ -1,0 +1,137 @@
+"""The paper's table: its benchmarks through lmms-eval, vanilla and carved, with the published figures beside them.
+
+Images are padded, prompts are LLaVA-1.5's and decoding is greedy, a question at a time, as in the paper. The carved
+columns are the released method to the token (its exact information score); --information has faster routes. Sets whose
+answers a judge marks, or whose data need a login, are skipped with a line about it where there is none.
+
+A run that was interrupted goes on where it stopped when the same command is given again. Exit status 1 says that a set
+failed or that questions could not be asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import cli, workers
+from experiments.cli import CommandError
+from experiments.evaluation import file_flags
+from experiments.evaluation.settings import Asking
+from experiments.lmms.model_args import INFORMATION
+from experiments.reproduction import harness, run
+from experiments.reproduction.sets import SETS
+from experiments.reproduction.settings import Column, Settings
+from experiments.results import resuming
+
+_MODEL = "llava-hf/llava-1.5-7b-hf"
+_EXAMPLES = f"""needs lmms-eval: {harness.INSTALL}
+
+examples:
+  python -m experiments.reproduce --dtype=bfloat16        the paper's table, 192, 128 and 64 of 576 visual tokens left
+  python -m experiments.reproduce --dry-run               what that asks, set by set, without weights
+  python -m experiments.reproduce --tasks pope textvqa --keep 128 --information svd default
+  python -m experiments.reproduce --model=path/to/llava --include=path/to/tasks --tasks my_task --limit=100
+"""
+
+
+def _settings(flags: argparse.Namespace) -> Settings:
+    if not flags.tasks:
+        flags.tasks = list(SETS)
+    for name in ("tasks", "keep", "information"):
+        given = getattr(flags, name)
+        if len(set(given)) < len(given):
+            raise CommandError(f"--{name}: something is there twice")
+    columns = tuple(Column(keep, route) for route in flags.information for keep in flags.keep)
+    return Settings(
+        model=flags.model,
+        revision=flags.revision,
+        dtype=flags.dtype,
+        keep=1.0,
+        methods=(),
+        schedules=tuple((column.name,) for column in columns),
+        out=cli.check_folder(flags.out),
+        scenes=0,
+        batch_size=flags.batch_size,
+        restart=flags.restart,
+        workers=flags.workers,
+        ray_address=flags.ray_address,
+        sets=tuple(flags.tasks),
+        include=tuple(flags.include),
+        columns=columns,
+        asking=Asking(image_aspect_ratio=flags.image_aspect_ratio, border=flags.border, conversation=flags.conv_mode),
+        limit=flags.limit,
+    )
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="python -m experiments.reproduce", description=__doc__, epilog=_EXAMPLES)
+    cli.add_model_flags(parser, default=_MODEL)
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        type=cli.keep,
+        default=[192, 128, 64],
+        metavar="FRACTION|COUNT",
+        help="how many visual tokens are left, one column each (default: 192 128 64)",
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="NAME",
+        help=f"of {', '.join(SETS)}, or tasks of lmms-eval or of --include by their names (default: all of the paper)",
+    )
+    parser.add_argument(
+        "--include",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="a folder with tasks of your own, as lmms-eval's YAML files; can be given again",
+    )
+    parser.add_argument(
+        "--information",
+        nargs="+",
+        choices=INFORMATION,
+        default=["svd"],
+        help="routes to the information score, columns of their own: svd is exact, as released; default is what "
+        "everything else here uses; norm does without a decomposition (default: svd)",
+    )
+    file_flags.add_asking_flags(parser)
+    parser.add_argument(
+        "--batch-size", type=cli.positive, default=1, metavar="QUESTIONS", help="at a time (default: 1, as the paper)"
+    )
+    parser.add_argument("--limit", type=cli.positive, metavar="COUNT", help="questions of each set (default: all)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan and a prompt of each set, without weights"
+    )
+    cli.add_out_flag(parser, "results/reproduce")
+    cli.add_restart_flag(parser)
+    workers.add_flags(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the flags, run, and say what went wrong in one line."""
+    argv = sys.argv[1:] if argv is None else argv
+
+    def body(flags: argparse.Namespace) -> int:
+        harness.require()
+        settings = _settings(flags)
+        if flags.dry_run:
+            text, failed = run.dry_run(settings)
+            problems = [f"{failed} tasks could not be read"] if failed else []
+        else:
+            with resuming():
+                text, problems = run.reproduce(settings, command=["python", "-m", "experiments.reproduce", *argv])
+        print(text)
+        for problem in problems:
+            print(f"python -m experiments.reproduce: error: {problem}", file=sys.stderr)
+        return int(bool(problems))
+
+    return cli.run(body, _parser(), argv, interrupted="interrupted; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

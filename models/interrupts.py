@@ -1,0 +1,53 @@
+"""Ctrl-C, at any moment of a command: one line, and never lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+_AGAIN_S = 0.05
+
+
+def end_at_once_while_importing() -> None:
+    """For a package whose modules are commands: Ctrl-C ends a command that has not begun, until `heard`.
+
+    An exception that comes into the import of a C extension is a traceback at best, and a crash or nothing at worst.
+    Does nothing unless `python -m` is about to run a module, or where Ctrl-C is ignored.
+    """
+    # Python calls itself "-m" until it has found the module.
+    if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, frame: Any) -> None:
+    os.write(2, b"\ninterrupted before it began\n")
+    os._exit(130)
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Have Ctrl-C raise KeyboardInterrupt, and come again where that was dropped.
+
+    Python prints and forgets an exception from a callback of the garbage collector or from a finalizer. JAX has such a
+    callback, which runs often: without this, one interrupt in some twenty is not obeyed.
+    """
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = sys.unraisablehook
+
+    def hook(dropped: Any) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before

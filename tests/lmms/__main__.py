@@ -1,0 +1,112 @@
+"""lmms-eval's evaluator on a local task, against answers of `experiments.eval`: `python -m tests.lmms FOLDER`.
+
+102 questions on the shipped model, vanilla and carved: through `experiments.reproduce`, lmms-eval's own command, and
+two processes that torchrun starts. All give the same scores, to the last digit.
+"""
+
+import json
+import os
+import string
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from experiments import eval as evaluation
+from experiments import reproduce
+from tests.lmms.local import CHOICE, TASK, make_task
+
+ROOT = Path(__file__).parents[2]
+MODEL, KEEP, BATCH = str(ROOT / "experiments" / "tiny"), 128, 6
+LIMIT_S = 600  # of one command; far more than is needed
+CARVED = f"tokencarve@2={KEEP}"
+
+
+def said_by_eval(folder: Path, task: Path) -> dict[str, list[str]]:
+    """Answers in the order of the questions, by method."""
+    out = folder / "eval.jsonl"
+    flags = [f"--model={MODEL}", f"--keep={KEEP}", f"--batch-size={BATCH}", "--methods=tokencarve"]
+    files = [f"--questions={task / 'questions.jsonl'}", f"--images={task}", f"--answers={out}"]
+    assert evaluation.main([*flags, *files, "--conv-mode=checkpoint", "--max-new-tokens=8"]) == 0
+    texts = {}
+    for method in ("vanilla", "tokencarve"):
+        lines = out.with_name(f"eval-{method}.jsonl").read_text().splitlines()
+        texts[method] = [json.loads(line)["text"] for line in lines]
+    return texts
+
+
+def marked(rows: list[dict], said: list[str]) -> list[bool]:
+    """By a rule of our own, which is not lmms-eval's code."""
+
+    def plain(text: str) -> str:
+        return "".join(c for c in text.lower() if c not in string.punctuation)
+
+    return [plain(text) == plain(row["answer"]) for row, text in zip(rows, said, strict=True)]
+
+
+def share(right: list[bool]) -> float:
+    return sum(right) / len(right)
+
+
+def reproduced(folder: Path, task: Path, *more: str) -> tuple[dict, dict[str, bytes]]:
+    """Scores, and all files that the command leaves."""
+    out = folder / "reproduce"
+    flags = [f"--model={MODEL}", f"--keep={KEEP}", f"--batch-size={BATCH}", "--information=default", f"--out={out}"]
+    where = [f"--include={task}", "--tasks", TASK, CHOICE, "--conv-mode=checkpoint"]
+    assert reproduce.main([*flags, *where, *more]) == 0
+    return json.loads((out / "results.json").read_text())["scores"], {p.name: p.read_bytes() for p in out.iterdir()}
+
+
+def by_command(start: list[str], folder: Path, task: Path, args: str, *more: str) -> float:
+    """The score in the file that lmms-eval's own command leaves."""
+    out = folder / f"out-{time.monotonic_ns()}"
+    told = f"pretrained={MODEL},conversation=checkpoint,journal={out / 'journal'},{args}"
+    argv = ["eval", "--model", "tokencarve_jax", "--model_args", told, "--tasks", TASK, "--include_path", str(task)]
+    end = ["--batch_size", str(BATCH), "--output_path", str(out), *more]
+    done = subprocess.run([*start, *argv, *end], cwd=folder, capture_output=True, text=True, env=env(), timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = list(out.rglob("*_results.json"))
+    assert len(found) == 1, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(found[0].read_text())["results"][TASK]["exact_match,none"]
+
+
+def env() -> dict[str, str]:
+    return os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+def check(what: str, got: object, want: object) -> None:
+    print(f"{what}: {got}", flush=True)
+    assert got == want, f"{what}: {got} and not {want}"
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = make_task(task := folder / "task", 34)
+    said = said_by_eval(folder, task)
+    right = {method: marked(rows, texts) for method, texts in said.items()}
+    assert 0.5 < share(right["tokencarve"]) < share(right["vanilla"]) < 1, "too easy or too hard to tell anything"
+
+    scores, files = reproduced(folder, task)
+    check("reproduce, vanilla", scores[TASK]["vanilla"]["exact_match"], share(right["vanilla"]))
+    check("reproduce, carved", scores[TASK][CARVED]["exact_match"], share(right["tokencarve"]))
+    lines = [json.loads(line)["said"] for line in files[f"{TASK}.jsonl"].decode().splitlines()]
+    assert [line["vanilla"] for line in lines] == said["vanilla"]
+    assert [line[CARVED] for line in lines] == said["tokencarve"]
+    # What is likelier is what is said, where there are two answers.
+    for method, name in (("vanilla", "vanilla"), ("tokencarve", CARVED)):
+        choice = [ok for ok, row in zip(right[method], rows, strict=True) if row["answer"] in ("yes", "no")]
+        check(f"likelihood, {method}", scores[CHOICE][name]["acc"], share(choice))
+    (folder / "reproduce" / "results.json").unlink()
+    assert reproduced(folder, task)[1] == files, "the same command again gives other files"
+
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lmms_eval"]
+    carved = by_command(start, folder, task, f"keep={KEEP},method=tokencarve")
+    check("two processes, carved", carved, share(right["tokencarve"]))
+    start = [str(Path(sys.executable).with_name("lmms-eval"))]
+    check("lmms-eval, vanilla", by_command(start, folder, task, "seed=0", "--limit=12"), share(right["vanilla"][:12]))
+    print("lmms-eval and experiments.eval agree")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""For tests of reports: results.json of an evaluation, made up, in a folder with its images."""
+
+import functools
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from experiments.carve_maps import fates
+from experiments.carve_maps.gallery import image_path
+from experiments.results import wilson
+from experiments.scenes import make_scene
+
+GRID = 24
+EVERY = GRID * GRID
+BUDGETS = (192, 128, 64)
+FAMILIES = ("reading", "spatial", "hallucination")
+SHARES = {"vanilla": 0.97, "tokencarve": 0.912, "random": 0.551}
+
+
+def share(value: float, of: int = 900) -> dict[str, Any]:
+    right = round(value * of)
+    low, high = wilson(right, of)
+    return {"right": right, "of": of, "share": right / of, "low": low, "high": high}
+
+
+def method(name: str, *, tokens: int, flops: float) -> dict[str, Any]:
+    value = SHARES[name]
+    return {
+        "method": name,
+        "visual_tokens": tokens,
+        "layer_average": float(tokens),
+        "accuracy": {family: share(value, 300) for family in FAMILIES} | {"overall": share(value)},
+        "of_vanilla": value / SHARES["vanilla"],
+        "difference": value - SHARES["vanilla"],
+        "difference_half_width": 0.015,
+        "same_answer": value,
+        "cache_bytes": 4000 * (tokens + 60),
+        "prefill_s": 0.05 + tokens / 10_000,
+        "prefill_runs": 20,
+        "first_call_s": 3.0,
+        "place": "" if name == "vanilla" else "decoder layer 2",
+        "reads": {"tokencarve": "query_attention", "random": "key"}.get(name, ""),
+        "paper": "",
+        "flops": flops,
+    }
+
+
+def carved(order: np.ndarray, keep: int) -> dict[str, Any]:
+    """The best of an order stand, half as many again merge into the best one of their row of patches."""
+    standing = np.sort(order[:keep])
+    fate = np.full(EVERY, -1)
+    fate[standing] = np.arange(keep)
+    for number, patch in enumerate(order[keep : keep + keep // 2]):
+        fate[patch] = number % keep
+    return fates.recorded(standing, fate, first=0, patches=EVERY)
+
+
+def scene(sample: int, rng: np.random.Generator) -> dict[str, Any]:
+    fused = rng.permutation(EVERY)
+    drawn = {keep: np.sort(rng.permutation(EVERY)[:keep]) for keep in BUDGETS}
+    maps = [{"method": "vanilla", "visual_tokens": EVERY, "answered": True, "kept": list(range(EVERY)), "merged": []}]
+    for keep in BUDGETS:
+        about = {"visual_tokens": keep, "answered": keep == 128}
+        maps.append({"method": "tokencarve", **about, **carved(np.argsort(fused), keep)})
+        maps.append({"method": "random", **about, "kept": drawn[keep].tolist(), "merged": []})
+    ranks = {name: (1 + rng.permutation(EVERY)).tolist() for name in ("attention", "information")}
+    return {
+        "sample": sample,
+        "scene": sample // 3,
+        "family": FAMILIES[sample % 3],
+        "question": f"What word is on the purple sign number {sample + 1}?",
+        "answer": "LEAF",
+        "grid": GRID,
+        "maps": maps,
+        "ranks": {"tokencarve": ranks | {"fused": (1 + fused).tolist()}},
+    }
+
+
+def evaluation(folder: Path, *, scenes: int = 3) -> dict[str, Any]:
+    """Write the folder of a made-up evaluation with so many scenes in its gallery; gives what results.json holds."""
+    rng = np.random.default_rng(0)
+    first = [scene(number, rng) for number in range(min(scenes, 3))]
+    # Beyond three they are alike but for their names: nothing is compressed, so that sizes are what they would be.
+    gallery = [first[number % 3] | {"sample": 3 * number, "scene": number} for number in range(scenes)]
+    report = {
+        "command": ["python", "-m", "experiments.eval"],
+        "date": "2026-11-27T10:00:00+00:00",
+        "model": "experiments/tiny",
+        "scenes": 300,
+        "settings": {
+            "keep": 0.222,
+            "methods": list(SHARES),
+            "dtype": "float32",
+            "batch_size": 6,
+            "seed": 0,
+            "room": 32,
+            "workers": 1,
+            "machine": {"processor": "a processor", "cores": 2, "backend": "cpu", "device": "cpu"},
+            "versions": {"python": "3.11.7", "jax": "0.10.2"},
+        },
+        "methods": [
+            method("vanilla", tokens=EVERY, flops=2.9e9),
+            method("tokencarve", tokens=128, flops=1.9e9),
+            method("random", tokens=128, flops=1.9e9),
+        ],
+        "gallery": gallery,
+        "samples": [
+            {name: one[name] for name in ("sample", "scene", "family", "question", "answer")}
+            | {"said": {"vanilla": "LEAF", "tokencarve": "LEAF", "random": "LAKE"}}
+            for one in gallery
+        ],
+    }
+    for one in gallery:
+        path = image_path(folder, one["sample"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_images()[one["scene"] % 3])
+    write(folder, report)
+    return report
+
+
+@functools.cache
+def _images() -> list[bytes]:
+    """Photographs of shapes: about as large as those of real scenes."""
+    made = []
+    for index in range(3):
+        data = io.BytesIO()
+        Image.fromarray(make_scene("test", index).image).save(data, "webp", quality=75)
+        made.append(data.getvalue())
+    return made
+
+
+def write(folder: Path, report: dict[str, Any]) -> None:
+    (folder / "results.json").write_text(json.dumps(report))

@@ -1,0 +1,100 @@
+"""Everything that the README and the site's pages show as code is run, or read by the parser that it is meant for."""
+
+import argparse
+import importlib
+import re
+import sys
+import tomllib
+
+import pytest
+
+from tests.pages import ROOT, Block, blocks, commands
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+OURS = ("experiments.", "models.", "tests.")
+OTHERS = {"pip", "pytest", "ruff", "mypy", "sphinx-build", "cd", "git"}  # what else may be typed
+SHOWN = {"text", "bibtex"}  # what is no code
+
+
+class Read(Exception):
+    """The parser has read the line to its end."""
+
+
+def read(module: str, argv: list[str]) -> None:
+    """Have a command's own parser read flags, and do nothing more."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(parser, args=None, namespace=None):
+        parse(parser, args, namespace)
+        raise Read
+
+    main = importlib.import_module(module).main
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        patch.setattr(sys, "argv", [module, *argv])
+        with pytest.raises(Read):
+            main()
+
+
+def check(words: list[str]) -> None:
+    """One command line."""
+    if words[:2] == ["python", "-m"] and words[2].startswith(OURS):
+        module = f"{words[2]}.__main__" if (ROOT / words[2].replace(".", "/")).is_dir() else words[2]
+        read(module, words[3:])
+    elif words[0] == "pip":
+        extras = {extra for word in words for group in re.findall(r"\[(.*)\]", word) for extra in group.split(",")}
+        assert extras <= set(PROJECT["project"]["optional-dependencies"]), words
+    elif words[0] == "pytest" and "-m" in words:
+        assert any(mark.startswith(words[-1] + ":") for mark in PROJECT["tool"]["pytest"]["ini_options"]["markers"])
+    else:
+        assert words[0] in OTHERS, words
+
+
+def runs(block: Block) -> bool:
+    """Whether the block is something that some test runs or reads, or is no code."""
+    kind = block.info.split()[0] if block.info else ""
+    if kind == "python":
+        return ">>> " in block.text or block.info == "python file=mine.py"  # tests/test_own_method.py runs that one
+    return kind == "bash" or kind in SHOWN or kind.startswith("{")
+
+
+@pytest.mark.parametrize(("page", "words"), commands(), ids=lambda value: value if isinstance(value, str) else None)
+def test_every_command_line_is_one_that_its_command_takes(page, words):
+    check(words)
+
+
+def test_every_block_is_run_or_no_code():
+    assert [block for block in blocks() if not runs(block)] == []
+
+
+def test_no_code_hides_in_indented_blocks():
+    for page in {block.page for block in blocks()}:
+        outside = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+        assert not re.search(r"^\n    \S", outside, re.MULTILINE), page
+
+
+def test_there_are_commands_and_doctests_to_read():
+    assert len(commands()) > 40
+    assert sum(">>> " in block.text for block in blocks()) > 12
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "python -m experiments.eval --kep=0.222",
+        "python -m experiments.eval --keep=lots",
+        "python -m experiments.generate --keep=0.222",
+        "python -m models.convert ONE --no-such-flag",
+        "pip install -e .[no-such-extra]",
+        "pytest -m tpu",
+        "curl somewhere",
+    ],
+)
+def test_these_tests_can_fail(line):
+    with pytest.raises((SystemExit, AssertionError)):
+        check(line.split())
+
+
+def test_a_block_that_nobody_runs_is_found():
+    assert not runs(Block("page.md", "python", "carve()"))
+    assert not runs(Block("page.md", "", "carve()"))

@@ -1,0 +1,307 @@
+"""The report in a real browser, headless Chromium: `pytest -m browser` on a machine with one (`TEST_CHROMIUM=PATH`)."""
+
+import copy
+import importlib.resources
+import json
+import os
+import shutil
+import time
+
+import pytest
+
+from experiments import html_report
+from tests import reports
+
+pytestmark = pytest.mark.browser
+
+WIDTHS = (390, 1440)
+THEMES = ("light", "dark")
+# Every box with text in it: what it holds must not be wider than it, or reach out of the page.
+CUT_OFF = """() => {
+  const wide = document.documentElement.clientWidth, found = [];
+  for (const element of document.querySelectorAll("main *, header *")) {
+    const style = getComputedStyle(element), box = element.getBoundingClientRect();
+    if (!box.width || element.closest(".unseen, .skip, svg, datalist, [hidden]") || style.display === "inline") continue;
+    const holds = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (holds && element.scrollWidth > element.clientWidth + 1) found.push(["text", element.outerHTML.slice(0, 120)]);
+    if (box.right > wide + 1 || box.left < -1) found.push(["page", element.outerHTML.slice(0, 120)]);
+    if (element.scrollWidth > element.clientWidth + 1 && style.overflowX !== "visible") found.push(["box", element.outerHTML.slice(0, 120)]);
+  }
+  for (const text of document.querySelectorAll(".plot text")) {
+    const box = text.getBoundingClientRect(), plot = text.closest(".plot").getBoundingClientRect();
+    if (text.textContent.trim() && (box.left < plot.left - 1 || box.right > plot.right + 1)) found.push(["chart", text.textContent]);
+  }
+  return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    path = os.environ.get("TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    assert path, "no Chromium here: apt-get install chromium, or TEST_CHROMIUM=PATH"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    reports.evaluation(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def opened(chromium):
+    """Opens a folder's report; a page that asks for anything, or whose scripts complain, fails the test."""
+    contexts, asked, complaints = [], [], []
+
+    def opens(folder, *, width=1440, theme="light"):
+        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(html_report.write(folder).as_uri())
+        return page
+
+    yield opens
+    for context in contexts:
+        context.close()
+    assert [url for url in asked if not url.startswith(("file://", "data:"))] == []
+    assert len([url for url in asked if url.startswith("file://")]) == len(contexts)  # the pages themselves
+    assert complaints == []
+
+
+def move(page, number):
+    """The slider to a stop."""
+    page.locator("#budget").evaluate(
+        "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", str(number)
+    )
+
+
+def fates(page):
+    return page.locator("#board [role=gridcell]").evaluate_all(
+        "cells => cells.map((cell) => cell.className.replace(' lit', ''))"
+    )
+
+
+def point(page, patch):
+    page.locator(f"#board [data-patch='{patch}']").hover()
+    return page.locator("#fate").inner_text()
+
+
+def own_map(report, method, tokens, scene=0):
+    return next(
+        one for one in report["gallery"][scene]["maps"] if (one["method"], one["visual_tokens"]) == (method, tokens)
+    )
+
+
+def where(patch):
+    return f"row {patch // 24 + 1}, column {patch % 24 + 1}"
+
+
+def drawn(page):
+    """Waits until every chart is there."""
+    page.evaluate("() => document.querySelectorAll('.plot').forEach((plot) => plot.scrollIntoView())")
+    for number in range(page.locator(".plot").count()):
+        page.locator(f"#figure-{number}").scroll_into_view_if_needed()
+        page.locator(f"#figure-{number} .main-svg").first.wait_for()
+
+
+class TestGallery:
+    def test_slider_moves_through_budgets(self, folder, opened):
+        page, report = opened(folder), json.loads((folder / "results.json").read_text())
+        assert page.locator("#budget-value").inner_text() == "128 of 576"
+        for stop, tokens in enumerate((64, 128, 192)):
+            move(page, stop)
+            assert page.locator("#budget-value").inner_text() == f"{tokens} of 576"
+            one, shown = own_map(report, "tokencarve", tokens), fates(page)
+            hosts = {host for _, host in one["merged"]}
+            assert {i for i, fate in enumerate(shown) if fate == "host"} == hosts
+            assert {i for i, fate in enumerate(shown) if fate == "kept"} == set(one["kept"]) - hosts
+            assert {i for i, fate in enumerate(shown) if fate == "merged"} == {patch for patch, _ in one["merged"]}
+            assert f"{tokens} patches kept, {tokens // 2} merged" in page.locator("#counts").inner_text()
+        move(page, 3)
+        assert set(fates(page)) == {"kept"}
+
+    def test_slider_by_keyboard(self, folder, opened):
+        page = opened(folder)
+        page.locator("#budget").focus()
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#budget-value").inner_text() == "192 of 576"
+        assert page.locator("#budget").get_attribute("aria-valuetext") == "192 of 576 visual tokens"
+
+    def test_selector_changes_the_method(self, folder, opened):
+        page, report = opened(folder), json.loads((folder / "results.json").read_text())
+        page.locator("#method").select_option("random")
+        one = own_map(report, "random", 128)
+        assert {i for i, fate in enumerate(fates(page)) if fate == "kept"} == set(one["kept"])
+        lost = next(i for i in range(576) if i not in one["kept"])
+        assert "not among the 128 tokens that random leaves at decoder layer 2, going by chance" in point(page, lost)
+
+    def test_pointing_at_a_patch_says_what_became_of_it(self, folder, opened):
+        page, report = opened(folder), json.loads((folder / "results.json").read_text())
+        one, ranks = own_map(report, "tokencarve", 128), report["gallery"][0]["ranks"]["tokencarve"]
+        guest, host = one["merged"][0]
+        others = [patch for patch, other in one["merged"] if other == host]
+        said = point(page, host)
+        assert "Kept." in said
+        assert all(where(patch) in said for patch in others)
+        lit = page.locator("#board .lit").evaluate_all("cells => cells.map((cell) => Number(cell.dataset.patch))")
+        assert set(lit) == {host, *others}
+        for name in ("attention", "information", "fused"):
+            assert page.locator(f"#rank-{name}").inner_text() == f"{ranks[name][host]} of 576"
+        assert f"stage II merged into the most similar patch, {where(host)}" in point(page, guest)
+        assert f"fused rank {ranks['fused'][guest]}, the best 192 pass" in point(page, guest)
+        lost = next(i for i in range(576) if i not in one["kept"] and i not in dict(one["merged"]))
+        assert f"its fused rank is {ranks['fused'][lost]}, and only the best 192 pass" in point(page, lost)
+
+    def test_patches_by_keyboard(self, folder, opened):
+        page = opened(folder)
+        page.locator("#board [tabindex='0']").focus()
+        for key, place in (("ArrowDown", 24), ("ArrowRight", 25), ("End", 47), ("ArrowUp", 23), ("Home", 0)):
+            page.keyboard.press(key)
+            assert page.evaluate("document.activeElement.dataset.patch") == str(place)
+            assert page.locator("#patch").inner_text() == f"Patch in {where(place)}"
+
+    def test_scenes_and_answers(self, folder, opened):
+        page, report = opened(folder), json.loads((folder / "results.json").read_text())
+        page.locator("#strip button").nth(2).click()
+        record = report["gallery"][2]
+        assert page.locator("#question").inner_text() == record["question"]
+        rows = page.locator("#answers tbody tr").evaluate_all("rows => rows.map((row) => row.innerText)")
+        assert [row.split()[:3] for row in rows] == [
+            ["vanilla", "576", "LEAF"],
+            ["tokencarve", "128", "LEAF"],
+            ["random", "128", "LAKE"],
+        ]
+        assert page.locator("#image").evaluate("image => image.naturalWidth") == 336
+
+
+class TestNumbers:
+    def test_each_is_from_the_results(self, folder, opened):
+        """Change results.json: the page changes with it, and nothing else."""
+        report = json.loads((folder / "results.json").read_text())
+        other = copy.deepcopy(report)
+        row = other["methods"][1]
+        row["accuracy"]["overall"] |= {"share": 0.4321, "low": 0.4, "high": 0.5}
+        row |= {"same_answer": 0.1234, "prefill_s": 0.4567, "cache_bytes": 777 * 1024, "flops": 1e9}
+        record, one = other["gallery"][0], own_map(other, "tokencarve", 128)
+        lost = next(i for i in range(576) if i not in one["kept"] and i not in dict(one["merged"]))
+        record["ranks"]["tokencarve"]["attention"][lost] = 499
+        one["kept"][0], freed = lost, one["kept"][0]
+        one["merged"] = [pair for pair in one["merged"] if pair[1] != freed]
+
+        def shown():
+            page = opened(folder)
+            drawn(page)
+            numbers = page.locator("#tables tbody tr").nth(1).evaluate("row => [...row.cells].map((c) => c.innerText)")
+            traces = page.evaluate(
+                "() => [...document.querySelectorAll('.plot')].map((plot) => plot.data.map((t) => [t.x, t.y]))"
+            )
+            return numbers, traces, fates(page)[lost], point(page, lost)
+
+        before = shown()
+        reports.write(folder, other)
+        after = shown()
+        assert {"91.2 % ± 1.9", "62.8 ms"} <= set(before[0])
+        assert {"43.2 % ± 5.0", "12.3 %", "457 ms", "777 KiB", "1.00"} <= set(after[0])
+        accuracy, compute, agreement, prefill, cache = after[1]
+        assert accuracy[1] == [[128], [pytest.approx(43.21)]]
+        assert compute[1][0] == [pytest.approx(100 / 2.9)]
+        assert agreement[0][0][1] == pytest.approx(12.34)
+        assert prefill[0][0][1] == pytest.approx(456.7)
+        assert cache[0][0][1] == pytest.approx(777)
+        assert (before[2], after[2]) == ("dropped", "kept")
+        assert "499 of 576" in after[3]
+        assert "499 of 576" not in before[3]
+
+
+class TestLooks:
+    @pytest.mark.parametrize("width", WIDTHS)
+    @pytest.mark.parametrize("theme", THEMES)
+    def test_nothing_is_cut_off_and_all_can_use_it(self, folder, opened, width, theme, request):
+        page = opened(folder, width=width, theme=theme)
+        drawn(page)
+        page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
+        if keep := os.environ.get("TEST_SCREENSHOTS"):  # a folder, for people who want to look
+            page.screenshot(path=f"{keep}/{width}-{theme}.png", full_page=True)
+        assert page.evaluate("document.documentElement.dataset.theme") == theme
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        assert page.evaluate(CUT_OFF) == []
+        faults = check(page)
+        assert [f for f in faults if f["impact"] in ("serious", "critical")] == []
+
+    def test_the_button_changes_the_theme(self, folder, opened):
+        page = opened(folder)
+        light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.locator("#theme").click()
+        assert page.locator("#theme").get_attribute("aria-pressed") == "true"
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+
+    def test_axe_sees_faults(self, folder, opened):
+        """Otherwise the other test proves little."""
+        page = opened(folder)
+        page.evaluate("() => { document.querySelector('#image').removeAttribute('alt'); }")
+        page.locator("#question").evaluate("element => { element.style.color = '#bbb'; }")
+        assert {"image-alt", "color-contrast"} <= {fault["id"] for fault in check(page)}
+
+    def test_cut_off_text_is_seen(self, folder, opened):
+        page = opened(folder, width=390)
+        page.locator("#counts").evaluate("element => { element.style.whiteSpace = 'nowrap'; }")
+        assert page.evaluate(CUT_OFF) != []
+
+
+def check(page):
+    """What axe-core has to say against a page."""
+    script = importlib.resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
+    # Through the debugger and not as an element: the page's policy lets no script in that is not its own.
+    page.evaluate(script)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        {"id": fault["id"], "impact": fault["impact"], "where": [node["html"][:160] for node in fault["nodes"][:3]]}
+        for fault in found["violations"]
+    ]
+
+
+def test_nothing_leaves_even_if_it_is_tried(folder, chromium):
+    """The policy stands: a page that wants to load something may not."""
+    context = chromium.new_context()
+    page, failed = context.new_page(), []
+    page.goto(html_report.write(folder).as_uri())
+    page.on("requestfailed", lambda request: failed.append(request.failure))
+    blocked = page.evaluate(
+        """async () => {
+          const blocked = [];
+          document.addEventListener("securitypolicyviolation", (event) => blocked.push(event.effectiveDirective));
+          new Image().src = "https://example.org/x.png";
+          await fetch("https://example.org/x").catch(() => {});
+          const script = document.createElement("script");
+          script.textContent = "window.ran = true";
+          document.body.append(script);
+          await new Promise((done) => setTimeout(done, 300));
+          return [...new Set(blocked)].sort().concat(String(window.ran));
+        }"""
+    )
+    context.close()
+    assert blocked == ["connect-src", "img-src", "script-src-elem", "undefined"]
+
+
+def test_three_hundred_scenes_open_at_once(tmp_path, opened):
+    reports.evaluation(tmp_path, scenes=300)
+    page = opened(tmp_path)
+    page.close()
+    path = tmp_path / html_report.FILE
+    assert path.stat().st_size < 15e6
+    page = opened(tmp_path)  # the first start of a browser is not the page's
+    took = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000
+    start = time.perf_counter()
+    assert page.locator("#strip button").count() == 300
+    page.locator("#strip button").nth(299).click()
+    assert page.locator("#question").inner_text().endswith("number 3?")
+    print(f"opened in {took:.2f} s, the last scene shown in {time.perf_counter() - start:.2f} s")
+    assert took < 3
