@@ -21,3 +21,4 @@ def test_every_whole_attention_is_one_fused_kernel(target):
         others = {name for name in prefill["calls"] if "cudnn" not in name}
         assert all("cusolver" in name for name in others)
         assert bool(others) == (found["side"] == "carved")  # its score
+        assert prefill["solver"] == (576 if others else 0)
