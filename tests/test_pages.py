@@ -8,6 +8,8 @@ import tomllib
 
 import pytest
 
+from experiments.cli import CommandError
+from experiments.lmms import model_args
 from tests.pages import ROOT, Block, blocks, commands
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -44,6 +46,8 @@ def check(words: list[str]) -> None:
     elif words[0] == "pip":
         extras = {extra for word in words for group in re.findall(r"\[(.*)\]", word) for extra in group.split(",")}
         assert extras <= set(PROJECT["project"]["optional-dependencies"]), words
+    elif words[0] == "lmms-eval":
+        model_args.read(dict(pair.split("=") for pair in words[words.index("--model_args") + 1].split(",")))
     elif words[0] == "pytest" and "-m" in words:
         assert any(mark.startswith(words[-1] + ":") for mark in PROJECT["tool"]["pytest"]["ini_options"]["markers"])
     else:
@@ -86,12 +90,13 @@ def test_there_are_commands_and_doctests_to_read():
         "python -m experiments.generate --keep=0.222",
         "python -m models.convert ONE --no-such-flag",
         "pip install -e .[no-such-extra]",
-        "pytest -m tpu",
+        "pytest -m npu",
+        "lmms-eval eval --model_args kep=128",
         "curl somewhere",
     ],
 )
 def test_these_tests_can_fail(line):
-    with pytest.raises((SystemExit, AssertionError)):
+    with pytest.raises((SystemExit, AssertionError, CommandError)):
         check(line.split())
 
 
