@@ -6,7 +6,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class Published(BuildHookInterface):
-    """Leaves extras and entry points out of the metadata of wheels and source distributions; pyproject.toml names them."""
+    """Leaves extras and entry points out of the metadata of wheels and source distributions."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Hatch calls it before a build; `version` is "editable" where nothing is published."""

@@ -11,7 +11,9 @@ import pytest
 from experiments.cli import CommandError
 from experiments.lmms import model_args
 from tests.pages import ROOT, Block, blocks, commands
+from tokencarve_jax import COMPRESSORS
 
+README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = ("experiments.", "models.", "tests.")
 OTHERS = {"pip", "pytest", "ruff", "mypy", "sphinx-build", "cd", "git"}  # what else may be typed
@@ -103,3 +105,29 @@ def test_these_tests_can_fail(line):
 def test_a_block_that_nobody_runs_is_found():
     assert not runs(Block("page.md", "python", "carve()"))
     assert not runs(Block("page.md", "", "carve()"))
+
+
+def test_the_readme_counts_the_registry_right():
+    others = [row for name, row in COMPRESSORS.items() if not name.startswith("tokencarve")]
+    published = sum(bool(row.paper) for row in others)
+    controls = {3: "three", 4: "four", 5: "five"}[len(others) - published]
+    assert f"{published} other published methods and {controls} controls" in " ".join(README.split())
+
+
+def test_the_readmes_figures_are_those_of_the_results_page():
+    results = (ROOT / "docs" / "results.md").read_text().split("## Does rank")[0].splitlines()
+    full = {line.split()[0]: line for line in results if "±" in line and line.split()}
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if "±" in line]
+    assert len(rows) > 5
+    for method, _, first, second, prefill in rows:
+        line = full[re.split("[, ]", method)[0]]
+        left = re.findall(r"[\d.]+ ± [\d.]+", line)
+        assert (first, second) == (left[0], left[2]), method
+        assert line.endswith(f" {prefill}"), method
+
+
+def test_the_catalogue_names_every_command():
+    page = (ROOT / "docs" / "commands.md").read_text()
+    for folder in ("experiments", "models"):
+        for path in (ROOT / folder).glob("*.py"):
+            assert ("__main__" not in path.read_text()) or f"python -m {folder}.{path.stem}" in page, path
