@@ -7,6 +7,9 @@ size and writes results.json with every single time.
 
 The cache is counted twice: the slots of the prompt (no padding here), and all that is allocated, with the room for
 new tokens, which is rounded up to a multiple of 32.
+
+With `--target` nothing is run or measured: the programs are compiled for an accelerator that need not be there, and
+what the compiler says about them is printed beside bounds from the accelerator's published rates.
 """
 
 from __future__ import annotations
@@ -26,9 +29,9 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from experiments import cli, results
-from experiments.benchmark import capacity, floors, ours, presets, report, timing
+from experiments.benchmark import capacity, compiled, floors, ours, presets, report, timing
 from experiments.benchmark.peer import OutOfMemory, Peer
-from experiments.benchmark.settings import Settings
+from experiments.benchmark.settings import Settings, add_flags, measured
 from experiments.cli import CommandError
 from models.engine import plan
 from models.llava import Llava
@@ -39,6 +42,9 @@ _EXAMPLES = """examples:
                                                           on a GPU of 80 GB
   python -m experiments.bench --preset=llava-1.5-7b --dtype=bfloat16 --new-tokens=1024 --repeats=3
                                                           how many rows fit, with and without carving
+  python -m experiments.bench --target=h100 --preset=llava-1.5-7b
+                                                          compiled for an H100 that need not be there
+  python -m experiments.bench --target=v5e:2x2 --mesh=1x4 --preset=llava-1.5-13b --information=jacobi
 """
 SIDES = ("uncompressed", "carved")
 PROBE_SIZES = {"cpu": (100 * 2**20, 1024), "gpu": (1000 * 2**20, 8192)}  # of the large array, of the square matrices
@@ -205,10 +211,10 @@ def bench(settings: Settings, *, command: str) -> None:
                 shown = [f"batch {batch}: {error}"]
             print("\n" + "\n".join(shown), flush=True)
     largest = None
-    if settings.largest_batch or not on_cpu:
+    if settings.largest_batch or (settings.largest_batch is None and not on_cpu):
         largest = _largest(settings, llava, keep)
         print("\nlargest batch that fits, " + ", ".join(f"{k}: {v['verified']}" for k, v in largest.items()))
-    else:
+    elif settings.largest_batch is None:
         print("\nlargest batch that fits: n/a on a CPU (--largest-batch asks for it all the same)")
     found = {
         "bytes_per_second": probes.bytes_per_second,
@@ -236,44 +242,15 @@ def bench(settings: Settings, *, command: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the flags, measure, and say what went wrong in one line."""
     parser = cli.Parser(prog="python -m experiments.bench", description=__doc__, epilog=_EXAMPLES)
-    parser.add_argument(
-        "--preset", choices=presets.PRESETS, default="small", help="sizes of the model (default: %(default)s)"
-    )
-    cli.add_keep_flag(parser, default=0.222)
-    parser.add_argument(
-        "--batch",
-        type=cli.positive,
-        nargs="+",
-        default=[1],
-        metavar="ROWS",
-        help="prompts at a time; several are measured one after the other (default: 1)",
-    )
-    parser.add_argument(
-        "--prompt-tokens",
-        type=cli.positive,
-        default=76,
-        metavar="TOKENS",
-        help="of text: 36 before the image, the others after it (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--new-tokens", type=cli.positive, default=64, metavar="TOKENS", help="to decode (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--dtype", choices=cli.DTYPES, default=cli.DTYPES[0], help="of weights and hidden states (default: %(default)s)"
-    )
-    parser.add_argument("--against", choices=("transformers",), help="measure that too, in turn with ours")
-    parser.add_argument(
-        "--repeats", type=cli.positive, default=9, metavar="ROUNDS", help="after one to warm up (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--largest-batch", action="store_true", help="also find how many rows fit in memory; always on a GPU"
-    )
-    cli.add_out_flag(parser, "results/bench")
+    add_flags(parser)
     arguments = sys.argv[1:] if argv is None else argv
 
     def body(flags: argparse.Namespace) -> None:
-        named = vars(flags) | {"batch": tuple(flags.batch)}
-        bench(Settings(**named), command=" ".join(["python -m experiments.bench", *arguments]))
+        command = " ".join(["python -m experiments.bench", *arguments])
+        if flags.target:
+            compiled.bench(compiled.job(flags), flags.out, command=command)
+        else:
+            bench(measured(flags), command=command)
 
     return cli.run(body, parser, argv)
 

@@ -37,10 +37,10 @@ _ROOT = Path(__file__).parents[1]
 _Z = 1.959964  # of a 95 % interval
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that a result depends on."""
+def versions(*more: str) -> dict[str, str]:
+    """Of Python and of the packages that a result depends on, and of `more` packages."""
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *more):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -51,13 +51,19 @@ def versions() -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """What this process runs on."""
     device = jax.local_devices()[0]
+    return host() | {
+        "backend": jax.default_backend(),
+        "device": device.device_kind,
+        "devices": jax.local_device_count(),
+    }
+
+
+def host() -> dict[str, Any]:
+    """What this process runs on, without a look at JAX's devices."""
     return {
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": cores(),
-        "backend": jax.default_backend(),
-        "device": device.device_kind,
-        "devices": jax.local_device_count(),
         "environment": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
     }
 

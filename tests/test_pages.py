@@ -8,8 +8,12 @@ import tomllib
 
 import pytest
 
+from experiments.cli import CommandError
+from experiments.lmms import model_args
 from tests.pages import ROOT, Block, blocks, commands
+from tokencarve_jax import COMPRESSORS
 
+README = (ROOT / "README.md").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 OURS = ("experiments.", "models.", "tests.")
 OTHERS = {"pip", "pytest", "ruff", "mypy", "sphinx-build", "cd", "git"}  # what else may be typed
@@ -44,6 +48,8 @@ def check(words: list[str]) -> None:
     elif words[0] == "pip":
         extras = {extra for word in words for group in re.findall(r"\[(.*)\]", word) for extra in group.split(",")}
         assert extras <= set(PROJECT["project"]["optional-dependencies"]), words
+    elif words[0] == "lmms-eval":
+        model_args.read(dict(pair.split("=") for pair in words[words.index("--model_args") + 1].split(",")))
     elif words[0] == "pytest" and "-m" in words:
         assert any(mark.startswith(words[-1] + ":") for mark in PROJECT["tool"]["pytest"]["ini_options"]["markers"])
     else:
@@ -86,15 +92,42 @@ def test_there_are_commands_and_doctests_to_read():
         "python -m experiments.generate --keep=0.222",
         "python -m models.convert ONE --no-such-flag",
         "pip install -e .[no-such-extra]",
-        "pytest -m tpu",
+        "pytest -m npu",
+        "lmms-eval eval --model_args kep=128",
         "curl somewhere",
     ],
 )
 def test_these_tests_can_fail(line):
-    with pytest.raises((SystemExit, AssertionError)):
+    with pytest.raises((SystemExit, AssertionError, CommandError)):
         check(line.split())
 
 
 def test_a_block_that_nobody_runs_is_found():
     assert not runs(Block("page.md", "python", "carve()"))
     assert not runs(Block("page.md", "", "carve()"))
+
+
+def test_the_readme_counts_the_registry_right():
+    others = [row for name, row in COMPRESSORS.items() if not name.startswith("tokencarve")]
+    published = sum(bool(row.paper) for row in others)
+    controls = {3: "three", 4: "four", 5: "five"}[len(others) - published]
+    assert f"{published} other published methods and {controls} controls" in " ".join(README.split())
+
+
+def test_the_readmes_figures_are_those_of_the_results_page():
+    results = (ROOT / "docs" / "results.md").read_text().split("## Does rank")[0].splitlines()
+    full = {line.split()[0]: line for line in results if "±" in line and line.split()}
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines() if "±" in line]
+    assert len(rows) > 5
+    for method, _, first, second, prefill in rows:
+        line = full[re.split("[, ]", method)[0]]
+        left = re.findall(r"[\d.]+ ± [\d.]+", line)
+        assert (first, second) == (left[0], left[2]), method
+        assert line.endswith(f" {prefill}"), method
+
+
+def test_the_catalogue_names_every_command():
+    page = (ROOT / "docs" / "commands.md").read_text()
+    for folder in ("experiments", "models"):
+        for path in (ROOT / folder).glob("*.py"):
+            assert ("__main__" not in path.read_text()) or f"python -m {folder}.{path.stem}" in page, path

@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from experiments.benchmark import presets
+from experiments.benchmark import presets, programs
 from experiments.benchmark.ours import Runner
 from experiments.benchmark.peer import OutOfMemory
-from models.engine import decode, plan, prefill
-from models.engine.decode import ROOM_BUCKET
-from models.engine.prompt import round_up
-from models.engine.sampling import GREEDY
+from models.engine import plan
 from models.engine.target import target_of
 from models.llava import Llava
 
@@ -32,35 +28,12 @@ def limit() -> int:
     return int(available.split()[1]) * 1024 + held
 
 
-def _needed(program: Any) -> int:
-    analysis = program.compile().memory_analysis()
-    return (
-        analysis.argument_size_in_bytes
-        + analysis.output_size_in_bytes
-        + analysis.temp_size_in_bytes
-        - analysis.alias_size_in_bytes
-    )
-
-
 def needed(llava: Llava, batch: int, *, carve: plan.Carve, prompt_tokens: int, new_tokens: int) -> int:
     """Bytes that prefill and decoding of `batch` rows need at most, weights included; nothing is run."""
-    config = llava.config
-    ids, pixels = presets.inputs(config, batch=1, prompt_tokens=prompt_tokens)
-    one = llava.prompt(ids, pixels, bucket=1)
-    prompt = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), jnp.asarray(x[:0]).dtype), one)
-    cuts = plan.resolve(plan.parse(carve, num_layers=config.text.num_layers), config.tokens_per_image)
-    seed = jax.ShapeDtypeStruct((), jnp.uint32)
     target = target_of(jax.local_devices()[0])
-    options: dict[str, Any] = {"plan": cuts, "room": round_up(new_tokens, ROOM_BUCKET), "target": target}
-    prefilling = prefill.prefill.lower(llava, prompt, seed, **options)
-    prefilled = jax.eval_shape(functools.partial(prefill.prefill, **options), llava, prompt, seed)
-    choice = decode.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
-    first = jax.eval_shape(functools.partial(decode.first_token, choice=choice), prefilled.logits, seed)
-    state = decode.Generating(prefilled.cache, *first)
-    steps = jax.ShapeDtypeStruct((), jnp.int32)
-    size = round_up(max(new_tokens - 1, 1), ROOM_BUCKET)
-    decoding = decode.decode.lower(llava, state, steps, size=size, choice=choice)
-    return max(_needed(prefilling), _needed(decoding))
+    return programs.compile_pair(
+        llava, batch, carve=carve, prompt_tokens=prompt_tokens, new_tokens=new_tokens, target=target
+    ).needed
 
 
 def largest(need: Callable[[int], int], room: int) -> int:

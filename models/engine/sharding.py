@@ -59,16 +59,17 @@ def weight_sharding(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedShardin
     return of
 
 
+def batch_sharding(mesh: Mesh) -> Callable[[tuple[int, ...]], NamedSharding]:
+    """How an array with one row per prompt is placed, its leading dimension split over "data": by its shape."""
+    return lambda shape: _fitting(mesh, (DATA, *(None,) * (len(shape) - 1))[: len(shape)], shape)
+
+
 def place_batch(batch: Tree, mesh: Mesh | None) -> Tree:
     """Put host arrays on the mesh, their leading dimension split over "data". Without a mesh, nothing happens."""
     if mesh is None:
         return batch
-
-    def put(array: np.ndarray) -> jax.Array:
-        shape = np.shape(array)
-        return jax.device_put(array, _fitting(mesh, (DATA,) + (None,) * (len(shape) - 1), shape))
-
-    return jax.tree.map(put, batch)
+    place = batch_sharding(mesh)
+    return jax.tree.map(lambda array: jax.device_put(array, place(np.shape(array))), batch)
 
 
 def by_batch(x: jax.Array, mesh: Mesh | None) -> jax.Array:

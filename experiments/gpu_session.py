@@ -1,0 +1,186 @@
+"""All measurements that need an NVIDIA GPU, in one go: minutes of such a machine are few.
+
+Runs one command after the other, each in a process of its own with its own budget of seconds: the tests that need a
+GPU, the benchmark of LLaVA-1.5-7B at batch 1 and 8 against transformers, the routes to the information score, and how
+many rows fit. results.json is written anew after every step, with what each printed and found. What takes longer than
+its budget is ended; what has no time left is not begun; whatever was found until then is kept. Exit status 0 says that
+every step was done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import cli, results
+from experiments.cli import CommandError
+from experiments.results import format_seconds, format_table
+
+LIMIT_S = 530
+_LEAST_S = 5.0  # nothing is begun for less
+_GRACE_S = 5.0  # between asking a step to end and ending it
+_TAIL = 8000  # characters of what a step printed
+_ROOT = Path(__file__).parents[1]
+_LOOK = "import jax; d = jax.devices('gpu'); print(d[0].device_kind, len(d), sep=';')"
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Attributes:
+      name: in the report, and of the folder that it is told to write into.
+      budget: seconds that it may take.
+      argv: behind `python`; "{out}" is that folder.
+    """
+
+    name: str
+    budget: float
+    argv: tuple[str, ...]
+
+
+def _bench(*flags: str) -> tuple[str, ...]:
+    model = ("--preset=llava-1.5-7b", "--dtype=bfloat16", "--out={out}")
+    return ("-m", "experiments.bench", *model, *flags)
+
+
+# What would be missed most comes first.
+STEPS = (
+    Step("tests", 100, ("-m", "pytest", "-m", "gpu", "-n", "0", "-q", "tests/test_gpu.py")),
+    Step("batch-1", 140, _bench("--batch=1", "--against=transformers", "--repeats=7", "--no-largest-batch")),
+    Step(
+        "routes",
+        60,
+        ("-m", "experiments.information_routes", "--scenes=2", "--seeds=1", "--widths", "1024", "--out={out}"),
+    ),
+    Step("batch-8", 110, _bench("--batch=8", "--against=transformers", "--repeats=3", "--no-largest-batch")),
+    Step("largest-batch", 120, _bench("--batch=1", "--new-tokens=1024", "--repeats=1", "--largest-batch")),
+)
+
+
+def look() -> dict[str, Any]:
+    """The GPU that JAX sees, asked in a process of its own: this one must not hold its memory.
+
+    Raises:
+      CommandError: it sees none.
+    """
+    asked = subprocess.run([sys.executable, "-c", _LOOK], cwd=_ROOT, capture_output=True, text=True, check=False)
+    if asked.returncode:
+        raise CommandError("JAX sees no NVIDIA GPU here; on a machine with one: pip install -e '.[test,cuda]'")
+    kind, count = asked.stdout.strip().splitlines()[-1].split(";")
+    return {"device": kind, "devices": int(count)}
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """A step and all that it started."""
+    for kind, patience in ((signal.SIGINT, _GRACE_S), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, kind)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+
+
+def _do(step: Step, seconds: float, folder: Path) -> dict[str, Any]:
+    """Run a step for so many seconds at most; what it came to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").unlink(missing_ok=True)  # of an earlier session
+    argv = [part.replace("{out}", str(folder.resolve())) for part in step.argv]
+    began = time.monotonic()
+    with (folder / "output.txt").open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *argv], cwd=_ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            process.wait(seconds)
+            status = "done" if process.returncode == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            status = "out of time"
+        finally:
+            _end(process)
+    text = (folder / "output.txt").read_text(errors="replace")
+    found: dict[str, Any] = {
+        "step": step.name,
+        "status": status,
+        "seconds": round(time.monotonic() - began, 1),
+        "budget": step.budget,
+        "exit": process.returncode,
+        "command": " ".join(["python", *step.argv]),
+        "output": text[-_TAIL:],
+    }
+    with contextlib.suppress(OSError, ValueError):
+        found["results"] = json.loads((folder / "results.json").read_text())
+    return found
+
+
+def session(steps: Sequence[Step], *, limit: float, out: Path, about: dict[str, Any], command: str) -> bool:
+    """Do the steps in order, write results.json after each, and say what they came to.
+
+    Args:
+      steps: what is done.
+      limit: seconds for all of them.
+      out: folder for results.json, and for one folder of each step.
+      about: the machine.
+      command: what is put on record as having asked for it.
+
+    Returns:
+      Whether all were done.
+    """
+    deadline = time.monotonic() + limit
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    found: list[dict[str, Any]] = [{"step": step.name, "status": "not begun"} for step in steps]
+
+    def write() -> None:
+        head = {"command": command, "date": date, "limit_s": limit, "machine": about, "versions": results.versions()}
+        results.write_json(out / "results.json", head | {"steps": found})
+
+    cli.check_folder(out).mkdir(parents=True, exist_ok=True)
+    write()
+    for index, step in enumerate(steps):
+        left = deadline - time.monotonic() - _GRACE_S
+        if left < _LEAST_S:
+            break
+        print(f"{step.name}: {' '.join(['python', *step.argv])}", flush=True)
+        found[index] = _do(step, min(step.budget, left), out / step.name)
+        write()
+        print(f"  {found[index]['status']} after {format_seconds(found[index]['seconds'])}", flush=True)
+    rows = [[one["step"], one["status"], format_seconds(one.get("seconds", 0))] for one in found]
+    print("\n" + format_table(["step", "status", "took"], rows))
+    print(f"\nAll that was found: {out / 'results.json'}")
+    return all(one["status"] == "done" for one in found)
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    steps: Sequence[Step] = STEPS,
+    look: Callable[[], dict[str, Any]] = look,
+) -> int:
+    """Read the flags, measure, and say what went wrong in one line."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = cli.Parser(prog="python -m experiments.gpu_session", description=__doc__)
+    parser.add_argument(
+        "--limit", type=cli.positive, default=LIMIT_S, metavar="SECONDS", help="for all steps (default: %(default)s)"
+    )
+    cli.add_out_flag(parser, "results/gpu-session")
+
+    def body(flags: argparse.Namespace) -> int:
+        command = " ".join(["python -m experiments.gpu_session", *argv])
+        about = results.host() | look()
+        return 0 if session(steps, limit=flags.limit, out=flags.out, about=about, command=command) else 1
+
+    return cli.run(body, parser, argv, interrupted="interrupted; results.json holds what was done")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
