@@ -17,6 +17,7 @@ from experiments.cli import CommandError
 from models.auto import family_of, from_pretrained
 from models.checkpoint.hashes import of_file
 from models.checkpoint.hub import find_checkpoint
+from models.checkpoint.table import abstract_model
 from models.engine.model import VisionLanguageModel
 from models.engine.relevance import Asked
 from models.foreign import parsing
@@ -217,13 +218,11 @@ def load(
       ConfigError, CheckpointError, FileNotFoundError: see `Llava.from_pretrained` and `Relevance.from_pretrained`.
     """
     for name in (source, *([] if clip is None else [clip])):
-        if Path(name).parent.is_dir() and not os.path.lexists(name):
-            raise CommandError(f"{name}: no such folder")  # and the hub need not be asked
+        _check_folder(name)
     folder = find_checkpoint(source, revision=revision)
     _, config = family_of(folder)  # what is wrong with the small files shows before the weights are read
     memory.check_config(config, jnp.dtype(dtype).itemsize, request)
-    processor = load_processor(folder)
-    processor.image_processor = preprocessing.with_aspect_ratio(processor.image_processor, image_aspect_ratio)
+    processor = _processor(folder, image_aspect_ratio)
     checkpoint = Checkpoint(folder, from_pretrained(folder, dtype=jnp.dtype(dtype)), processor)
     try:
         inputs = checkpoint.encode([[np.zeros((8, 8, 3), np.uint8)]], ["What is this?"])
@@ -238,6 +237,29 @@ def load(
     except ValueError as error:
         raise CommandError(f"{clip} and {source} do not go together: {error}") from error
     return dataclasses.replace(checkpoint, clip=relevance)
+
+
+def load_without_weights(folder: Path, *, image_aspect_ratio: str = "checkpoint") -> Checkpoint:
+    """What packs prompts for a checkpoint that has been loaded elsewhere: its model has shapes and no weights.
+
+    Args:
+      folder: `Checkpoint.folder` of the other.
+      image_aspect_ratio: as for `load`.
+    """
+    family, config = family_of(folder)
+    llava = abstract_model(lambda rngs: family(config, rngs=rngs))
+    return Checkpoint(folder, llava, _processor(folder, image_aspect_ratio))
+
+
+def _check_folder(name: str) -> None:
+    if Path(name).parent.is_dir() and not os.path.lexists(name):
+        raise CommandError(f"{name}: no such folder")  # and the hub need not be asked
+
+
+def _processor(folder: Path, image_aspect_ratio: str) -> Any:
+    processor = load_processor(folder)
+    processor.image_processor = preprocessing.with_aspect_ratio(processor.image_processor, image_aspect_ratio)
+    return processor
 
 
 def check_square(source: str, llava: VisionLanguageModel) -> None:

@@ -7,6 +7,8 @@ from PIL import Image
 
 from experiments import eval as evaluation
 from experiments import loading
+from experiments.evaluation import file_run
+from experiments.evaluation.ahead import Ahead
 from experiments.evaluation.file_asker import FileAsker
 from tests.commands import failure
 from tests.question_files import KEEP, POPE, SUFFIX, SYSTEM, flags, make_folder
@@ -155,11 +157,11 @@ class TestResume:
     def test_same_files_after_an_interruption(self, folder, whole, tmp_path, monkeypatch):
         asked, original = [], FileAsker.ask
 
-        def ask(self, indices):
+        def ask(self, indices, then):
             if len(asked) == 2:
                 raise KeyboardInterrupt
             asked.append(list(indices))
-            return original(self, indices)
+            return original(self, indices, then)
 
         out = tmp_path / whole.name
         with monkeypatch.context() as patch:
@@ -174,6 +176,23 @@ class TestResume:
         assert (tmp_path / "pope" / "answers.jsonl").read_bytes() == journal.read_bytes()
         reports = [json.loads((at / "pope" / "results.json").read_text()) for at in (tmp_path, whole.parent)]
         assert reports[0] | {"command": ""} == reports[1] | {"command": ""}
+
+    def test_same_files_where_another_process_reads(self, folder, whole, tmp_path, monkeypatch):
+        start, there = Ahead._start, []
+
+        def and_wait(self, then):
+            start(self, then)
+            if self._ready:
+                there.append(self._ready.result(timeout=60))
+
+        monkeypatch.setattr(Ahead, "_start", and_wait)
+        monkeypatch.setattr(file_run, "WORTH", 0)
+        assert evaluation.main(flags(folder, "pope.jsonl", tmp_path / whole.name)) == 0
+        assert len(there) > 2
+        for path in [*whole.parent.glob("*.jsonl"), whole.with_suffix("") / "answers.jsonl"]:
+            assert (tmp_path / path.relative_to(whole.parent)).read_bytes() == path.read_bytes()
+        seconds = json.loads((tmp_path / "pope" / "seconds.json").read_text())
+        assert seconds["wall"] > seconds["compiling"] + seconds["device"] > 0
 
     def test_another_file_is_another_run(self, folder, whole, capsys):
         argv = flags(folder, "pope.jsonl", whole, "--border=last", "--limit=3")

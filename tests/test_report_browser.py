@@ -19,17 +19,19 @@ THEMES = ("light", "dark")
 # Every box with text in it: what it holds must not be wider than it, or reach out of the page.
 CUT_OFF = """() => {
   const wide = document.documentElement.clientWidth, found = [];
+  const unseen = ".unseen, .skip, svg, datalist, [hidden]";
   for (const element of document.querySelectorAll("main *, header *")) {
     const style = getComputedStyle(element), box = element.getBoundingClientRect();
-    if (!box.width || element.closest(".unseen, .skip, svg, datalist, [hidden]") || style.display === "inline") continue;
+    if (!box.width || element.closest(unseen) || style.display === "inline") continue;
     const holds = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    if (holds && element.scrollWidth > element.clientWidth + 1) found.push(["text", element.outerHTML.slice(0, 120)]);
+    const over = element.scrollWidth > element.clientWidth + 1;
+    if (over && (holds || style.overflowX !== "visible")) found.push(["box", element.outerHTML.slice(0, 120)]);
     if (box.right > wide + 1 || box.left < -1) found.push(["page", element.outerHTML.slice(0, 120)]);
-    if (element.scrollWidth > element.clientWidth + 1 && style.overflowX !== "visible") found.push(["box", element.outerHTML.slice(0, 120)]);
   }
   for (const text of document.querySelectorAll(".plot text")) {
     const box = text.getBoundingClientRect(), plot = text.closest(".plot").getBoundingClientRect();
-    if (text.textContent.trim() && (box.left < plot.left - 1 || box.right > plot.right + 1)) found.push(["chart", text.textContent]);
+    const over = box.left < plot.left - 1 || box.right > plot.right + 1;
+    if (text.textContent.trim() && over) found.push(["chart", text.textContent]);
   }
   return found;
 }"""

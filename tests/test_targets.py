@@ -77,7 +77,7 @@ ENTRY main {
   %d = bf16[4]{0} all-reduce-done(%s)
   %g = bf16[4]{0} all-gather(%f.2), dimensions={0}
   %k = (bf16[4]{0}, u8[0]{0}) custom-call(%f.2), custom_call_target="__cudnn$fmhaSoftmax"
-  %l = (bf16[4]{0}, u8[0]{0}) custom-call(%f.2), custom_call_target="cusolver_syevd_ffi"
+  %l = (f32[2,576,576]{1,2,0}, f32[2,576]{1,0}, s32[2]{0}) custom-call(%f.2), custom_call_target="cusolver_syevd_ffi"
   %h = s32[] custom-call(%f.2), custom_call_target="xla_ffi_python_gpu_callback"
   %o = token[] outfeed(%f.2, %tok)
   %y = f32[<=576,4]{1,0} dynamic-reshape(%f.2)
@@ -110,6 +110,7 @@ def test_what_is_read_off_a_program():
         "flops": None,
         "fused_attention": 1,
         "host": 2,
+        "solver": 576,
         "loops": 1,
         "fusions": 2,
         "all_reduces": 2,

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,8 @@ def run(job: Job) -> Iterator[dict[str, Any]]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.write(json.dumps(dataclasses.asdict(job)))
-        process.stdin.close()
+        process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
+        process.stdin.flush()  # and left open: its end tells the process that nobody waits any more
         for line in process.stdout:
             answer = json.loads(line)
             if "error" in answer:
@@ -120,6 +121,8 @@ def run(job: Job) -> Iterator[dict[str, Any]]:
     finally:
         process.kill()
         process.wait()
+        process.stdin.close()
+        process.stdout.close()
 
 
 def _compiled(job: Job, side: str, batch: int) -> dict[str, Any]:
@@ -185,6 +188,12 @@ def _largest(job: Job, side: str) -> int:
     return capacity.largest(need, room)
 
 
+def _end_with_parent() -> None:
+    """A compiler at work hears no signal for minutes."""
+    sys.stdin.read()
+    os._exit(1)
+
+
 def main() -> int:
     """Answer one job."""
     answers = os.fdopen(os.dup(1), "w")
@@ -193,9 +202,10 @@ def main() -> int:
     def say(answer: dict[str, Any]) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
-    read = json.load(sys.stdin)
+    read = json.loads(sys.stdin.readline())
     given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
     job = Job(**given)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         for batch in job.batch:
             for side in job.sides:

@@ -27,7 +27,10 @@ def _program(figures: dict[str, Any]) -> list[str]:
         format_bytes(figures["temporaries"]),
         flops,
         str(figures["fused_attention"]),
-        *(str(figures[name]) for name in ("loops", "all_reduces", "all_gathers", "fusions", "host", "dynamic")),
+        *(
+            str(figures[name])
+            for name in ("solver", "loops", "all_reduces", "all_gathers", "fusions", "host", "dynamic")
+        ),
     ]
 
 
@@ -37,6 +40,7 @@ _LINES = (
     "  of it temporaries",
     "TFLOP, each chip, by the compiler",
     "fused attention kernels",
+    "largest eigen-solver, side",
     "while loops",
     "all-reduces",
     "all-gathers",

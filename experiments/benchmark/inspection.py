@@ -11,6 +11,9 @@ _FUSED_ATTENTION = "__cudnn$fmha"
 _HOST = re.compile(r"xla_(?:ffi_)?python|callback|^lapack|HostCompute|MoveToHost|MoveToDevice")
 _INSTRUCTION = re.compile(r"^ *(?:ROOT )?%?[\w.\-]+ = .*? ([a-z][a-z0-9\-]*)\(", re.MULTILINE)
 _CALL = re.compile(r'custom_call_target="([^"]+)"')
+# Eigen- and singular value decompositions by a library, with the shapes of what they give.
+_SOLVER = re.compile(r'= (.*?) custom-call\(.*custom_call_target="[^"]*(?:syev|gesvd|Eigh|Svd)[^"]*"', re.IGNORECASE)
+_MATRIX = re.compile(r"\[(?:\d+,)*(\d+),(\d+)\]")
 _BOUNDED = re.compile(r"\w+\[[^\]]*<=\d")  # a dimension that is known only when the program runs, `f32[<=576]`
 
 
@@ -31,8 +34,9 @@ def figures(program: Any) -> dict[str, Any]:
     Returns:
       "needed" bytes and of them "arguments" and "temporaries"; "flops" by the compiler's own count (None where it does
       not count; the body of a loop counts once, library calls do not); how often each library function is called
-      ("calls"), fused attention kernels among them ("fused_attention"), calls that leave the device ("host"); "loops",
-      "fusions", "all_reduces", "all_gathers"; "dynamic", dimensions that are not known before it runs.
+      ("calls"), fused attention kernels among them ("fused_attention"), calls that leave the device ("host"); the side
+      of the largest eigen-decomposition that a library does ("solver"); "loops", "fusions", "all_reduces" and
+      "all_gathers"; how many dimensions are not known before it runs ("dynamic").
     """
     text, memory = program.as_text(), program.memory_analysis()
     cost = program.cost_analysis() or {}
@@ -46,9 +50,15 @@ def figures(program: Any) -> dict[str, Any]:
         "calls": dict(calls.most_common()),
         "fused_attention": sum(count for name, count in calls.items() if name.startswith(_FUSED_ATTENTION)),
         "host": sum(count for name, count in calls.items() if _HOST.search(name)) + sum(kinds[kind] for kind in left),
+        "solver": max((min(map(int, sides)) for sides in _solved(text)), default=0),
         "loops": kinds["while"],
         "fusions": kinds["fusion"],
         "all_reduces": kinds["all-reduce"] + kinds["all-reduce-start"],
         "all_gathers": kinds["all-gather"] + kinds["all-gather-start"],
         "dynamic": len(_BOUNDED.findall(text)),
     }
+
+
+def _solved(text: str) -> list[tuple[str, str]]:
+    """Both sides of every matrix that a solver gives."""
+    return [sides for shapes in _SOLVER.findall(text) for sides in _MATRIX.findall(shapes)]

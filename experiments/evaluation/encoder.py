@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
-from experiments.cli import CommandError
+from experiments.cli import CommandError, one_line
 from experiments.evaluation.questions import Readable, Sample
 from experiments.loading import Checkpoint, Inputs
 from models.engine.plan import TOWER, Schedule
@@ -16,6 +17,20 @@ CONVERSATIONS = {
     "detailed, and polite answers to the user's questions. USER: {images}{text} ASSISTANT:",
     "checkpoint": "",  # its chat template
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """Questions that are ready to be asked.
+
+    Attributes:
+      batches: the numbers of their questions, the prompts, and the most visual tokens of one; more than one where a
+        question spoilt the batch for its neighbours.
+      errors: what is wrong with each of the others.
+    """
+
+    batches: list[tuple[list[int], Inputs, int]]
+    errors: dict[int, str]
 
 
 class Encoder:
@@ -47,6 +62,28 @@ class Encoder:
         """
         if self._border != "keep" and any(cut.place == TOWER for cut in cuts):
             raise CommandError(f"border {self._border!r}: a cut in the vision tower does not know of border")
+
+    def ready(self, questions: Readable, indices: Sequence[int], size: int) -> Ready:
+        """Read some questions, and pack them in batches of `size` rows."""
+        samples, errors = self.readable(questions, indices)
+        found = Ready([], errors)
+        if samples:
+            self._pack(samples, size, found)
+        return found
+
+    def _pack(self, samples: dict[int, Sample], size: int, found: Ready) -> None:
+        """All in one batch; where one of them cannot be encoded, each in its own."""
+        try:
+            inputs = self(list(samples.values()), size)
+            most = self._checkpoint.llava.prompt(**inputs.named).visual_slots.shape[1]
+        except (CommandError, ValueError, TypeError) as error:
+            if len(samples) == 1:
+                found.errors.update(dict.fromkeys(samples, f"{type(error).__name__}: {one_line(error)}"))
+                return
+            for index, sample in samples.items():
+                self._pack({index: sample}, size, found)
+        else:
+            found.batches.append((list(samples), inputs, most))
 
     def readable(self, questions: Readable, indices: Sequence[int]) -> tuple[dict[int, Sample], dict[int, str]]:
         """Those of the questions that can be read and fit into the model's context; what is wrong with the others."""

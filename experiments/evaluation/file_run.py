@@ -6,8 +6,10 @@ import functools
 import json
 import re
 import sys
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,15 @@ from tqdm import tqdm
 from experiments import results, workers
 from experiments.calls import Call
 from experiments.cli import CommandError
+from experiments.evaluation.ahead import MOST
 from experiments.evaluation.file_asker import FileAsker
 from experiments.evaluation.file_questions import FileQuestions, questions_of
 from experiments.evaluation.settings import Files, Settings
-from experiments.results import format_table
+from experiments.results import format_seconds, format_table
 from experiments.summary import BASELINE, share
 from models.writing import own_folder
+
+WORTH = 16  # batches of a worker, below which starting a process that reads them takes longer than it saves
 
 
 def evaluate(settings: Settings, *, command: Sequence[str]) -> tuple[str, int]:
@@ -72,7 +77,7 @@ def _evaluate(
     journal = results.Journal(out / "answers.jsonl", about, restart=settings.restart)
     if journal.entries:
         print(f"Going on from {journal.path}; --restart asks anew.", file=sys.stderr)
-    records = ask_all(questions, pool, journal, settings.batch_size)
+    records, spent = ask_all(questions, pool, journal, settings.batch_size)
     for name, path in paths.items():
         model_id = Path(settings.model).name + ("" if name == BASELINE else f"-{name}-{settings.keep}")
         lines = (json.dumps(answer) + "\n" for answer in answers(questions, records, name, model_id))
@@ -92,6 +97,9 @@ def _evaluate(
     results.write_json(out / "results.json", report)
     text = table(rows, rows_of_file=len(records), failed=len(failed))
     results.write_text(out / "table.txt", text + "\n")
+    if spent["wall"]:
+        results.write_json(out / "seconds.json", spent)  # by itself: all other files are the same in every run
+        text += f"\n{_where_time_went(spent, pool.count)}"
     where = f"Answers: {', '.join(map(str, paths.values()))}. All settings: {out / 'results.json'}."
     return f"{text}\n\n{where}", len(failed)
 
@@ -109,24 +117,49 @@ def answer_path(path: Path, method: str) -> Path:
 
 def ask_all(
     questions: FileQuestions, pool: workers.Pool, journal: results.Journal, batch_size: int
-) -> list[dict[str, Any]]:
-    """Have all batches asked that the journal does not hold yet; gives a record for each row, in the file's order."""
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Have all batches asked that the journal does not hold yet.
+
+    Returns:
+      A record for each row, in the file's order; and seconds of this run by what they were spent on, summed over the
+      workers, with "wall" by the clock.
+    """
     known = {record["sample"]: record for entry in journal.entries for record in entry["samples"]}
     parts = questions.batches(batch_size)
-    calls = [
-        Call(number, methodcaller("ask", part)) for number, part in enumerate(parts) if not known.keys() >= set(part)
-    ]
-    total = sum(map(len, parts))
+    total, start = sum(map(len, parts)), time.perf_counter()
+    spent: Counter[str] = Counter()
     with tqdm(initial=len(known), total=total, unit=" questions", file=sys.stderr, disable=None) as bar:
-        for call, found in pool.run(calls):
-            journal.add({"batch": call.key, "samples": found})
-            known |= {record["sample"]: record for record in found}
-            bar.update(len(found))
+        for call, found in pool.run(calls(parts, known, pool.count)):
+            journal.add({"batch": call.key, "samples": found["samples"]})
+            known |= {record["sample"]: record for record in found["samples"]}
+            spent.update(found["seconds"])
+            bar.update(len(found["samples"]))
     records = []
     for index, row in enumerate(questions.rows):
         record = known.get(index, {"sample": index, "error": row.problem})
         records.append({"sample": index, "line": row.line, "question_id": row.id} | record)
-    return records
+    return records, {**spent, "wall": time.perf_counter() - start if spent else 0.0}
+
+
+def calls(parts: Sequence[Sequence[int]], known: Collection[int], count: int) -> list[Call]:
+    """One for each batch that is not known, with those that the same of `count` workers is likely to get next."""
+    todo = [(number, part) for number, part in enumerate(parts) if not set(part) <= set(known)]
+    many = len(todo) >= WORTH * count
+    return [
+        Call(number, methodcaller("ask", part, [one for _, one in todo[at + count :: count][:MOST]] if many else ()))
+        for at, (number, part) in enumerate(todo)
+    ]
+
+
+def _where_time_went(spent: Mapping[str, float], count: int) -> str:
+    """Of the time behind compiling, how much the model was busy."""
+    rest = max(spent["wall"] * count - spent["compiling"], 1e-9)
+    busy, waiting = (100 * spent[what] / rest for what in ("device", "waiting for input"))
+    asking, compiling = format_seconds(spent["wall"]), format_seconds(spent["compiling"] / count)
+    return (
+        f"Asking took {asking}, of which compiling {compiling}. "
+        f"Of the rest the model was busy {busy:.0f} %; waiting for images and prompts took {waiting:.1f} %."
+    )
 
 
 def answers(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments import methods, results, schedules
-from experiments.cli import CommandError, one_line
+from experiments.cli import CommandError
 from experiments.evaluation import likelihood
-from experiments.evaluation.encoder import Encoder
+from experiments.evaluation.encoder import Encoder, Ready
 from experiments.evaluation.questions import Readable, Sample
 from experiments.evaluation.settings import Asking, Settings
 from experiments.loading import Inputs
@@ -32,6 +34,7 @@ class QuestionAsker:
 
     Attributes:
       methods: what to compare, by name, as `carve` arguments.
+      spent: seconds of the model by what it did: "compiling" (the first batch of each shape), "device".
 
     Raises:
       CommandError: the model cannot be carved like that, or its images not be brought to a square like that.
@@ -53,6 +56,7 @@ class QuestionAsker:
         self.methods = methods.to_compare(self._llava, keep, settings.methods, given, clip=self._checkpoint.clip)
         for carve in self.methods.values():
             self._encoder.check_cuts(self._cuts(carve))
+        self.spent, self._warm = {"compiling": 0.0, "device": 0.0}, set[str]()
         check_request(self._llava, self._encoder([_PROBE], 1), max_new_tokens, times=settings.batch_size)
 
     def identity(self) -> dict[str, Any]:
@@ -84,6 +88,14 @@ class QuestionAsker:
           One record per question, in order: `said` by method, or `error`.
         """
 
+        return self._answer(self._ready(questions, indices), indices, max_new_tokens, only)
+
+    def _ready(self, questions: Readable, indices: Sequence[int]) -> Ready:
+        return self._encoder.ready(questions, indices, self._settings.batch_size)
+
+    def _answer(
+        self, ready: Ready, indices: Sequence[int], max_new_tokens: int, only: Collection[str] | None = None
+    ) -> list[dict[str, Any]]:
         def say(inputs: Inputs, indices: Sequence[int], carve: Carve) -> list[str]:
             left = self._llava.config.text.max_positions - inputs.input_ids.shape[1]
             new_tokens = max(1, min(max_new_tokens, left))
@@ -92,7 +104,7 @@ class QuestionAsker:
             )
             return self._checkpoint.decode(tokens)
 
-        return self._each(questions, indices, only, say)
+        return self._each(ready, indices, only, say)
 
     def weigh(
         self, questions: Readable, indices: Sequence[int], *, continuations: Sequence[str], only: Collection[str] | None
@@ -120,35 +132,28 @@ class QuestionAsker:
                 self._llava, inputs, [answers[index] for index in indices], carve=carve, seed=self._seed(indices)
             )
 
-        return self._each(questions, indices, only, judge)
+        return self._each(self._ready(questions, indices), indices, only, judge)
 
     def _each(
         self,
-        questions: Readable,
+        ready: Ready,
         indices: Sequence[int],
         only: Collection[str] | None,
         ask: Callable[[Inputs, Sequence[int], Carve], Sequence[Any]],
     ) -> list[dict[str, Any]]:
-        """Records of what `ask` gives for each row of a batch with each method."""
-        samples, errors = self._encoder.readable(questions, indices)
+        """Records of what `ask` gives for each row of what is ready with each method."""
         names = [name for name in self.methods if only is None or name in only]
-
-        def said(samples: dict[int, Sample]) -> dict[int, dict[str, Any]]:
-            """One that cannot be encoded goes to `errors`, its neighbours do not."""
-            try:
-                inputs = self._encoder(list(samples.values()), self._settings.batch_size)
-                most = self._llava.prompt(**inputs.named).visual_slots.shape[1]
-            except (CommandError, ValueError, TypeError) as error:
-                if len(samples) == 1:
-                    errors.update(dict.fromkeys(samples, f"{type(error).__name__}: {one_line(error)}"))
-                    return {}
-                return {index: own for key, one in samples.items() for index, own in said({key: one}).items()}
-            found = {name: ask(inputs, list(samples), self._at_most(self.methods[name], most)) for name in names}
-            return {index: {name: found[name][row] for name in names} for row, index in enumerate(samples)}
-
-        answered = said(samples) if samples else {}
+        answered = dict[int, dict[str, Any]]()
+        for own, inputs, most in ready.batches:
+            found = {}
+            for name in names:
+                start, shape = time.perf_counter(), (name, ask.__name__, jax.tree.map(np.shape, inputs.named))
+                found[name] = ask(inputs, own, self._at_most(self.methods[name], most))
+                self.spent["device" if str(shape) in self._warm else "compiling"] += time.perf_counter() - start
+                self._warm.add(str(shape))
+            answered |= {index: {name: found[name][row] for name in names} for row, index in enumerate(own)}
         return [
-            {"sample": index} | ({"error": errors[index]} if index in errors else {"said": answered[index]})
+            {"sample": index} | ({"error": ready.errors[index]} if index in ready.errors else {"said": answered[index]})
             for index in indices
         ]
 

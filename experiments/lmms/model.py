@@ -139,9 +139,9 @@ class TokenCarve(Speaker):
     def _said(self, instances: Sequence[Instance]) -> list[tuple[Request, Any]]:
         with _one_line():
             said = super()._said(instances)
-        failed = {key: text for key, text in self.answers.errors.items() if key in {r.key for r, _ in said}}
-        for key, text in failed.items():
-            print(f"tokencarve_jax: {key} could not be asked: {text}", file=sys.stderr)
+        for request in self.asked:
+            if error := self.answers.errors.get(request.key):
+                print(f"tokencarve_jax: {request.key} could not be asked: {error}", file=sys.stderr)
         return said
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:

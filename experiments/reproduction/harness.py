@@ -72,7 +72,7 @@ class Harness:
             from loguru import logger
 
             logger.remove()
-            logger.add(sys.stderr, level="WARNING")
+            logger.add(sys.stderr, level="ERROR")
             import lmms_eval.evaluator
             import lmms_eval.tasks
 

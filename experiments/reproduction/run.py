@@ -122,9 +122,7 @@ class _Run:
         self._settings, self._harness = settings, harness
         self.about = about(settings, settings.asking, pool)
         restart, out = settings.restart, settings.out
-        answers = Answers(
-            pool, results.Journal(out / "answers.jsonl", self.about, restart=restart), batch_size=settings.batch_size
-        )
+        journal = results.Journal(out / "answers.jsonl", self.about, restart=restart)
         packages = ("lmms_eval", "datasets")
         self.told = self.about | {
             "limit": settings.limit,
@@ -132,10 +130,10 @@ class _Run:
             "code_sha256": results.code_checksum(*_CODE),
         }
         self._marks = results.Journal(out / "scores.jsonl", self.told, restart=restart)
-        if answers.errors or self._marks.entries:
+        if journal.entries:
             print(f"Going on from {out}; --restart asks anew.", file=sys.stderr)
-        self.answers = answers
-        self.speaker = Speaker(answers, settings.names[0])
+        self.answers = Answers(pool, journal, batch_size=settings.batch_size)
+        self.speaker = Speaker(self.answers, settings.names[0])
         self.speaker.together = settings.names
 
     def scores(self, one: Set) -> tables.Scores:
@@ -185,7 +183,8 @@ def _report(
         notes.append(
             f"Only the first {settings.limit} questions of each set: no figure to compare with published ones."
         )
-    errors = run.answers.errors
+    tasks = {one.task for one in sets if one.name in scores}
+    errors = {key: why for key, why in run.answers.errors.items() if key.partition("/")[0] in tasks}
     if errors:
         notes.append(f"{len(errors)} questions could not be asked and count as wrong.")
     notes.append(

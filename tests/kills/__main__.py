@@ -21,7 +21,8 @@ ON_RAY = {"ray": on_ray.command, "ray-questions": on_ray.command_on_file}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = [name for name in (*alone.JOBS, *ON_RAY) if name != "reproduce" or importlib.util.find_spec("lmms_eval")]
+    more = alone.NEEDS_LMMS_EVAL if importlib.util.find_spec("lmms_eval") else {}
+    every = [*alone.JOBS, *more, *ON_RAY]
     parser.add_argument("--kills", type=int, default=len(every), help="in all, shared out (default: one each)")
     parser.add_argument("--what", nargs="+", choices=every, default=every, help="which commands (default: all)")
     parser.add_argument("--seed", type=int, default=int(time.time()))

@@ -79,7 +79,7 @@ def _train(model: Path, out: Path) -> list[str]:
 
 def _reproduce(model: Path, out: Path) -> list[str]:
     """Both kinds of requests; needs lmms-eval."""
-    task = model.parent / "task"
+    task = out.parent / "task"
     if not task.exists():
         make_task(task, 12)
     flags = ["--keep", 5, 3, "--information=default", "--batch-size=2", "--limit=24", f"--out={out}"]
@@ -98,9 +98,10 @@ JOBS = {
     "questions": Job(lambda model, out: on_ray.command_on_file(model, out), on_ray.written),
     "compare": Job(_compare, _compared),
     "convert": Job(_convert, lambda out: _converted(out / "dest")),
-    "reproduce": Job(_reproduce, _reproduced),
     "train": Job(_train, lambda out: _files(out / "model")),
 }
+
+NEEDS_LMMS_EVAL = {"reproduce": Job(_reproduce, _reproduced)}
 
 
 def kill_once(argv: list[str], after: float, **more: str) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def kill_many(name: str, kills: int, generator: random.Random, model: Path) -> I
     """Kill a command of `JOBS` again and again; says how each try ended.
 
     Args:
-      name: of the command.
+      name: of the command; those of `NEEDS_LMMS_EVAL` need an environment that has it.
       kills: how many tries; compiled programs are kept from one to the next, whoever was killed as they were written.
       generator: of the moments.
       model: the checkpoint that it works with.
@@ -134,7 +135,7 @@ def kill_many(name: str, kills: int, generator: random.Random, model: Path) -> I
     Yields:
       What became of each try; `same` says whether it left what an undisturbed run leaves.
     """
-    job = JOBS[name]
+    job = (JOBS | NEEDS_LMMS_EVAL)[name]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         cache = {

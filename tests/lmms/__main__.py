@@ -4,6 +4,8 @@
 two processes that torchrun starts. All give the same scores, to the last digit.
 """
 
+import contextlib
+import io
 import json
 import os
 import string
@@ -14,7 +16,9 @@ from pathlib import Path
 
 from experiments import eval as evaluation
 from experiments import reproduce
+from experiments.reproduction import sets
 from tests.lmms.local import CHOICE, TASK, make_task
+from tests.lmms.prompts import AROUND, PROMPTS, shown
 
 ROOT = Path(__file__).parents[2]
 MODEL, KEEP, BATCH = str(ROOT / "experiments" / "tiny"), 128, 6
@@ -74,6 +78,19 @@ def env() -> dict[str, str]:
     return os.environ | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
 
 
+def planned() -> None:
+    """The plan of the paper's table, with every prompt as LLaVA has it; what a judge or a login is missing for."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert reproduce.main(["--dry-run"]) == 0
+    plan = out.getvalue()
+    assert plan.count(shown(AROUND)) == 1
+    for name, prompt in PROMPTS.items():
+        assert f"a sample's prompt:\n{shown(prompt)}" in plan, name
+    assert PROMPTS.keys() == sets.SETS.keys()
+    assert plan.count("skipped: its answers are marked by a judge") == (0 if os.environ.get(sets.JUDGE) else 2)
+    print("a plan with all prompts", flush=True)
+
+
 def check(what: str, got: object, want: object) -> None:
     print(f"{what}: {got}", flush=True)
     assert got == want, f"{what}: {got} and not {want}"
@@ -82,6 +99,7 @@ def check(what: str, got: object, want: object) -> None:
 def main() -> None:
     folder = Path(sys.argv[1]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    planned()
     rows = make_task(task := folder / "task", 34)
     said = said_by_eval(folder, task)
     right = {method: marked(rows, texts) for method, texts in said.items()}

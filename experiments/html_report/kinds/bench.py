@@ -51,7 +51,7 @@ def _lead(cell: Mapping[str, Any]) -> str:
 def _highlights(cell: Mapping[str, Any]) -> list[tuple[str, str]]:
     carving = cell["carving"]
     return [
-        (f"{carving['speed_up']:.2f} ×", "as fast a prefill"),
+        (f"{carving['speed_up']:.2f} ×", "the speed of prefill"),
         (f"{100 * carving['cache_share']:.1f} %", "of the prompt's KV cache"),
         (format_seconds(carving["alone"]["median"]), "for the carving itself"),
     ]

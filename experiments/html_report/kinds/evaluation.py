@@ -73,7 +73,7 @@ def _highlights(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         found.append((percent(first["of_vanilla"]), "of the right answers are kept"))
     if "cache_bytes" in first:
         found.append((percent(first["cache_bytes"] / everything["cache_bytes"]), "of the KV cache is needed"))
-        found.append((f"{everything['prefill_s'] / first['prefill_s']:.2f} ×", "as fast a prefill"))
+        found.append((f"{everything['prefill_s'] / first['prefill_s']:.2f} ×", "the speed of prefill"))
     return found
 
 

@@ -1,0 +1,24 @@
+"""Programs for NVIDIA GPUs, by the real compiler: `pytest -m cuda` where the extra `cuda` is installed, GPU or none."""
+
+import pytest
+
+from experiments.benchmark import ahead
+from experiments.benchmark.ahead import Job
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.mark.parametrize("target", ["h100", "a100"])
+def test_every_whole_attention_is_one_fused_kernel(target):
+    job = Job(target, "llava-1.5-7b", layers=3)
+    for found in ahead.run(job):
+        prefill, decoding = found["prefill"], found["decode"]
+        assert found["fits"]
+        # Three blocks of the tower, and all layers but the last, which asks for one token with a mask.
+        assert prefill["fused_attention"] == 3 + 2
+        assert prefill["host"] == prefill["dynamic"] == prefill["loops"] == decoding["host"] == decoding["dynamic"] == 0
+        assert decoding["loops"] == 1
+        others = {name for name in prefill["calls"] if "cudnn" not in name}
+        assert all("cusolver" in name for name in others)
+        assert bool(others) == (found["side"] == "carved")  # its score
+        assert prefill["solver"] == (576 if others else 0)

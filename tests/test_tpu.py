@@ -1,0 +1,56 @@
+"""Programs for TPUs, by the real compiler: `pytest -m tpu` where the extra `tpu` is installed, TPU or none."""
+
+import dataclasses
+
+import pytest
+
+from experiments.benchmark import ahead, floors
+from experiments.benchmark.ahead import Job
+
+pytestmark = pytest.mark.tpu
+
+# "jacobi" compiles in a third of the time that "gram" takes here; the layers are the same.
+V5E = Job("v5e:2x2", "small", information="jacobi", decoding=False)
+WIDE = dataclasses.replace(V5E, preset="llava-1.5-7b", layers=2)
+MESH = dataclasses.replace(V5E, preset="llava-1.5-13b", layers=2, mesh=(1, 4), sides=("carved",))
+
+
+def floor(job, side):
+    length = job.prompt_tokens + job.config.tokens_per_image
+    return floors.prefill_flops(job.config, length, job.cuts if side == "carved" else ())
+
+
+def check(found):
+    """What every program for a TPU must be."""
+    prefill = found["prefill"]
+    assert found["fits"]
+    assert not [name for name in prefill["calls"] if "cudnn" in name or "cusolver" in name or "lapack" in name]
+    assert prefill["host"] == 0
+    assert prefill["dynamic"] == 0
+    assert prefill["loops"] == 0
+    assert prefill["solver"] == (576 if found["side"] == "carved" else 0)  # the Gram matrix, whole
+
+
+@pytest.mark.parametrize("job", [V5E, WIDE], ids=["small", "two layers as wide as 7B"])
+def test_carving_saves_the_operations_that_the_floors_say(job):
+    both = {found["side"]: found for found in ahead.run(job)}
+    for found in both.values():
+        check(found)
+    counted = both["uncompressed"]["prefill"]["flops"] / both["carved"]["prefill"]["flops"]
+    expected = floor(job, "uncompressed") / floor(job, "carved")
+    assert expected > 1.05
+    assert counted == pytest.approx(expected, rel=0.05)
+    for side, found in both.items():
+        assert 0.9 < found["prefill"]["flops"] / floor(job, side) < 1.05
+
+
+def test_a_layer_on_a_mesh_adds_up_twice():
+    (found,) = ahead.run(MESH)
+    check(found)
+    blocks, layers = max(MESH.config.feature_layers), MESH.config.text.num_layers
+    assert (blocks, layers) == (2, 2)
+    assert found["prefill"]["all_reduces"] == 2 * blocks + 2 * layers + 1  # and once in the projector
+    # A quarter of the products and of the weights but for the embeddings of patches, and what has no weights.
+    assert found["prefill"]["flops"] == pytest.approx(floor(MESH, "carved") / 4, rel=0.1)
+    whole = 2 * (floors.decoder_weights(MESH.config) + MESH.config.text.vocab_size * MESH.config.text.hidden_size)
+    assert found["prefill"]["arguments"] == pytest.approx(whole / 4, rel=0.1)
