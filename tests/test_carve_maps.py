@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import loading
-from experiments.carve_maps import choosing, fates
+from experiments.carve_maps import choosing, fates, looking
 from experiments.carve_maps.looking import Looker
 from experiments.cli import CommandError
 from experiments.evaluation.scene_questions import SceneQuestions
@@ -38,7 +38,9 @@ def looked(tmp_path_factory):
     scenes = [make_scene("test", index) for index in range(BATCH)]
     inputs = checkpoint.encode([(s.image,) for s in scenes], [s.questions[0].text for s in scenes])
     given = {name: schedule_of(text.split()) if text else () for name, text in SCHEDULES.items()}
-    found = Looker(checkpoint.llava).look(given, inputs, seed=SEED, rows=[0, 2], room=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(looking, "OTHER_BUDGETS", (1 / 3,))  # each is a program to compile
+        found = Looker(checkpoint.llava).look(given, inputs, seed=SEED, rows=[0, 2], room=0)
     prompt = checkpoint.llava.prompt(**inputs.named)
     cuts = {name: checkpoint.llava.prefill(prompt, carve=cut or None, seed=SEED).cuts for name, cut in given.items()}
     return found, cuts
@@ -73,7 +75,7 @@ def followed(cuts, row):
 def test_single_cuts_have_other_budgets_too(looked):
     found, _ = looked
     for name, (maps, _) in found.items():
-        own = [COUNT] if name == "vanilla" else [9] if name == "two" else sorted({KEEP, 6, 4, 2}, reverse=True)
+        own = [COUNT] if name == "vanilla" else [9] if name == "two" else [KEEP, 6]
         assert list(maps) == own
         for kept, rows in maps.items():
             assert all(len(one["kept"]) in (kept, kept - 1) for one in rows)
@@ -89,7 +91,7 @@ def test_ranks_decide_who_passes_stage_one(looked):
             assert passed == {*one["kept"], *dict(one["merged"])}
 
 
-@pytest.mark.parametrize("options", [{}, {"attention_weight": 1.0}, {"attention_weight": 0.0, "information": "svd"}])
+@pytest.mark.parametrize("options", [{}, {"attention_weight": 0.0, "information": "svd"}])
 def test_ranks_against_plain_loops(options):
     rng = np.random.default_rng(3)
     tokens, attention = oracle.decaying(rng, 40, 24), rng.dirichlet(np.ones(40)).astype(np.float32)
