@@ -237,6 +237,24 @@ class TestLooks:
         faults = check(page)
         assert [f for f in faults if f["impact"] in ("serious", "critical")] == []
 
+    @pytest.mark.parametrize("width", WIDTHS)
+    def test_all_methods_side_by_side(self, tmp_path, opened, width):
+        """28 methods at four budgets: long tables, long legends, many answers."""
+        report = reports.comparison(tmp_path)
+        page = opened(tmp_path, width=width)
+        drawn(page)
+        assert page.locator("#budget-value").inner_text() == "128 of 576"
+        page.locator("#method").select_option("divprune")
+        said = {
+            row["method"]: report["samples"][0]["said"][row["cell"]] for row in report["rows"] if row["tokens"] == 128
+        }
+        rows = page.locator("#answers tbody tr").evaluate_all("rows => rows.map((row) => row.innerText.split(/\\s+/))")
+        assert {row[0]: row[2] for row in rows if row[1] == "128"} == said
+        if keep := os.environ.get("TEST_SCREENSHOTS"):
+            page.screenshot(path=f"{keep}/compare-{width}.png", full_page=True)
+        assert page.evaluate(CUT_OFF) == []
+        assert [f for f in check(page) if f["impact"] in ("serious", "critical")] == []
+
     def test_the_button_changes_the_theme(self, folder, opened):
         page = opened(folder)
         light = page.evaluate("getComputedStyle(document.body).backgroundColor")
