@@ -141,19 +141,7 @@ def bench(job: Job, out: Path, *, command: str) -> None:
         + f"; nothing is run. Published: {chip.flops / 1e12:.4g} TFLOP/s, {chip.bandwidth / 1e9:.4g} GB/s."
     )
     found: list[dict[str, Any]] = []
-    largest = None
-    with tqdm(total=len(job.batch) * len(job.sides), desc="compiling", unit="side", leave=False) as bar:
-        for answer in ahead.run(job):
-            if "largest" in answer:
-                largest = answer["largest"]
-                continue
-            found.append(answer)
-            bar.update()
-            if len(found) % len(job.sides) == 0:
-                bar.write(_show(found[-len(job.sides) :], place))
-    if largest:
-        print("\nlargest batch that fits, by the compiler: " + ", ".join(f"{k} {v}" for k, v in largest.items()))
-    value = {
+    about = {
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "settings": dataclasses.asdict(job) | {"kept": cuts[0].keep, "layers": job.config.text.num_layers},
@@ -161,8 +149,20 @@ def bench(job: Job, out: Path, *, command: str) -> None:
         "machine": results.host(),
         "versions": results.versions(*targets.PACKAGES[chip.platform]),
         "measured": False,
-        "largest_batch": largest,
-        "compiled": found,
     }
-    results.write_json(out / "results.json", value)
+    largest = None
+    with tqdm(total=len(job.batch) * len(job.sides), desc="compiling", unit="side", leave=False) as bar:
+        for answer in ahead.run(job):
+            if "largest" in answer:
+                largest = answer["largest"]
+                continue
+            found.append(answer)
+            # A large model takes minutes a side: what is there is not lost to an interruption.
+            results.write_json(out / "results.json", about | {"largest_batch": None, "compiled": found})
+            bar.update()
+            if len(found) % len(job.sides) == 0:
+                bar.write(_show(found[-len(job.sides) :], place))
+    if largest:
+        print("\nlargest batch that fits, by the compiler: " + ", ".join(f"{k} {v}" for k, v in largest.items()))
+        results.write_json(out / "results.json", about | {"largest_batch": largest, "compiled": found})
     print(f"\nEvery figure: {out / 'results.json'}")
