@@ -1,6 +1,7 @@
 """The documentation site: `sphinx-build -W docs FOLDER` (extra `docs`). Nothing is fetched, at build or by a reader."""
 
 import os
+import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -47,6 +48,7 @@ nb_execution_timeout = 300
 nb_merge_streams = True
 nb_output_stderr = "remove"
 
+shutil.rmtree(ROOT / "docs" / "api" / "names", ignore_errors=True)  # of names that are gone, too
 autosummary_generate = ["api/carving.md", "api/compressors.md", "api/models.md"]
 autosummary_imported_members = True
 autodoc_typehints = "signature"

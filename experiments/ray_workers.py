@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from tqdm import tqdm
 
 from experiments.calls import Call, Worker
 from experiments.cli import CommandError, one_line
@@ -166,6 +167,7 @@ class RayPool:
         if self._losses[call] == ATTEMPTS:
             when = f"at {call.key!r}" if call else "while they started"
             raise CommandError(f"{ATTEMPTS} workers were lost {when}: {one_line(error)}") from error
+        tqdm.write("A worker was lost; another takes over what it was doing.", file=sys.stderr)  # above any bar
         if call:
             (self._for_first if call.first else self._for_any).appendleft(call)
         ray.kill(place.actor)  # it may only be out of reach

@@ -1,4 +1,4 @@
-"""For tests of reports: results.json of an evaluation, made up, in a folder with its images."""
+"""For tests of reports: results.json of an evaluation and of a comparison, made up, in folders with their images."""
 
 import functools
 import io
@@ -11,6 +11,7 @@ from PIL import Image
 
 from experiments.carve_maps import fates
 from experiments.carve_maps.gallery import image_path
+from experiments.comparison.cells import default_methods
 from experiments.results import wilson
 from experiments.scenes import make_scene
 
@@ -118,6 +119,54 @@ def evaluation(folder: Path, *, scenes: int = 3) -> dict[str, Any]:
         path = image_path(folder, one["sample"])
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_images()[one["scene"] % 3])
+    write(folder, report)
+    return report
+
+
+def cell(name: str, *, budget: int | None, basis: str | None, tokens: int, right: float) -> dict[str, Any]:
+    key = name if budget is None else f"{name} ({name}@2={tokens})"
+    return {
+        "budget": budget,
+        "basis": basis,
+        "why_not": "",
+        "method": name,
+        "cell": key,
+        "tokens": tokens,
+        "average": tokens / 2 + EVERY / 2,
+        "flops": 1_000_000_000 + 3_000_000 * tokens,
+        "place": "decoder layer 2",
+        "reads": "query_attention",
+        "accuracy": {family: share(right, 300) for family in FAMILIES} | {"overall": share(right)},
+        "to_vanilla": [right - 0.97, 0.01],
+        "to_reference": None if budget is None else [right - 0.9, 0.01],
+        "same_answer": right,
+        "kl_mean": 0.125,
+        "cache_bytes": 4000 * tokens,
+        "prefill_s": 0.05 + tokens / 10_000,
+        "own_s": 0.003,
+    }
+
+
+def comparison(folder: Path) -> dict[str, Any]:
+    """Write the folder of a made-up comparison of all methods; gives what results.json holds."""
+    report, rng = evaluation(folder), np.random.default_rng(1)
+    names = dict.fromkeys(["tokencarve", *default_methods()])
+    rows = [cell("vanilla", budget=None, basis=None, tokens=EVERY, right=0.97)]
+    for budget in (128, 64):
+        for basis, more in (("count", 0), ("compute", 200)):
+            for number, name in enumerate(names):
+                tokens = budget + (more if number % 2 else 0)
+                rows.append(cell(name, budget=budget, basis=basis, tokens=tokens, right=float(rng.uniform(0.3, 0.95))))
+    cells = {row["cell"]: row["tokens"] for row in rows}
+    for record in report["gallery"]:
+        record["maps"] = [
+            {"cell": key, "kept": np.sort(rng.permutation(EVERY)[:tokens]).tolist(), "merged": []}
+            for key, tokens in cells.items()
+        ]
+    for sample in report["samples"]:
+        sample["said"] = {key: str(rng.choice(["LEAF", "LAKE"])) for key in cells}
+    del report["methods"]
+    report |= {"rows": rows, "source": "300 held-out scenes", "notes": ["A note."], "failed": []}
     write(folder, report)
     return report
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bench
+from experiments import bench, html_report
 from experiments.benchmark import capacity, floors, presets
+from experiments.results import format_seconds
 from models.engine import plan, prefill
 from models.engine.decode import decode_step
 from models.engine.target import CPU
@@ -164,6 +165,10 @@ def test_the_command_compares_and_writes_everything_down(micro, tmp_path, capsys
         shares = [carved["step_bytes"] / s / v for s, v in zip(carved["step"]["seconds"], speeds, strict=True)]
         assert carved["decode_share"] == pytest.approx(sum(shares) / 2)  # the median of two rounds
         assert cell["carved"]["step_bytes"] < cell["uncompressed"]["step_bytes"]
+    page = html_report.render(tmp_path)
+    for cell in found["cells"]:
+        for side in ("uncompressed", "carved", "transformers"):
+            assert format_seconds(cell[side]["prefill"]["median"]) in page
 
 
 def test_alone_it_runs_too_and_finds_the_largest_batch(micro, tmp_path, capsys, monkeypatch):

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import compare, loading
+from experiments import compare, html_report, loading
 from experiments.comparison import measurer
 from experiments.comparison.cells import COMPUTE
-from experiments.results import wilson
+from experiments.evaluation.scene_questions import SceneQuestions
+from experiments.html_report.words import with_interval
+from experiments.results import format_seconds, wilson
 from experiments.scenes import make_scene
 from tests.commands import VISUAL, answer_alone, failure, save_checkpoint
 from tests.test_own_method import METHOD
+from tokencarve_jax import plan
 
 SCENES, KEEP = 3, 5
 
@@ -128,6 +131,40 @@ class TestCommand:
         text = (whole / "table.md").read_text()
         assert text.count("\n| vanilla |") == 3  # equal count, equal compute, as given
         assert Image.open(whole / "accuracy.png").size == (1500, 900)
+
+    def test_carve_maps_are_those_of_the_answers(self, whole, model):
+        report, checkpoint = read(whole), loading.load(str(model), dtype="float32")
+        rows = {row["cell"]: row for row in report["rows"] if not row["why_not"]}
+        records = {record["sample"]: record for record in report["gallery"]}
+        assert sorted(records) == list(range(3 * SCENES))
+        questions = SceneQuestions(SCENES, 1)
+        samples = [questions.sample(index) for index in range(4)]
+        inputs = checkpoint.encode([one.images for one in samples], [one.text for one in samples])
+        prompt = checkpoint.llava.prompt(**inputs.named, bucket=measurer.BUCKET)
+        for key, row in rows.items():
+            for record in records.values():
+                (one,) = (one for one in record["maps"] if one["cell"] == key)
+                assert len(one["kept"]) == row["tokens"]
+            name = row["method"]
+            if name in ("random", "uniform"):
+                place = 2 if name == "random" else "input"
+                cuts = checkpoint.llava.prefill(prompt, carve=((place, name, row["tokens"]),), seed=1_000_003).cuts
+                for index in range(4):
+                    (one,) = (one for one in records[index]["maps"] if one["cell"] == key)
+                    assert one["kept"] == np.asarray(cuts[0].indices[index]).tolist()
+        fused = records[0]["ranks"]["tokencarve"]["fused"]
+        passed = {i for i, rank in enumerate(fused) if rank <= plan(VISUAL, KEEP).survivors}
+        (own,) = (key for key, row in rows.items() if row["method"] == "tokencarve" and row["tokens"] == KEEP)
+        (one,) = (one for one in records[0]["maps"] if one["cell"] == own)
+        assert passed == {*one["kept"], *dict(one["merged"])}
+
+    def test_report(self, whole):
+        page, report = (whole / "report.html").read_text(), read(whole)
+        assert page == html_report.render(whole)
+        for row in report["rows"]:
+            assert row["method"] in page
+            assert with_interval(row["accuracy"]["overall"]) in page
+            assert format_seconds(row["prefill_s"]) in page
 
     def test_a_torn_run_goes_on_and_another_method_costs_its_own_work_alone(self, whole, flags, tmp_path, monkeypatch):
         lines = (whole / "measured.jsonl").read_bytes().splitlines(keepends=True)

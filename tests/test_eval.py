@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from experiments import eval as evaluation
-from experiments import loading, results
-from experiments.evaluation.asker import Asker
+from experiments import html_report, loading, results
+from experiments.carve_maps import fates
+from experiments.evaluation.asker import ROOM, Asker
+from experiments.evaluation.scene_questions import SceneQuestions
 from experiments.pictures import GAP, scale_of
 from experiments.scenes import FAMILIES, make_scene
-from experiments.summary import rows as summarise
 from models.engine import prefill
 from tests.commands import DAMAGES, KEEPS, SIDE, VISUAL, answer_alone, damage, failure, save_checkpoint
 from tokencarve_jax import plan
@@ -114,50 +115,44 @@ class TestResults:
             assert 1 <= second <= KEEP
 
 
-class TestSummary:
-    def test_against_counting_by_hand(self):
-        rng = np.random.default_rng(0)
-        records = [
-            {
-                "scene": i // 3,
-                "family": FAMILIES[(i + i // 3) % 3],
-                "answer": "yes",
-                "said": {name: str(rng.choice(["yes", "no", ""])) for name in ("vanilla", "tokencarve", "random")},
-            }
-            for i in range(60)
-        ]
-        entries = [
-            {"batch": 0, "prefill_s": {name: [3.0, 1.0, 2.0] for name in records[0]["said"]}, "samples": records}
-        ]
-        entries[0]["cache_bytes"] = dict.fromkeys(records[0]["said"], 7)
-        tokens = {"vanilla": (9, 9.0), "tokencarve": (4, 5.5), "random": (4, 5.5)}
-        rows = summarise(records, tokens=tokens, entries=entries)
-        said = {name: np.array([r["said"][name] for r in records]) for name in records[0]["said"]}
-        families = np.array([r["family"] for r in records])
-        for row in rows:
-            right = said[row["method"]] == "yes"
-            assert row["accuracy"]["overall"]["share"] == pytest.approx(right.mean())
-            assert row["accuracy"]["overall"]["low"] < right.mean() < row["accuracy"]["overall"]["high"]
-            for family in FAMILIES:
-                assert row["accuracy"][family]["share"] == pytest.approx(right[families == family].mean())
-                assert row["accuracy"][family]["of"] == 20
-            assert row["of_vanilla"] == pytest.approx(right.mean() / (said["vanilla"] == "yes").mean())
-            assert row["same_answer"] == (said[row["method"]] == said["vanilla"]).mean()
-            assert row["prefill_s"] == 2.0
+class TestGallery:
+    def test_maps_are_those_of_the_answers(self, whole, model):
+        """Also of the method that draws: the batches and seeds are the same."""
+        checkpoint, questions = loading.load(str(model), dtype="float32"), SceneQuestions(SCENES, 1)
+        records = {record["sample"]: record for record in read(whole)["gallery"]}
+        assert sorted(records) == list(range(3 * SCENES))
+        for start in (0, BATCH):
+            samples = [questions.sample(start + row) for row in range(BATCH)]
+            inputs = checkpoint.encode([one.images for one in samples], [one.text for one in samples])
+            prompt = checkpoint.llava.prompt(**inputs.named)
+            for name in ("tokencarve", "random"):
+                seed = 1_000_003 + start
+                (cut,) = checkpoint.llava.prefill(prompt, carve=((2, name, KEEP),), seed=seed, room=ROOM).cuts
+                for row in range(BATCH):
+                    maps = [one for one in records[start + row]["maps"] if one["method"] == name]
+                    assert [one["visual_tokens"] for one in maps if not one["answered"]] == [4, 2]
+                    (one,) = (one for one in maps if one["answered"])
+                    survivors, assignment = fates.assignment(VISUAL, one)
+                    np.testing.assert_array_equal(survivors, cut.indices[row])
+                    np.testing.assert_array_equal(assignment, cut.assignment[row])
 
-    def test_paired_difference_against_resampling_scenes(self):
-        rng = np.random.default_rng(1)
-        groups = np.repeat(np.arange(80), 3)
-        hard = rng.random(80)[groups]
-        first, second = rng.random(240) > 0.3 * hard, rng.random(240) > 0.8 * hard
-        mean, half = results.paired_difference(first, second, groups)
-        assert mean == pytest.approx(second.mean() - first.mean())
-        by_scene = (second.astype(float) - first).reshape(80, 3).mean(1)
-        drawn = by_scene[rng.integers(0, 80, (4000, 80))].mean(1)
-        assert half == pytest.approx(1.96 * drawn.std(), rel=0.05)
+    def test_images_are_what_the_model_sees(self, whole):
+        for record in read(whole)["gallery"]:
+            image = np.asarray(Image.open(whole / "gallery" / f"{record['sample']}.webp"), float)
+            seen = Image.fromarray(make_scene("test", record["scene"], 1).image).resize((SIDE, SIDE), Image.BICUBIC)
+            assert np.abs(image - np.asarray(seen, float)).mean() < 12
 
-    def test_one_scene_has_no_interval(self):
-        assert np.isnan(results.paired_difference([True, True], [True, False], [0, 0])[1])
+    def test_facts_about_methods(self, whole):
+        vanilla, carved, random = read(whole)["methods"]
+        assert (carved["place"], carved["reads"]) == ("decoder layer 2", "query_attention")
+        assert (random["place"], random["reads"]) == ("decoder layer 2", "key")
+        assert carved["flops"] == random["flops"] < vanilla["flops"]
+
+    def test_report(self, whole, flags, tmp_path):
+        assert (whole / "report.html").read_text() == html_report.render(whole)
+        assert evaluation.main([*flags, "--limit=1", "--gallery=2", "--no-report", f"--out={tmp_path}"]) == 0
+        assert not (tmp_path / "report.html").exists()
+        assert len(read(tmp_path)["gallery"]) == 2
 
 
 class TestResume:

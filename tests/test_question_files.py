@@ -83,6 +83,7 @@ class TestAnswers:
         report = json.loads((tmp_path / "mmbench" / "results.json").read_text())
         assert report["settings"]["max_new_tokens"] == 6
         assert report["methods"][0]["accuracy"]["of"] == 2
+        assert "of 2 questions right" in (tmp_path / "mmbench" / "report.html").read_text()
 
     def test_they_are_those_of_the_model_asked_alone(self, folder, whole):
         """With LLaVA's prompt, and images that are padded."""
@@ -106,6 +107,9 @@ class TestAnswers:
         assert (settings["image_aspect_ratio"], settings["border"]) == ("pad", "keep")
         assert settings["conversation"] == "vicuna_v1"
         assert report["methods"][1]["accuracy"] is None
+        page = (whole.with_suffix("") / "report.html").read_text()
+        assert "No right answers are known" in page
+        assert f"{100 * report['methods'][1]['same_answer']:.1f} %" in page
         out = tmp_path / "pope.jsonl"
         more = ["--image-aspect-ratio=checkpoint", "--conv-mode=checkpoint", "--limit=2"]
         assert evaluation.main(flags(folder, "pope.jsonl", out, *more)) == 0

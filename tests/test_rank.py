@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import loading, rank
+from experiments import html_report, loading, rank
 from experiments.attention_rank.run import Asker
+from experiments.html_report.words import with_interval
 from experiments.scenes import make_scene
 from tests.commands import VISUAL, failure, save_checkpoint
 
@@ -52,6 +53,13 @@ def test_files(whole, flags):
             assert figure.height > 500
             assert len(figure.convert("RGB").getcolors(1 << 16)) > 20
     assert read(whole)["command"] == ["python", "-m", "experiments.rank", *flags, f"--out={whole}"]
+
+
+def test_report(whole):
+    page = html_report.render(whole)
+    for row in read(whole)["methods"]:
+        assert with_interval(row["accuracy"]) in page
+        assert f"{row['behind_cut']['visual']['effective_rank']:.1f}" in page
 
 
 def test_figures_follow_from_the_journal(whole):

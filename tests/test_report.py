@@ -144,6 +144,21 @@ class TestOtherFolders:
         page = html_report.render(tmp_path)
         assert {"target", "value.share", "value.of", "a <b>", "0.5", "3", "seconds", "1.25"} <= set(texts(page))
 
+    def test_the_papers_benchmarks(self, tmp_path):
+        cell = {"method": "tokencarve-128", "here": 61.23, "of_vanilla": 0.956, "paper": 60.1, "paper_of_vanilla": 0.94}
+        row = {"label": "GQA", "vanilla": 64.0, "llava": 62.0, "paper": 61.9, "carved": [cell]}
+        empty = {"label": "POPE", "vanilla": None, "llava": 85.9, "paper": None}
+        empty["carved"] = [dict.fromkeys(cell, None) | {"method": "tokencarve-128"}]
+        averages = [{"of_vanilla": 0.956, "sets": 1, "here": 0.956, "paper": 0.94, "both": 1}]
+        about = {"skipped": {"pope": "no data"}, "failed": {}, "errors": [], "scores": {}, "settings": {}}
+        reports.write(tmp_path, {"command": ["x"], "rows": [row, empty], "averages": averages, **about})
+        page = html_report.render(tmp_path)
+        assert {"GQA", "61.2", "95.6 %", "60.1", "94.0 %", "POPE", "n/a"} <= set(texts(page))
+        assert "pope: no data." in page
+        (chart,) = data(page, "charts").values()
+        assert chart["names"] == ["GQA"]
+        assert chart["series"] == [{"name": "tokencarve-128", "values": [pytest.approx(95.6)]}]
+
     def test_numbers_that_are_none(self, tmp_path):
         (tmp_path / "results.json").write_text('{"rows": [{"a": NaN, "b": Infinity, "c": 1.5}]}')
         assert "1.5" in texts(html_report.render(tmp_path))

@@ -5,7 +5,6 @@ import importlib.resources
 import json
 import os
 import shutil
-import time
 
 import pytest
 
@@ -74,7 +73,7 @@ def opened(chromium):
     for context in contexts:
         context.close()
     assert [url for url in asked if not url.startswith(("file://", "data:"))] == []
-    assert len([url for url in asked if url.startswith("file://")]) == len(contexts)  # the pages themselves
+    assert {url.rsplit("/", 1)[-1] for url in asked if url.startswith("file://")} == {html_report.FILE}
     assert complaints == []
 
 
@@ -238,6 +237,24 @@ class TestLooks:
         faults = check(page)
         assert [f for f in faults if f["impact"] in ("serious", "critical")] == []
 
+    @pytest.mark.parametrize("width", WIDTHS)
+    def test_all_methods_side_by_side(self, tmp_path, opened, width):
+        """28 methods at four budgets: long tables, long legends, many answers."""
+        report = reports.comparison(tmp_path)
+        page = opened(tmp_path, width=width)
+        drawn(page)
+        assert page.locator("#budget-value").inner_text() == "128 of 576"
+        page.locator("#method").select_option("divprune")
+        said = {
+            row["method"]: report["samples"][0]["said"][row["cell"]] for row in report["rows"] if row["tokens"] == 128
+        }
+        rows = page.locator("#answers tbody tr").evaluate_all("rows => rows.map((row) => row.innerText.split(/\\s+/))")
+        assert {row[0]: row[2] for row in rows if row[1] == "128"} == said
+        if keep := os.environ.get("TEST_SCREENSHOTS"):
+            page.screenshot(path=f"{keep}/compare-{width}.png", full_page=True)
+        assert page.evaluate(CUT_OFF) == []
+        assert [f for f in check(page) if f["impact"] in ("serious", "critical")] == []
+
     def test_the_button_changes_the_theme(self, folder, opened):
         page = opened(folder)
         light = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -296,14 +313,15 @@ def test_nothing_leaves_even_if_it_is_tried(folder, chromium):
 def test_three_hundred_scenes_open_at_once(tmp_path, opened):
     reports.evaluation(tmp_path, scenes=300)
     page = opened(tmp_path)
-    page.close()
-    path = tmp_path / html_report.FILE
-    assert path.stat().st_size < 15e6
-    page = opened(tmp_path)  # the first start of a browser is not the page's
-    took = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000
-    start = time.perf_counter()
+    assert (tmp_path / html_report.FILE).stat().st_size < 15e6
+    # The processor time of the page's thread: on a machine that nobody else uses, what one waits for.
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    page.reload()
+    busy = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}["TaskDuration"]
+    waited = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd") / 1000
+    print(f"opened in {waited:.2f} s, {busy:.2f} s of them work")
+    assert 0.05 < busy < 3
     assert page.locator("#strip button").count() == 300
     page.locator("#strip button").nth(299).click()
     assert page.locator("#question").inner_text().endswith("number 3?")
-    print(f"opened in {took:.2f} s, the last scene shown in {time.perf_counter() - start:.2f} s")
-    assert took < 3

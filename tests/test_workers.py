@@ -65,6 +65,17 @@ class TestPools:
         done = list(pool.run([Call(key, methodcaller("die_once", key), first=first) for key in keys]))
         assert sorted((call.key, found[0]) for call, found in done) == [(key, 2 * key) for key in keys]
 
+    def test_a_lost_worker_is_said_in_a_line_at_once(self, pool, monkeypatch):
+        said = []
+        monkeypatch.setattr(ray_workers.tqdm, "write", lambda line, **_: said.append((line, time.monotonic())))
+        ((_, (_, pid)),) = pool.run(doubles(1))
+        start = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        assert sorted(found[0] for _, found in pool.run(doubles(4))) == [0, 2, 4, 6]
+        ((line, when),) = said
+        assert line == "A worker was lost; another takes over what it was doing."
+        assert when - start < 10
+
     def test_a_call_that_ends_every_worker_is_given_up(self, pool):
         with pytest.raises(CommandError, match=r"4 workers were lost at 'poison': .*"):
             list(pool.run([Call("poison", methodcaller("die"))]))

@@ -83,6 +83,6 @@ class Looker:
                 found[name] = {left: self.maps(records, rows)}, []
         wide = self._llava.prompt(**inputs.named, bucket=_BUCKET)
         for name, (made, ranks) in replay(self._llava, wide, seed, asked).items():
-            maps = {keep: self.maps([record], rows) for keep, record in made.items()}
+            maps = {keep: self.maps([made[keep]], rows) for keep in asked[name].budgets}
             found[name] = maps, self.ranks(ranks, rows) if ranks else []
         return {name: found[name] for name in schedules}

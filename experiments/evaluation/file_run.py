@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments import results, workers
+from experiments import html_report, results, workers
 from experiments.calls import Call
 from experiments.cli import CommandError
 from experiments.evaluation.ahead import MOST
@@ -101,6 +101,8 @@ def _evaluate(
         results.write_json(out / "seconds.json", spent)  # by itself: all other files are the same in every run
         text += f"\n{_where_time_went(spent, pool.count)}"
     where = f"Answers: {', '.join(map(str, paths.values()))}. All settings: {out / 'results.json'}."
+    if settings.report:
+        where += f" To look at in a browser: {html_report.write(out)}."
     return f"{text}\n\n{where}", len(failed)
 
 

@@ -46,7 +46,9 @@
     const chart = charts[id], element = document.getElementById(id), narrow = element.clientWidth < 480;
     const many = chart.kind === "bars" ? chart.names.length * chart.series.length : chart.series.length;
     const axis = { color: colour("soft"), gridcolor: colour("line"), zerolinecolor: colour("line"), automargin: true, fixedrange: true };
-    const height = chart.kind === "bars" ? 90 + many * (chart.series.length > 1 ? 14 : 26) + chart.names.length * 6 : 380 + (many > 6 ? Math.ceil(many / (narrow ? 2 : 4)) * 20 : 0);
+    const side = chart.kind === "points" && many > 10 && !narrow; // the legend beside the chart
+    const below = Math.ceil(many / 2) * 20; // and below it otherwise
+    const height = chart.kind === "bars" ? 90 + many * (chart.series.length > 1 ? 14 : 26) + chart.names.length * 6 : side ? Math.max(420, 60 + many * 19) : 360 + (many > 4 ? below : 20);
     element.style.height = `${height}px`;
     const layout = {
       height,
@@ -57,7 +59,9 @@
       xaxis: { ...axis, title: { text: chart.x, standoff: 8 }, ...(chart.kind === "bars" ? { rangemode: "tozero" } : {}) },
       yaxis: chart.kind === "bars" ? { ...axis, autorange: "reversed", ticksuffix: "  " } : { ...axis, title: { text: chart.y, standoff: 6 } },
       showlegend: chart.series.length > 1,
-      legend: { orientation: "h", x: 0, xanchor: "left", y: chart.kind === "bars" ? 1.01 : -0.2, yanchor: chart.kind === "bars" ? "bottom" : "top" },
+      legend: side ? { orientation: "v", maxheight: height }
+        : chart.kind === "bars" ? { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "bottom", entrywidth: 70 }
+        : { orientation: "h", x: 0, xanchor: "left", y: 0, yref: "container", yanchor: "bottom", maxheight: below + 40 },
       hoverlabel: { bgcolor: colour("raised"), bordercolor: colour("line"), font: { color: colour("ink") }, namelength: -1 },
       bargap: 0.25,
     };

@@ -73,12 +73,12 @@
           unasked.push(name);
           continue;
         }
-        const row = element("tr", "", { className: name === state.method ? "strong" : "" });
+        const row = element("tr", "", { className: name === state.method ? "strong" : "", role: "row" });
         const right = answer === null ? null : text === answer;
         const mark = right === null ? "" : right ? " ✓" : " ✗";
-        const cell = element("td", `${text || "(nothing)"}${mark}`, { className: right === null ? "" : right ? "right" : "wrong" });
+        const cell = element("td", `${text || "(nothing)"}${mark}`, { className: right === null ? "" : right ? "right" : "wrong", role: "cell" });
         if (right !== null) cell.append(element("span", right ? " right" : " wrong", { className: "unseen" }));
-        row.append(element("th", name, { scope: "row" }), element("td", String(tokens)), cell);
+        row.append(element("th", name, { scope: "row", role: "rowheader" }), element("td", String(tokens), { role: "cell" }), cell);
         body.append(row);
       }
       const others = unasked.filter((name) => name !== data.baseline);
@@ -87,7 +87,7 @@
 
     const show = () => {
       const stops = budgets(), current = scene();
-      if (state.tokens === null) state.tokens = answered().find((tokens) => tokens !== data.every) ?? stops[0];
+      if (state.tokens === null) state.tokens = Math.max(stops[0], ...answered().filter((tokens) => tokens !== data.every));
       state.tokens = nearest(state.tokens, stops);
       const slider = $("budget");
       slider.max = stops.length - 1;

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.html_report.kinds import bench, compare, evaluation, other, rank
+from experiments.html_report.kinds import bench, compare, evaluation, other, rank, reproduction
 from experiments.html_report.page import Page
 
 _KINDS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Callable[[Mapping[str, Any], Path], Page]], ...] = (
     (rank.is_it, rank.page),
+    (reproduction.is_it, reproduction.page),
     (compare.is_it, compare.page),
     (bench.is_it, bench.page),
     (evaluation.is_it, evaluation.page),

@@ -52,15 +52,16 @@ def _lead(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> str:
     if not budgets:
         return text
     most = max(row["budget"] for row in budgets)
-    others = [row for row in budgets if row["budget"] == most and row["method"] != REFERENCE]
-    best = max(others, key=quality, default=None)
-    found = [row for row in budgets if row["budget"] == most and row["method"] == REFERENCE]
-    for row in [*found, *([best] if best is not None else [])]:
-        word = "is right about" if row["accuracy"] else "agrees with vanilla on"
-        share = with_interval(row["accuracy"]["overall"]) if row["accuracy"] else percent(row["same_answer"])
-        text += f" With {most} tokens left, {row['method']} {word} {share}" + (
-            "; it is the best of the others." if row is best else "."
-        )
+    own = {row["method"]: row for row in budgets if row["budget"] == most}
+
+    def share(row: Mapping[str, Any]) -> str:
+        return with_interval(row["accuracy"]["overall"]) if row["accuracy"] else percent(row["same_answer"])
+
+    if (ours := own.pop(REFERENCE, None)) is not None:
+        word = "of the questions right" if ours["accuracy"] else "as with all of them"
+        text += f" With {most} visual tokens left, {REFERENCE} answers {share(ours)} {word}"
+        best = max(own.values(), key=quality, default=None)
+        text += "." if best is None else f"; the best of the others is {best['method']}, with {share(best)}."
     return text
 
 

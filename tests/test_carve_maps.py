@@ -1,0 +1,155 @@
+"""Carve maps: what a run records is what its cuts did, and the ranks are those that decided."""
+
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import loading
+from experiments.carve_maps import choosing, fates
+from experiments.carve_maps.looking import Looker
+from experiments.cli import CommandError
+from experiments.evaluation.scene_questions import SceneQuestions
+from experiments.scenes import make_scene
+from experiments.schedules import read as schedule_of
+from models.engine.sequence import CutRecord
+from tests import oracle
+from tests.commands import VISUAL, save_checkpoint
+from tokencarve_jax import Tokens, plan
+from tokencarve_jax.methods import tokencarve
+
+KEEP, BATCH, SEED = 7, 3, 11
+COUNT = VISUAL + 1  # a class token stands before the patches
+SCHEDULES = {
+    "vanilla": "",
+    "tokencarve": f"tokencarve@2={KEEP}",
+    "random": f"random@2={KEEP}",
+    "divprune": f"divprune@input={KEEP}",
+    "two": "tokencarve@1=11 random@2=9",
+}
+
+
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory):
+    """What a looker finds about two rows of a batch, and what the library's own prefill does to them."""
+    folder = save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model", strategy="full")
+    checkpoint = loading.load(str(folder), dtype="float32")
+    scenes = [make_scene("test", index) for index in range(BATCH)]
+    inputs = checkpoint.encode([(s.image,) for s in scenes], [s.questions[0].text for s in scenes])
+    given = {name: schedule_of(text.split()) if text else () for name, text in SCHEDULES.items()}
+    found = Looker(checkpoint.llava).look(given, inputs, seed=SEED, rows=[0, 2], room=0)
+    prompt = checkpoint.llava.prompt(**inputs.named)
+    cuts = {name: checkpoint.llava.prefill(prompt, carve=cut or None, seed=SEED).cuts for name, cut in given.items()}
+    return found, cuts
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_maps_are_what_the_cuts_of_a_prefill_did(looked, name):
+    found, cuts = looked
+    maps, _ = found[name]
+    answered = {"vanilla": COUNT, "two": 9}.get(name, KEEP)
+    for number, row in enumerate((0, 2)):
+        one = maps[answered][number]
+        assert (one["kept"], dict(one["merged"])) == followed(cuts[name], row)
+    assert maps[answered][0] != maps[answered][1] or name == "vanilla"
+
+
+def followed(cuts, row):
+    """What became of each patch, one after the other, by hand."""
+    host = {token: token for token in range(COUNT)}  # the original token that each lives on in
+    standing = list(range(COUNT))
+    for cut in cuts:
+        indices, assignment = np.asarray(cut.indices[row]), np.asarray(cut.assignment[row])
+        for token, at in host.items():
+            if at is not None:
+                to = assignment[standing.index(at)]
+                host[token] = standing[indices[to]] if to >= 0 else None
+        standing = [standing[index] for index in indices]
+    merged = {t - 1: max(h - 1, -1) for t, h in host.items() if h not in (None, t) and t}
+    return [token - 1 for token in standing if token], merged
+
+
+def test_single_cuts_have_other_budgets_too(looked):
+    found, _ = looked
+    for name, (maps, _) in found.items():
+        own = [COUNT] if name == "vanilla" else [9] if name == "two" else sorted({KEEP, 6, 4, 2}, reverse=True)
+        assert list(maps) == own
+        for kept, rows in maps.items():
+            assert all(len(one["kept"]) in (kept, kept - 1) for one in rows)
+
+
+def test_ranks_decide_who_passes_stage_one(looked):
+    found, _ = looked
+    assert [name for name, (_, ranks) in found.items() if ranks] == ["tokencarve"]
+    maps, ranks = found["tokencarve"]
+    for kept, rows in maps.items():
+        for one, rank in zip(rows, ranks, strict=True):
+            passed = {i for i, place in enumerate(rank["fused"]) if place <= plan(COUNT, kept).survivors}
+            assert passed == {*one["kept"], *dict(one["merged"])}
+
+
+@pytest.mark.parametrize("options", [{}, {"attention_weight": 1.0}, {"attention_weight": 0.0, "information": "svd"}])
+def test_ranks_against_plain_loops(options):
+    rng = np.random.default_rng(3)
+    tokens, attention = oracle.decaying(rng, 40, 24), rng.dirichlet(np.ones(40)).astype(np.float32)
+    found = tokencarve.ranks(Tokens.of(jnp.asarray(tokens)), query_attention=jnp.asarray(attention), **options)
+    by_attention, by_information = oracle.points(list(attention)), oracle.points(list(oracle.information(tokens)))
+    weight = options.get("attention_weight", 0.5)
+    both = [weight * a + (1 - weight) * c for a, c in zip(by_attention, by_information, strict=True)]
+    for name, want in (("attention", by_attention), ("information", by_information), ("fused", oracle.points(both))):
+        assert np.asarray(getattr(found, name)).tolist() == [41 - points for points in want], name
+
+
+def test_recorded_and_back():
+    standing, fate = np.array([1, 4, 6]), np.array([-1, 0, 0, -1, 1, 2, 2, 1, -1])
+    record = fates.recorded(standing, fate, first=0, patches=9)
+    assert record == {"kept": [1, 4, 6], "merged": [[2, 1], [5, 6], [7, 4]]}
+    back = fates.assignment(9, record)
+    np.testing.assert_array_equal(back[0], standing)
+    np.testing.assert_array_equal(back[1], fate)
+    with pytest.raises(ValueError, match="10 patches are no square grid"):
+        fates.grid_of(10)
+
+
+def test_two_cuts_are_joined():
+    first = CutRecord(np.array([[0, 2, 3, 5]]), np.array([[0, 0, 1, 2, -1, 3]]))
+    second = CutRecord(np.array([[0, 2]]), np.array([[0, 1, 1, -1]]))
+    standing, fate = fates.joined((first, second), 0, 6)
+    assert (standing.tolist(), fate.tolist()) == ([0, 3], [0, 0, 1, 1, -1, -1])
+    assert fates.joined((), 0, 3)[1].tolist() == [0, 1, 2]
+
+
+class _Set:
+    """Questions by their groups; None cannot be read, a pair is about two images."""
+
+    def __init__(self, *groups):
+        self.groups = groups
+
+    def __len__(self):
+        return len(self.groups)
+
+    def sample(self, index):
+        group = self.groups[index]
+        if group is None:
+            raise CommandError("damaged")
+        return SimpleNamespace(group=group, images=("",) * (2 if isinstance(group, tuple) else 1))
+
+
+@pytest.mark.parametrize(
+    ("groups", "count", "want"),
+    [
+        ([0, 0, 0, 1, 1, 1, 2], 3, [0, 3, 6]),
+        ([0, 0, 0, 1, 1, 1], 4, [0, 3, 1, 2]),
+        ([None, (7, 7), 5, 6], 3, [2, 3]),
+        ([], 3, []),
+    ],
+)
+def test_choosing(groups, count, want):
+    assert choosing.choose(_Set(*groups), count) == want
+
+
+def test_four_of_each_family_by_default():
+    questions = SceneQuestions(300, 0)
+    families = [questions.sample(index).family for index in choosing.choose(questions, choosing.DEFAULT)]
+    assert {families.count(family) for family in families} == {4}
