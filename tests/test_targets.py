@@ -85,6 +85,12 @@ ENTRY main {
 """
 
 
+def test_quarters_that_a_solver_gives_are_of_a_whole_matrix():
+    line = '%c = (f32[1,288]{1,0}, f32[1,288,288]{2,1,0}) custom-call(%x), custom_call_target="EighTpu"'
+    assert inspection._solved(line) == [576]
+    assert inspection._solved(line.replace("EighTpu", "cusolver_syevd_ffi")) == [288]
+
+
 class Program:
     """A compiled one, as far as anyone asks."""
 

@@ -12,7 +12,8 @@ _HOST = re.compile(r"xla_(?:ffi_)?python|callback|^lapack|HostCompute|MoveToHost
 _INSTRUCTION = re.compile(r"^ *(?:ROOT )?%?[\w.\-]+ = .*? ([a-z][a-z0-9\-]*)\(", re.MULTILINE)
 _CALL = re.compile(r'custom_call_target="([^"]+)"')
 # Eigen- and singular value decompositions by a library, with the shapes of what they give.
-_SOLVER = re.compile(r'= (.*?) custom-call\(.*custom_call_target="[^"]*(?:syev|gesvd|Eigh|Svd)[^"]*"', re.IGNORECASE)
+_SOLVER = re.compile(r'= (.*?) custom-call\(.*custom_call_target="([^"]*(?:syev|gesvd|Eigh|Svd)[^"]*)"', re.IGNORECASE)
+_QUARTERED = "EighTpu"  # gives the four quarters of its matrix
 _MATRIX = re.compile(r"\[(?:\d+,)*(\d+),(\d+)\]")
 _BOUNDED = re.compile(r"\w+\[[^\]]*<=\d")  # a dimension that is known only when the program runs, `f32[<=576]`
 
@@ -50,7 +51,7 @@ def figures(program: Any) -> dict[str, Any]:
         "calls": dict(calls.most_common()),
         "fused_attention": sum(count for name, count in calls.items() if name.startswith(_FUSED_ATTENTION)),
         "host": sum(count for name, count in calls.items() if _HOST.search(name)) + sum(kinds[kind] for kind in left),
-        "solver": max((min(map(int, sides)) for sides in _solved(text)), default=0),
+        "solver": max(_solved(text), default=0),
         "loops": kinds["while"],
         "fusions": kinds["fusion"],
         "all_reduces": kinds["all-reduce"] + kinds["all-reduce-start"],
@@ -59,6 +60,11 @@ def figures(program: Any) -> dict[str, Any]:
     }
 
 
-def _solved(text: str) -> list[tuple[str, str]]:
-    """Both sides of every matrix that a solver gives."""
-    return [sides for shapes in _SOLVER.findall(text) for sides in _MATRIX.findall(shapes)]
+def _solved(text: str) -> list[int]:
+    """The side of every square matrix that a solver gives."""
+    return [
+        int(side) * (2 if name == _QUARTERED else 1)
+        for shapes, name in _SOLVER.findall(text)
+        for side, other in _MATRIX.findall(shapes)
+        if side == other
+    ]
