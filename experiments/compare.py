@@ -18,6 +18,7 @@ from pathlib import Path
 
 from experiments import cli, methods
 from experiments.cli import CommandError
+from experiments.comparison import pairs
 from experiments.comparison.cells import DOWNSAMPLED, default_methods
 from experiments.comparison.run import compare
 from experiments.comparison.settings import Settings
@@ -89,4 +90,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    pairs.make_room()
     sys.exit(main())

@@ -17,6 +17,7 @@ from experiments import cli, methods, results
 from experiments.carve_maps import choosing, replay
 from experiments.carve_maps.looking import Looker
 from experiments.cli import CommandError
+from experiments.comparison import pairs
 from experiments.comparison.cells import Cell, Grid, grid
 from experiments.comparison.own_time import Own
 from experiments.comparison.settings import Settings
@@ -87,8 +88,7 @@ class Measurer:
             with methods.said(cell.key):
                 methods.check_told(cell.cuts, clip=self._checkpoint.clip)
             self._encoder.check_cuts(cell.cuts)
-        # A small model on a CPU keeps one core busy: two cells at a time, in compiling too.
-        self._threads = 2 if jax.default_backend() == "cpu" else 1
+        self._threads = pairs.at_a_time()  # cells, in compiling too
         self._own: dict[str, Own] = {}
         self._looker = Looker(self._llava)
         self._chosen = frozenset(choosing.choose(self._questions, settings.gallery))
