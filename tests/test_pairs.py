@@ -17,13 +17,13 @@ from experiments.comparison import pairs
 pairs.make_room()
 import jax, jax.numpy as jnp
 from tokencarve_jax import carve
-tokens, attention = jnp.sin(jnp.arange(8 * 576 * 64.0)).reshape(8, 576, 64), jnp.ones((8, 576))
+tokens, attention = jnp.sin(jnp.arange(16 * 576 * 128.0)).reshape(16, 576, 128), jnp.ones((16, 576))
 programs = [jax.jit(lambda x, keep=keep: carve(x, attention, keep=keep).tokens.sum()) for keep in (128, 64)]
 for program in programs:
     program(tokens).block_until_ready()
 assert pairs.at_a_time() == 2
 def run(program):
-    for step in range(20):
+    for step in range(40):
         program(tokens + step).block_until_ready()
 threads = [threading.Thread(target=run, args=(program,), daemon=True) for program in programs]
 for thread in threads: thread.start()
