@@ -3,12 +3,16 @@
 import functools
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from experiments.evaluation import ahead
 from experiments.evaluation.ahead import Ahead
+from tests.kills.processes import ROOT
 
 
 def doubled(key):
@@ -65,3 +69,29 @@ def test_an_error_there_is_the_error_here():
 
 def test_few_processes():
     assert 1 <= ahead._processes() <= ahead.MOST
+
+
+ALIVE = """
+import os, time
+from experiments import processes
+
+if __name__ == "__main__":
+    pool = processes.helpers(1)
+    processes.start(pool).result()
+    print(*pool._processes, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_no_process_outlives_a_killed_parent(tmp_path):
+    (tmp_path / "parent.py").write_text(ALIVE)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, env=environment) as parent:
+        helper = int(parent.stdout.readline())
+        parent.kill()
+    for _ in range(200):
+        status = Path(f"/proc/{helper}/status")
+        if not status.exists() or "(zombie)" in status.read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail("it is still there")

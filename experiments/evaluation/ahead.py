@@ -6,18 +6,12 @@ limit of memory (`models.foreign`).
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Generic, TypeVar
 
-import jax
-
+from experiments import processes
 from experiments.results import cores
 
 T = TypeVar("T")
@@ -60,10 +54,8 @@ class Ahead(Generic[T]):
 
     def _start(self, then: Sequence[Any]) -> None:
         if self._pool is None and self._ready is None and then:
-            spawning = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(_processes(), spawning, initializer=_begin, initargs=(self._builder,))
-            with _interrupts_held_back():
-                self._ready = self._pool.submit(_nothing)
+            self._pool = processes.helpers(_processes(), _begin, self._builder)
+            self._ready = processes.start(self._pool)
 
     def close(self) -> None:
         """End the processes; what comes is made here."""
@@ -77,37 +69,10 @@ def _processes() -> int:
     return max(1, min(MOST, cores() - 1))
 
 
-@contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Processes that start now never see Ctrl-C, which a terminal sends to all; this one sees it afterwards."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _begin(builder: Callable[[], Callable[[Any], Any]]) -> None:
     global _make
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    jax.config.update("jax_platforms", "cpu")  # the accelerator is the parent's
     _make = builder()
-
-
-def _end_with(parent: Any) -> None:
-    """So that nothing outlives a parent that was killed."""
-    parent.join()
-    os._exit(1)
 
 
 def _made(key: Any) -> Any:
     return _make(key)
-
-
-def _nothing() -> None:
-    pass

@@ -6,16 +6,15 @@ Axis letters: P scenes of the pool, B batch, N patches, Q questions of a scene, 
 from __future__ import annotations
 
 import dataclasses
-import os
 import pickle
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from experiments import processes
+from experiments.results import cores
 from experiments.scenes import GRID, PATCH, Labels, SceneConfig, SceneObject, make_scene
 from experiments.scenes.questions import ask
 from experiments.tiny_processor import PROMPT, build_tokenizer
@@ -74,7 +73,8 @@ def make_pool(folder: Path, size: int, seed: int) -> Pool:
         patches = np.lib.format.open_memmap(pixels, "w+", np.uint8, (size, NUM_PATCHES, 3 * PATCH * PATCH))
         labels = np.empty((size, len(Labels._fields), NUM_PATCHES), np.int8)
         objects = []
-        with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as workers:  # a fork of JAX's threads may hang
+        with processes.helpers(cores()) as workers:
+            processes.start(workers)
             scenes = workers.map(partial(_scene, seed=seed), range(size), chunksize=32)
             for index, scene in enumerate(tqdm(scenes, "scenes", size)):
                 patches[index], labels[index] = scene[:2]
