@@ -44,7 +44,11 @@ def known(model: Path, folder: Path) -> Iterator[Case]:
         yield Case(
             f"convert --verify {made.name}", functools.partial(call, convert.main, [str(made), "--verify"]), "worked"
         )
-        weights = [path for path in sorted(made.rglob("*")) if path.is_file() and path.stat().st_size > 4000]
+        weights = [
+            path
+            for path in sorted(made.rglob("*"))
+            if path.suffix == ".safetensors" or path.parent.parent == made / "weights"
+        ]
         for _ in range(FLIPS):
             path = generator.choice(weights)
             at = generator.randrange(path.stat().st_size)
