@@ -95,7 +95,7 @@ def _reproduced(out: Path) -> Any:
 
 JOBS = {
     "eval": Job(on_ray.command, on_ray.samples),
-    "questions": Job(lambda model, out: on_ray.command_on_file(model, out), on_ray.written),
+    "questions": Job(on_ray.command_on_file, on_ray.written),
     "compare": Job(_compare, _compared),
     "convert": Job(_convert, lambda out: _converted(out / "dest")),
     "train": Job(_train, lambda out: _files(out / "model")),
