@@ -72,7 +72,7 @@ class TestPools:
         start = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         assert sorted(found[0] for _, found in pool.run(doubles(4))) == [0, 2, 4, 6]
-        ((line, when),) = said
+        line, when = said[0]  # a busy machine may lose its neighbour too
         assert line == "A worker was lost; another takes over what it was doing."
         assert when - start < 10
 
