@@ -20,6 +20,7 @@ from tqdm import tqdm
 from experiments.calls import Call, Worker
 from experiments.cli import CommandError, one_line
 from experiments.results import cores, differing
+from models import interrupts
 from models.checkpoint.table import CheckpointError
 from models.config import ConfigError
 
@@ -60,14 +61,14 @@ class _Place:
     """Where a worker is, and after its loss the next one.
 
     Attributes:
-      actor: its process.
+      actor: its process; None before the first.
       doing: what comes of what it does now; None when it is idle.
       call: what it does now; None when it is starting or idle.
     """
 
-    actor: Any
-    doing: ray.ObjectRef | None
-    call: Call | None
+    actor: Any = None
+    doing: ray.ObjectRef | None = None
+    call: Call | None = None
 
 
 class RayPool:
@@ -97,12 +98,12 @@ class RayPool:
             # Ray prints what became of lost workers, whatever it is told; it does not belong to a command's output.
             self._stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             if not ray.is_initialized():
-                self._stack.callback(ray.shutdown)
+                self._stack.callback(_disconnect)
                 _connect(self._address, self.count)
             self._stack.callback(self._end)
             self._actor = ray.remote(_Host).options(**_options(self.count))
-            self._places = [_Place() for _ in range(self.count)]
-            for place in self._places:
+            for _ in range(self.count):
+                self._places.append(place := _Place())
                 self._start(place)
             while not self.identity:
                 self._wait()
@@ -175,7 +176,8 @@ class RayPool:
 
     def _end(self) -> None:
         for place in self._places:
-            ray.kill(place.actor)
+            if place.actor is not None:
+                ray.kill(place.actor)
 
 
 def _connect(address: str | None, workers: int) -> None:
@@ -189,7 +191,7 @@ def _connect(address: str | None, workers: int) -> None:
     try:
         if address:
             _reach(address)
-        with warnings.catch_warnings():
+        with interrupts.held(), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # JAX's, of forks: those here run other programs at once
             ray.init(
                 address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **({} if address else here)
@@ -197,6 +199,11 @@ def _connect(address: str | None, workers: int) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address} cannot be joined" if address else "Ray cannot be started here"
         raise CommandError(f"{where}: {one_line(error)}") from error
+
+
+def _disconnect() -> None:
+    with interrupts.held():
+        ray.shutdown()
 
 
 def _reach(address: str) -> None:

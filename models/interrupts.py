@@ -51,3 +51,29 @@ def heard() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Have Ctrl-C wait until the body is done; a second one does not wait.
+
+    For a body that an exception would leave half done in a C extension, which may then crash at the process's end.
+    Does nothing outside the main thread, or where Ctrl-C raises no KeyboardInterrupt.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = []
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)

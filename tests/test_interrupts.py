@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from models import cli
+from models import cli, interrupts
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +39,23 @@ def test_other_exceptions_there_are_still_printed(monkeypatch):
 
     assert cli.run(lambda flags: Bad() and None, cli.Parser(prog="a command"), []) == 0
     assert [item.exc_type for item in seen] == [ValueError]
+
+
+def test_waits_where_half_done_would_be_worse_and_a_second_one_does_not():
+    done = []
+
+    def interrupted(times):
+        with interrupts.held():
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+            done.append(times)
+
+    for times in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(times)
+    assert done == [1]
+    interrupted(0)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("module", ["experiments.eval", "models.convert"])

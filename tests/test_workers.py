@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import sys
-import threading
 import time
 from operator import methodcaller
 
@@ -177,7 +176,10 @@ class TestEvaluation:
 
     def test_interrupted(self, model, tmp_path):
         process = kills.start(kills.command(model, tmp_path, "--workers=2"))
-        threading.Timer(8, os.killpg, (process.pid, signal.SIGINT)).start()  # to all, as a terminal does
+        while not kills.workers_of(process.pid) and process.poll() is None:
+            time.sleep(0.1)
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)  # to all, as a terminal does
         status, out, err = kills.finish(process)
         assert (status, out) == (130, "")
         assert err == "\npython -m experiments.eval: interrupted; the same command goes on from here\n"
