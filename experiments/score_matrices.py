@@ -46,6 +46,11 @@ def synthetic(n: int, d: int, rng: np.random.Generator) -> Iterator[tuple[str, n
     zeros[::5] = 0
     yield "a fifth zero rows", zeros
     yield "large common mean", decaying(0.3, 0.05) + 0.02 * 32 / d**0.5 * rng.normal(size=(1, d))
+    for noise in (0.1, 0.5):
+        low = (rng.normal(size=(n, 40)) * np.arange(1, 41) ** -0.5) @ rng.normal(size=(40, d))
+        yield f"rank 40 + noise of {noise}", low + noise * low.std() * rng.normal(size=(n, d))
+    norms = np.exp(0.3 * rng.normal(size=(n, 1)))
+    yield "20 clusters", rng.normal(size=(20, d))[rng.integers(0, 20, n)] + 0.3 * norms * rng.normal(size=(n, d))
 
 
 def from_model(source: str, dtype: str, scenes: int, *, revision: str | None = None) -> Rows:

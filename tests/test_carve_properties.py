@@ -17,7 +17,7 @@ def buckets(draw):
         keep=draw(st.integers(1, n)),
         weight=draw(st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0])),
         oversample=draw(st.sampled_from([1.0, 1.25, 1.5, 2.0])),
-        information=draw(st.sampled_from(["svd", "gram", "norm"])),
+        information=draw(st.sampled_from(["svd", "gram", "subspace", "norm"])),
         debias=draw(st.booleans()),
         dtype=draw(st.sampled_from(["float32", "bfloat16", "float16"])),
     )

@@ -19,7 +19,7 @@ def gpu():
     return jax.devices("gpu")[0]
 
 
-@pytest.mark.parametrize("information", ["svd", "gram", "jacobi"])
+@pytest.mark.parametrize("information", ["svd", "gram", "jacobi", "subspace"])
 def test_carving_on_the_gpu_keeps_the_tokens_of_float64(gpu, information):
     tokens, attention = inputs(576, 1024, 2)
     with jax.default_device(gpu):

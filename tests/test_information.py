@@ -12,7 +12,7 @@ from tokencarve_jax.scores import information
 contribution = jax.jit(tc.information_contribution, static_argnames="method")
 SHAPES = [(60, 90), (90, 60), (60, 60)]
 # Worst relative error of C, with room above what is seen, on spectra that decay as 1/j.
-BOUND = {"svd": 1e-4, "gram": 0.1, "jacobi": 0.1}
+BOUND = {"svd": 1e-4, "gram": 0.1, "jacobi": 0.1, "subspace": 0.1}
 
 
 def relative_error(tokens, method):
@@ -26,7 +26,7 @@ def test_error_on_a_decaying_spectrum(method, n, d):
     assert relative_error(oracle.decaying(np.random.default_rng(0), n, d), method) < BOUND[method]
 
 
-@pytest.mark.parametrize("method", ["svd", "gram"])
+@pytest.mark.parametrize("method", ["svd", "gram", "subspace"])
 @pytest.mark.parametrize(("n", "d"), SHAPES)
 def test_a_dominating_direction_does_not_drown_the_rest(method, n, d):
     """One massive token, a common mean, massive channels: plain float32 Gram loses up to 70 % of C there."""
@@ -45,7 +45,7 @@ def test_zero_rows_score_zero_and_broken_rows_have_no_influence():
     tokens[3] = 0
     broken = tokens.copy()
     broken[3, 0], broken[3, 1] = np.nan, np.inf
-    for method in ("svd", "gram", "norm"):
+    for method in ("svd", "gram", "subspace", "norm"):
         clean = np.asarray(contribution(tokens, method=method))
         assert clean[3] == 0
         np.testing.assert_array_equal(contribution(broken, method=method), clean)
@@ -76,7 +76,7 @@ def test_the_score_lies_between_its_bounds(kind):
         tokens *= np.geomspace(1, 1e-8, 30, dtype=np.float32)[:, None]
     norm = np.asarray(contribution(tokens, method="norm"))
     np.testing.assert_allclose(norm, np.linalg.norm(tokens, axis=-1), rtol=1e-6)
-    for method in ("svd", "gram"):
+    for method in ("svd", "gram", "subspace"):
         score = np.asarray(contribution(tokens, method=method))
         assert (score >= norm * 0.9999).all()
         assert (score <= norm * 30**0.5 * 1.0001).all()

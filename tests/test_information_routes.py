@@ -30,7 +30,7 @@ def test_a_models_hidden_states_and_random_matrices(folder, tmp_path, capsys):
     assert kinds == {f"hidden states before layer {layer}": 2 for layer in (1, 2, 3)}
     for words in ("decay 1/j^2.0", "near-duplicates", "one token x 1000", "zero rows", "common mean"):
         assert any(name.startswith("D=6, ") and words in name for name in found["matrices"])
-    routes = {"svd", "gram", "norm", "thin SVD", "plain Gram"}
+    routes = {"svd", "gram", "subspace", "norm", "thin SVD", "plain Gram"}
     assert set(found["seconds"]) == {"decay 1/j^0.5", "Gaussian"}
     for name, results in found["agreement"].items():
         assert name in text

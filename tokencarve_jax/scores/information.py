@@ -1,8 +1,10 @@
 """The information contribution of each token: L1 norms of the rows of U S, by routes of different cost and accuracy.
 
 "gram" is the default: on hidden states it keeps 99.6 % of float64's tokens on average, and is the fastest of the routes
-that do. Take "svd" where the order has to be that of float64. "norm" is no approximation but a control (|h_i| <= C_i <=
-sqrt(rank) |h_i|). docs/performance.md has the errors and times of all routes.
+that do. Take "svd" where the order has to be that of float64. "subspace" needs no eigen-solver of the tokens' number,
+for accelerators where that takes longer than the layers do; `subspace_uncertainty` tells how much it leaves out. "norm"
+is no approximation but a control (|h_i| <= C_i <= sqrt(rank) |h_i|). docs/performance.md has the errors and times of
+all routes.
 
 On a CPU these calls go to LAPACK, which they leave with one thread (`_blas` says why, and whose calls that touches).
 """
@@ -16,7 +18,16 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from tokencarve_jax._blas import one_thread
-from tokencarve_jax.scores.spectrum import dominating_directions, lower_gram, made, matmul, transpose, without
+from tokencarve_jax.scores.spectrum import (
+    by_householder,
+    dominating_directions,
+    lower_gram,
+    made,
+    matmul,
+    transpose,
+    without,
+)
+from tokencarve_jax.scores.subspace import SOUGHT, by_subspace, orthonormal
 
 
 def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.Array:
@@ -28,7 +39,8 @@ def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.
     Args:
         tokens: [..., N, D], any float dtype; computed in float32 (float64 stays float64), highest matmul precision.
         method: "svd" (exact), "gram" (fast), "jacobi" ("gram" with Jacobi's eigen-solver on GPU and TPU) or "norm" (the
-            L2 norm of each token instead, a control). docs/performance.md compares them.
+            L2 norm of each token instead, a control), "subspace" (of matrix products; what is no leading direction is
+            estimated). docs/performance.md compares them.
 
     Returns:
         [..., N] float32. A token with a NaN or an infinity gets 0 and has no influence on the others.
@@ -53,6 +65,35 @@ def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.
     tokens = tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32))
     scaled, scale = to_unit_scale(tokens)
     return (ROUTES[method](scaled) * scale[..., 0]).astype(jnp.float32)
+
+
+def subspace_uncertainty(tokens: ArrayLike) -> jax.Array:
+    """How far the route "subspace" may be off: the standard error of its scores, over how much tokens differ in them.
+
+    Near 0 it chooses what "svd" does. With 128 of 576 tokens kept (`python -m experiments.information_routes`):
+
+        uncertainty     tokens that are those of "svd"
+        up to 0.1       97 to 100 %
+        0.1 to 0.2      95 to 98 %
+        0.2 to 0.45     88 to 94 %
+        1 and above     84 % and less
+
+    Args:
+        tokens: [..., N, D], any float dtype.
+
+    Returns:
+        [...] float32: the root of the median variance, over half the distance between the scores that 16 and 84 %
+        stay below. 0 where all directions are found, as at N or D of up to 160.
+    """
+    tokens = jnp.asarray(tokens)
+    tokens, _ = to_unit_scale(tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32)))
+    if min(tokens.shape[-2:]) <= SOUGHT:
+        return jnp.zeros(tokens.shape[:-2], jnp.float32)
+    directions, along = dominating_directions(tokens, orthonormal=orthonormal)
+    score, _, variance = by_subspace(without(tokens, directions, along))
+    low, high = jnp.quantile(score + jnp.abs(along).sum(-1), jnp.array([0.16, 0.84]), axis=-1)
+    spread = jnp.where(high > low, (high - low) / 2, 1)
+    return (jnp.sqrt(jnp.median(variance, -1)) / spread).astype(jnp.float32)
 
 
 def check_method(method: str) -> None:
@@ -86,18 +127,21 @@ def to_unit_scale(tokens: jax.Array, usable: jax.Array | None = None) -> tuple[j
     return jnp.where(counts, tokens * jnp.ldexp(one, -exponent), 0), jnp.ldexp(one, exponent)
 
 
-def _by(rotate: Callable[[jax.Array], tuple[jax.Array, jax.Array]]) -> Callable[[jax.Array], jax.Array]:
-    """The route that takes the dominating directions off, and leaves the rest to `rotate`.
+def _by(
+    rest: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    basis: Callable[[jax.Array], jax.Array] = by_householder,
+) -> Callable[[jax.Array], jax.Array]:
+    """The route that takes the dominating directions off, and leaves the rest to `rest`.
 
-    That gives the rest's U S up to signs, and the squared norms of the rest's rows, which it has at hand.
+    That gives the rest's score, and the squared norms of its rows, which it has at hand.
     """
 
     def route(tokens: jax.Array) -> jax.Array:
         one_thread()
         tokens = made(tokens)  # once, and not for each product that reads it
-        directions, along = dominating_directions(tokens)
-        rotated, squares = rotate(without(tokens, directions, along))
-        score = jnp.abs(along).sum(-1) + jnp.abs(rotated).sum(-1)
+        directions, along = dominating_directions(tokens, orthonormal=basis)
+        score, squares = rest(without(tokens, directions, along))
+        score = jnp.abs(along).sum(-1) + score
         # |h_i| <= C_i <= sqrt(rank) |h_i| holds for every matrix: rounding may not lift a zero row among the others.
         norm = jnp.sqrt(squares + jnp.square(along).sum(-1))
         return jnp.clip(score, norm, norm * min(tokens.shape[-2:]) ** 0.5)
@@ -128,13 +172,14 @@ def _gram(tokens: jax.Array, *, jacobi: bool = False) -> tuple[jax.Array, jax.Ar
         return _along(tokens, vectors)
     gram = lower_gram(tokens)
     vectors, values = _eigh(gram, jacobi=jacobi)
-    return vectors * jnp.sqrt(jnp.maximum(values, 0))[..., None, :], jnp.diagonal(gram, axis1=-2, axis2=-1)
+    rotated = vectors * jnp.sqrt(jnp.maximum(values, 0))[..., None, :]
+    return jnp.abs(rotated).sum(-1), jnp.diagonal(gram, axis1=-2, axis2=-1)
 
 
 def _along(tokens: jax.Array, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """H V and its rows' squared norms, which are those of H whatever the eigenvalues lost."""
+    """The L1 norms of the rows of H V, and their squared norms: those of H, whatever the eigenvalues lost."""
     rotated = matmul(tokens, vectors)
-    return rotated, jnp.square(rotated).sum(-1)
+    return jnp.abs(rotated).sum(-1), jnp.square(rotated).sum(-1)
 
 
 def _eigh(lower_triangle: jax.Array, *, jacobi: bool) -> tuple[jax.Array, jax.Array]:
@@ -146,6 +191,11 @@ def _eigh(lower_triangle: jax.Array, *, jacobi: bool) -> tuple[jax.Array, jax.Ar
     return lax.platform_dependent(lower_triangle, cpu=default, default=other)
 
 
+def _subspace(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """By the leading directions; by all of them where there are no more than are sought."""
+    return by_subspace(tokens)[:2] if min(tokens.shape[-2:]) > SOUGHT else _gram(tokens)
+
+
 def _norm(tokens: jax.Array) -> jax.Array:
     """The L2 norm of the rows of U S, which is that of the rows of H: no decomposition at all."""
     return jnp.linalg.norm(tokens, axis=-1)
@@ -155,5 +205,6 @@ ROUTES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "svd": _by(_svd),
     "gram": _by(_gram),
     "jacobi": _by(functools.partial(_gram, jacobi=True)),
+    "subspace": _by(_subspace, orthonormal),
     "norm": _norm,
 }

@@ -1,6 +1,7 @@
 """The few directions that dwarf all others, found by subspace iteration, so that float32 is left for the rest."""
 
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,18 @@ import numpy as np
 from jax import lax
 
 
+def by_householder(columns: jax.Array) -> jax.Array:
+    """An orthonormal basis of the span of [..., N, K]."""
+    return jnp.linalg.qr(columns)[0]
+
+
 def dominating_directions(
-    tokens: jax.Array, *, width: int = 8, steps: int = 2, tolerance: float = 1e-5
+    tokens: jax.Array,
+    *,
+    width: int = 8,
+    steps: int = 2,
+    tolerance: float = 1e-5,
+    orthonormal: Callable[[jax.Array], jax.Array] = by_householder,
 ) -> tuple[jax.Array, jax.Array]:
     """Right singular vectors of tokens [..., N, D] that stand far above the others.
 
@@ -25,6 +36,7 @@ def dominating_directions(
         steps: How many times the sought subspace is multiplied with H H^T.
         tolerance: A direction counts as found when `|H H^T u - s^2 u| < tolerance * s^2`, u its left vector. A looser
             one would put its own error into scores that are better without.
+        orthonormal: Gives a basis of the span of [..., N, width].
 
     Returns:
         The directions V [..., D, width] and the tokens along them H V [..., N, width]; columns not found are zero.
@@ -35,7 +47,7 @@ def dominating_directions(
     start, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((n, width)))
     left = jnp.broadcast_to(jnp.asarray(start, tokens.dtype), (*tokens.shape[:-2], n, width))
     for _ in range(steps):
-        left, _ = jnp.linalg.qr(made(inner(tokens, _across(left, tokens))))
+        left = orthonormal(made(inner(tokens, _across(left, tokens))))
     rows = _across(left, tokens)
     rotation, _ = lax.linalg.eigh(inner(rows, rows))
     left, rows = matmul(left, rotation), matmul(transpose(rotation), rows)  # u and s v^T

@@ -1,0 +1,149 @@
+"""The route of matrix products: its parts against float64, what it chooses, and what it never calls."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tokencarve_jax as tc
+from experiments import hidden_states, loading
+from experiments.cli import SHIPPED
+from experiments.information_routes import chosen
+from tests import oracle
+from tokencarve_jax.scores import subspace
+from tokencarve_jax.scores.information import subspace_uncertainty
+
+contribution = jax.jit(functools.partial(tc.information_contribution, method="subspace"))
+KEEP = 0.222
+N = 576
+
+
+def same(tokens, seed):
+    """The share of the tokens that float64 keeps, with attention at random."""
+    attention = jnp.asarray(np.random.default_rng(seed).dirichlet(np.ones(len(tokens))), jnp.float32)
+    rows = jnp.asarray(tokens, jnp.float32)
+    wanted = chosen(rows, attention, oracle.information(np.asarray(rows)), KEEP)
+    found = chosen(rows, attention, np.asarray(contribution(rows), np.float64), KEEP)
+    return len(wanted & found) / len(wanted)
+
+
+def of_low_rank(rng, width, noise):
+    low = (rng.normal(size=(N, 40)) * np.arange(1, 41) ** -0.5) @ rng.normal(size=(40, width))
+    return low + noise * low.std() * rng.normal(size=(N, width))
+
+
+def fair(width):
+    """Matrices that leave little to estimate."""
+    rng = np.random.default_rng(width)
+    yield "decay 1/j", oracle.decaying(rng, N, width, power=1.0)
+    yield "decay 1/j^2", oracle.decaying(rng, N, width, power=2.0)
+    yield "low rank, noise of 0.1", of_low_rank(rng, width, 0.1)
+
+
+def hard(width):
+    rng = np.random.default_rng(width)
+    yield "low rank, noise of 0.5", of_low_rank(rng, width, 0.5)
+    common = rng.normal(size=(1, width))
+    yield "a common mean", oracle.decaying(rng, N, width, power=0.3, spread=0.05) + 20 / width**0.5 * common
+
+
+def test_chooses_what_float64_does():
+    shares = {}
+    for width in (1024, 192):
+        for kind, tokens in fair(width):
+            shares.setdefault(kind, []).append(same(tokens, width))
+    for layers in hidden_states.of_scenes(loading.load(str(SHIPPED), dtype="float32"), 2):
+        for layer, (tokens, _) in enumerate(layers, 1):
+            shares.setdefault(f"hidden states before layer {layer}", []).append(same(tokens, layer))
+    means = {kind: np.mean(found) for kind, found in shares.items()}
+    assert min(means.values()) >= 0.98, means
+    assert np.mean(list(means.values())) >= 0.99, means
+
+
+def test_knows_when_it_does_not_know():
+    """The uncertainty of every fair matrix is below that of every hard one, and the hard ones are indeed worse."""
+    easy, difficult = (
+        [float(subspace_uncertainty(tokens)) for width in (1024, 192) for _, tokens in kinds(width)]
+        for kinds in (fair, hard)
+    )
+    assert max(easy) < 0.15 < min(difficult), (easy, difficult)
+    assert [same(tokens, 0) < 0.97 for _, tokens in hard(1024)] == [True, True]
+    assert subspace_uncertainty(np.ones((2, 30, 200), np.float32)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("n", "d"), [(240, 400), (400, 240)])
+def test_leading_directions_and_the_expected_rest(n, d):
+    tokens = oracle.decaying(np.random.default_rng(0), n, d, power=1.0)
+    exact = np.linalg.svd(np.asarray(tokens, np.float64), compute_uv=False)
+    side = tokens if n < d else tokens.T
+    vectors, values = subspace.leading(jnp.asarray(side @ side.T))
+    np.testing.assert_allclose(np.sqrt(values[::-1][:60]), exact[:60], rtol=1e-3)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(subspace.LEADING), atol=1e-5)
+    np.testing.assert_allclose(contribution(tokens), oracle.information(tokens), rtol=0.2)
+
+
+def test_a_rest_of_equal_singular_values_is_estimated_without_bias():
+    """64 strong directions and 512 equal ones, rotated at random: |u_ij| has the mean of a normal variable."""
+    rng = np.random.default_rng(1)
+    left, right = (np.linalg.qr(rng.normal(size=(N, N)))[0] for _ in range(2))
+    values = np.concatenate([np.linspace(40, 20, 64), np.linspace(1.01, 0.99, N - 64)])
+    tokens = (left * values) @ right
+    exact = oracle.information(tokens)
+    error = np.asarray(contribution(tokens.astype(np.float32))) / exact - 1
+    assert abs(error.mean()) < 0.01
+    assert error.std() < 0.03
+
+
+def test_orthonormal_columns_however_close_they_were():
+    rng = np.random.default_rng(2)
+    close = (rng.normal(size=(2, 300, 1)) + 1e-4 * rng.normal(size=(2, 300, 20))).astype(np.float32)
+    basis = np.asarray(subspace.orthonormal(jnp.asarray(close)))
+    np.testing.assert_allclose(basis.mT @ basis, np.broadcast_to(np.eye(20), (2, 20, 20)), atol=0.01)
+    np.testing.assert_allclose(basis @ (basis.mT @ close), close, atol=1e-5)
+    assert np.isfinite(subspace.orthonormal(jnp.zeros((30, 8)))).all()
+
+
+def test_batches_zero_rows_and_matrices_of_low_rank():
+    tokens = oracle.decaying(np.random.default_rng(3), 200, 300)
+    tokens[::7] = 0
+    batch = np.stack([tokens, 2 * tokens, np.zeros_like(tokens), np.ones_like(tokens)])
+    score = np.asarray(contribution(batch))
+    np.testing.assert_allclose(score[0], contribution(tokens), rtol=0.02)  # mixtures of neighbours differ
+    np.testing.assert_allclose(score[1], 2 * score[0], rtol=0.02)
+    assert (score[0, ::7] == 0).all()
+    assert (score[2] == 0).all()
+    np.testing.assert_allclose(score[3], np.sqrt(300), rtol=1e-3)
+
+
+def test_small_matrices_are_decomposed_whole():
+    for shape in ((subspace.SOUGHT, 300), (300, subspace.SOUGHT)):
+        tokens = oracle.decaying(np.random.default_rng(4), *shape)
+        gram = jax.jit(tc.information_contribution)(tokens)
+        np.testing.assert_allclose(contribution(tokens), gram, rtol=0.02)
+
+
+def primitives(jaxpr):
+    for equation in jaxpr.eqns:
+        yield (
+            equation.primitive.name,
+            max((len(v.aval.shape) and max(v.aval.shape) for v in equation.invars), default=0),
+        )
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: isinstance(x, jax.extend.core.ClosedJaxpr)):
+            if isinstance(value, jax.extend.core.ClosedJaxpr | jax.extend.core.Jaxpr):
+                yield from primitives(getattr(value, "jaxpr", value))
+
+
+@pytest.mark.parametrize("shape", [(2, 576, 4096), (2, 2880, 1024)])
+def test_no_decomposition_of_the_tokens_number(shape):
+    """Of a program for any platform: what is decomposed, and what is only multiplied."""
+    carve = functools.partial(tc.carve, keep=128, information="subspace")
+    traced = jax.make_jaxpr(carve)(
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16), jax.ShapeDtypeStruct(shape[:2], jnp.float32)
+    )
+    sizes = {}
+    for name, size in primitives(traced.jaxpr):
+        sizes[name] = max(size, sizes.get(name, 0))
+    assert sizes["eigh"] == sizes["cholesky"] == subspace.SOUGHT
+    assert not {"svd", "qr", "geqrf", "householder_product", "lu", "schur", "while"} & sizes.keys()
