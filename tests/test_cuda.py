@@ -8,6 +8,15 @@ from experiments.benchmark.ahead import Job
 pytestmark = pytest.mark.cuda
 
 
+def test_the_subspace_route_decomposes_nothing_large():
+    (found,) = ahead.run(
+        Job("h100", "llava-1.5-7b", layers=3, information="subspace", decoding=False, sides=("carved",))
+    )
+    prefill = found["prefill"]
+    assert prefill["host"] == prefill["dynamic"] == prefill["loops"] == 0
+    assert prefill["solver"] == 160
+
+
 @pytest.mark.parametrize("target", ["h100", "a100"])
 def test_every_whole_attention_is_one_fused_kernel(target):
     job = Job(target, "llava-1.5-7b", layers=3)
