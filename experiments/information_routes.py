@@ -31,7 +31,7 @@ import tokencarve_jax as tc
 from experiments import cli, results
 from experiments.cli import CommandError
 from experiments.score_matrices import from_chance, from_file, from_model, synthetic
-from tokencarve_jax.scores.information import ROUTES
+from tokencarve_jax.scores.information import ROUTES, subspace_uncertainty
 
 BUSY_S = 0.15  # before each timed call: longer than BLAS threads spin after the one before, whatever their setting
 _EXAMPLES = """examples:
@@ -134,15 +134,19 @@ def times(matrices: dict[str, jax.Array], repeats: int) -> dict[str, dict[str, l
     return taken
 
 
-def agreement_table(agreement: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Largest error, and the same tokens on average and at least, in percent."""
+def agreement_table(agreement: dict[str, dict[str, dict[str, float]]], doubt: dict[str, list[float]]) -> str:
+    """Largest error, the same tokens on average and at least, in percent; and what "subspace" says of itself."""
 
     def cell(r: dict[str, float]) -> str:
         error = f"{r['largest_error']:.0e}".replace("e-0", "e-").replace("e+0", "e+")
         return f"{error} {100 * r['same']:5.1f} ({100 * r['fewest_same']:3.0f})"
 
     return results.format_table(
-        ["matrix", *calls()], [[name, *map(cell, routes.values())] for name, routes in agreement.items()]
+        ["matrix", *calls(), "uncertainty"],
+        [
+            [name, *map(cell, routes.values()), f"{statistics.mean(doubt[name]):.2f}"]
+            for name, routes in agreement.items()
+        ],
     )
 
 
@@ -191,6 +195,8 @@ def measure(settings: Settings, *, command: Sequence[str]) -> None:
         raise CommandError(f"{settings.out}: there is a file of that name")
     rng = np.random.default_rng(settings.seed)
     found: dict[str, list[dict[str, dict[str, float]]]] = collections.defaultdict(list)
+    doubt: dict[str, list[float]] = collections.defaultdict(list)
+    uncertainty = jax.jit(subspace_uncertainty)
     sources = itertools.chain(
         from_model(settings.model, settings.dtype, settings.scenes, revision=settings.revision),
         from_file(settings.hidden, rng),
@@ -204,6 +210,7 @@ def measure(settings: Settings, *, command: Sequence[str]) -> None:
         if kept == len(tokens):
             raise CommandError(f"keep={settings.keep} leaves all {kept} tokens of {name!r}: nothing to choose")
         found[name].append(compare(tokens, attention, settings.keep))
+        doubt[name].append(float(uncertainty(jnp.asarray(tokens, jnp.float32))))
     agreement = {name: summarise(cases) for name, cases in found.items()}
     shape = (
         (settings.tokens, settings.time_width)
@@ -213,8 +220,9 @@ def measure(settings: Settings, *, command: Sequence[str]) -> None:
     taken = times(time_matrices(shape, rng), settings.repeats)
     about = results.machine()
     if agreement:
-        print("Largest error of C / mean C; then, in %, the same tokens as float64 on average (and at least)\n")
-        print(agreement_table(agreement))
+        print("Largest error of C / mean C; then, in %, the same tokens as float64 on average (and at least);")
+        print('last, the uncertainty that "subspace" finds by itself\n')
+        print(agreement_table(agreement, doubt))
     size = " x ".join(map(str, shape))
     print(f"\nTimes at {size} on {about['device']}, {about['cores']} cores, {settings.repeats} rounds\n")
     print(time_table(taken))
@@ -226,6 +234,7 @@ def measure(settings: Settings, *, command: Sequence[str]) -> None:
         "versions": results.versions(),
         "matrices": {name: len(cases) for name, cases in found.items()},
         "agreement": agreement,
+        "uncertainty": doubt,
         "seconds": taken,
     }
     settings.out.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,7 @@ def test_a_models_hidden_states_and_random_matrices(folder, tmp_path, capsys):
         assert all(0 <= figures["fewest_same"] <= figures["same"] <= 1 for figures in results.values())
         if name.startswith("hidden"):
             assert results["svd"]["largest_error"] < 1e-4
+    assert found["uncertainty"].keys() == found["agreement"].keys()
     for taken in found["seconds"].values():
         assert set(taken) - {"jacobi"} == routes
         assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in taken.values())
