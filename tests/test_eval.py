@@ -155,6 +155,38 @@ class TestGallery:
         assert len(read(tmp_path)["gallery"]) == 2
 
 
+START = """
+import collections, sys
+import jax
+from experiments import eval as evaluation
+counts = collections.Counter()
+jax.monitoring.register_event_listener(lambda name, **_: counts.update([name.rsplit("/", 1)[1]]))
+status = evaluation.main(sys.argv[1:])
+print(counts["compile_requests_use_cache"], counts["cache_hits"], "sklearn" in sys.modules)
+sys.exit(status)
+"""
+
+
+def test_a_second_start_compiles_nothing(model, tmp_path):
+    """Not the smallest program; and scikit-learn is not imported for two photographs."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XDG_"))}
+    few = [f"--model={model}", "--keep=5", "--limit=1", "--methods=tokencarve", "--gallery=1", "--no-report"]
+    found = []
+    for start in ("first", "second"):
+        run = subprocess.run(
+            [sys.executable, "-c", START, *few, f"--out={tmp_path / start}"],
+            env=env | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.append(run.stdout.split()[-3:])
+    (programs, hits, *_), second = found
+    assert int(programs) > int(hits)
+    assert second == [programs, programs, "False"]
+
+
 class TestResume:
     @pytest.fixture
     def asked(self, monkeypatch):

@@ -94,6 +94,7 @@ class Asker:
                 max_new_tokens=MAX_NEW_TOKENS,
                 carve=carve,
                 seed=self._seed(indices),
+                bucket=loading.BUCKET,
             )
             said[name] = self._checkpoint.decode(tokens)
         records = []
@@ -121,7 +122,7 @@ class Asker:
           Seconds per method, bytes of the cache per question, and the first calls' seconds where nothing was timed
           before.
         """
-        prompt = jax.device_put(self._llava.prompt(**inputs.named))
+        prompt = jax.device_put(self._llava.prompt(**inputs.named, bucket=loading.BUCKET))
         first, seconds = {}, {name: list[float]() for name in self.methods}
         held, warm = {}, prompt.input_ids.shape in self._warm
         for repeat in range(REPEATS if warm else REPEATS + 1):
@@ -139,7 +140,8 @@ class Asker:
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Facts about each method, by name: where it cuts, what it reads, its paper and the prefill's FLOPs."""
-        length = self._llava.prompt(**self._encode([0], rows=1).named).input_ids.shape[1]
+        prompt = self._llava.prompt(**self._encode([0], rows=1).named, bucket=loading.BUCKET)
+        length = prompt.input_ids.shape[1]
         return {name: methods.facts(self._llava.config, carve, length) for name, carve in self.methods.items()}
 
     def look(self, chosen: Sequence[int]) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
