@@ -5,6 +5,9 @@ turns, call by call, so that whatever else the machine does hits both; transform
 fused attention (sdpa), the same shapes, the same dtype, and the GPU where PyTorch has one. Prints one table per batch
 size and writes results.json with every single time.
 
+On a CPU, or with `--generate`, what a user calls is timed too: `Llava.generate` for one new token, from the arrays of a
+processor to the token on the host, with the padding of its length bucket, beside transformers' `generate`.
+
 The cache is counted twice: the slots of the prompt (no padding here), and all that is allocated, with the room for
 new tokens, which is rounded up to a multiple of 32.
 
@@ -74,11 +77,19 @@ def _check(settings: Settings) -> int:
 
 
 def _rounds(
-    settings: Settings, runners: dict[str, ours.Runner], carving: ours.Carving, peer: Peer | None, probes: Any
+    settings: Settings,
+    calls: dict[str, ours.Call],
+    runners: dict[str, ours.Runner],
+    carving: ours.Carving,
+    peer: Peer | None,
+    probes: Any,
 ) -> dict[str, list[float]]:
     """Every program once per round, ours and theirs by turns, and how fast the machine was in that round."""
     steps = runners["carved"].steps
-    work = {
+    work: dict[tuple[str, str], Any] = {
+        ("uncompressed", "generate"): calls.get("uncompressed"),
+        ("transformers", "generate"): peer.generate if peer and calls else None,
+        ("carved", "generate"): calls.get("carved"),
         ("uncompressed", "prefill"): runners["uncompressed"].prefill,
         ("transformers", "prefill"): peer.prefill if peer else None,
         ("carved", "prefill"): runners["carved"].prefill,
@@ -119,7 +130,10 @@ def _cell(settings: Settings, llava: Llava, batch: int, keep: int, peer: Peer | 
         name: ours.Runner(llava, prompt, keep if name == "carved" else None, settings.new_tokens)
         for name in reversed(SIDES)
     }
-    times = _rounds(settings, runners, ours.Carving(llava, prompt, keep), peer, probes)
+    calls = {}
+    if settings.generate or (settings.generate is None and jax.default_backend() == "cpu"):
+        calls = {name: ours.Call(llava, ids, pixels, keep if name == "carved" else None) for name in SIDES}
+    times = _rounds(settings, calls, runners, ours.Carving(llava, prompt, keep), peer, probes)
 
     cell: dict[str, Any] = {"batch": batch}
     cuts = plan.resolve(plan.parse(keep, num_layers=config.text.num_layers), config.tokens_per_image).cuts
@@ -137,10 +151,14 @@ def _cell(settings: Settings, llava: Llava, batch: int, keep: int, peer: Peer | 
             config, batch=batch, prompt_slots=slots, new_tokens=settings.new_tokens, itemsize=itemsize
         )
         side["decode_share"] = _share(side["step_bytes"], step["seconds"], times["bandwidth"])
+        if calls:
+            side["generate"] = timing.summary(times[f"{name} generate"])
         if name == "transformers":
             side["peak"] = peer.peak_memory() if peer else None
         else:
-            side |= {"cache": runner.cache, "compile": runner.compile_seconds, "peak": runner.peak}
+            side |= {"cache": runner.cache, "compile": dict(runner.compile_seconds), "peak": runner.peak}
+            if calls:
+                side["compile"]["generate"] = calls[name].compile_seconds
         cell[name] = side
     alone = timing.summary(times["carve alone"])
     cell["speeds"] = {name: times[name] for name in ("bandwidth", "flops")}
@@ -252,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             bench(measured(flags), command=command)
 
-    return cli.run(body, parser, argv)
+    return cli.run(body, parser, argv, keep_compiled=False)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ from models.foreign import parsing
 from models.processor import load_processor, render
 from models.relevance import Relevance
 
+BUCKET = 32
+"""Runs pad prompts to a multiple of this, twice what `generate` does: those of one run then mostly share programs."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:

@@ -12,6 +12,7 @@ import pytest
 from experiments import bench, html_report
 from experiments.benchmark import capacity, floors, presets
 from experiments.results import format_seconds
+from models import compiled
 from models.engine import plan, prefill
 from models.engine.decode import decode_step
 from models.engine.target import CPU
@@ -135,6 +136,7 @@ def test_the_command_compares_and_writes_everything_down(micro, tmp_path, capsys
     assert bench.main([*argv, "--against=transformers"]) == 0
     out = capsys.readouterr().out
     for words in (
+        "generate, one token",
         "prefill",
         "faster than transformers",
         "bandwidth bound",
@@ -158,6 +160,8 @@ def test_the_command_compares_and_writes_everything_down(micro, tmp_path, capsys
         for side in ("uncompressed", "carved", "transformers"):
             assert len(cell[side]["prefill"]["seconds"]) == len(cell[side]["step"]["seconds"]) == 2
             assert cell[side]["prefill"]["median"] > 0
+            assert len(cell[side]["generate"]["seconds"]) == 2
+            assert cell[side]["generate"]["fastest"] == min(cell[side]["generate"]["seconds"]) > 0
             assert cell[side]["tokens_per_second"] > 0
             assert cell[side]["peak"] > 0
         assert cell["carved"]["cache"]["slots"] == 19
@@ -171,12 +175,19 @@ def test_the_command_compares_and_writes_everything_down(micro, tmp_path, capsys
             assert format_seconds(cell[side]["prefill"]["median"]) in page
 
 
+def test_compiling_is_timed_and_not_read_from_the_disk(micro, capsys, monkeypatch):
+    monkeypatch.setattr(compiled, "keep_on_disk", lambda: pytest.fail("compiled programs of an earlier run"))
+    failure(bench.main, ["--new-tokens=1"], capsys)
+
+
 def test_alone_it_runs_too_and_finds_the_largest_batch(micro, tmp_path, capsys, monkeypatch):
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(presets.random_llava(micro, jnp.float32)))
     monkeypatch.setattr(capacity, "limit", lambda: 2 * weights)
     argv = ["--keep=5", "--new-tokens=2", "--repeats=1", "--prompt-tokens=3", f"--out={tmp_path}"]
-    assert bench.main([*argv, "--largest-batch"]) == 0
-    assert "transformers" not in capsys.readouterr().out
+    assert bench.main([*argv, "--largest-batch", "--no-generate"]) == 0
+    out = capsys.readouterr().out
+    assert "transformers" not in out
+    assert "generate" not in out
     found = json.loads((tmp_path / "results.json").read_text())["largest_batch"]
     assert found["carved"]["verified"] == found["carved"]["computed"] >= found["uncompressed"]["computed"] > 0
 

@@ -140,7 +140,7 @@ class TestCommand:
         questions = SceneQuestions(SCENES, 1)
         samples = [questions.sample(index) for index in range(4)]
         inputs = checkpoint.encode([one.images for one in samples], [one.text for one in samples])
-        prompt = checkpoint.llava.prompt(**inputs.named, bucket=measurer.BUCKET)
+        prompt = checkpoint.llava.prompt(**inputs.named, bucket=loading.BUCKET)
         for key, row in rows.items():
             for record in records.values():
                 (one,) = (one for one in record["maps"] if one["cell"] == key)

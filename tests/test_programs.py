@@ -76,6 +76,16 @@ def test_a_hundred_questions_share_programs(model, carve):
     assert 1 < len(counted) <= 8, len(counted)
 
 
+@pytest.mark.parametrize("carve", [None, 0.222])
+def test_answers_of_any_length_share_programs(model, carve):
+    """Prefill, the token after it and the loop: nothing is computed on the way to the host."""
+    jax.clear_caches()
+    with compilations() as counted:
+        lengths = {model.generate(*prompt(40), max_new_tokens=most, carve=carve).shape[1] for most in (1, 2, 5, 8)}
+    assert len(lengths) > 1
+    assert len(counted) == 3
+
+
 def test_compilations_are_counted():
     with compilations() as counted:
         for size in (3, 4, 3):

@@ -46,6 +46,16 @@ def digest(scene: Scene) -> str:
     return state.hexdigest()
 
 
+def test_photographs_and_digits_are_those_of_scikit_learn() -> None:
+    """They are read without it, which takes a second to import."""
+    for split in ("train", "test"):
+        for ours, whole in zip(assets.photos(split), load_sample_images().images, strict=True):
+            np.testing.assert_array_equal(np.asarray(ours), whole[:, assets.photo_columns(whole.shape[1], split)])
+    images, values = assets.handwritten()
+    np.testing.assert_array_equal(images, load_digits().images)
+    np.testing.assert_array_equal(values, load_digits().target)
+
+
 def test_a_scene_is_what_its_docstring_says(scenes: list[Scene]) -> None:
     for scene in scenes:
         assert scene.image.shape == (SIZE, SIZE, 3)

@@ -103,6 +103,30 @@ class Runner:
         return self._steps
 
 
+class Call:
+    """What a user calls for one new token: `Llava.generate`, from a processor's arrays to the token on the host.
+
+    Args:
+      llava: the model.
+      ids: [B, S] integers.
+      pixels: [B, C, height, width].
+      carve: as for `generate`.
+
+    Attributes:
+      compile_seconds: the first call less a later one.
+    """
+
+    def __init__(self, llava: Llava, ids: np.ndarray, pixels: np.ndarray, carve: plan.Carve):
+        self._call = lambda: np.asarray(llava.generate(ids, pixels, max_new_tokens=1, carve=carve))
+        first = self()
+        self.compile_seconds = first - self()
+
+    def __call__(self) -> float:
+        """Seconds of one call."""
+        with memory_errors():
+            return timed(self._call)[1]
+
+
 class Carving:
     """What a cut adds to a prefill, alone: the attention row and `carve_sequence`, on the shapes of the real thing.
 

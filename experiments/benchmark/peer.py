@@ -83,6 +83,10 @@ class Peer:
         """Seconds of one prefill."""
         return self._ask("prefill")["seconds"]
 
+    def generate(self) -> float:
+        """Seconds of a user's call for one new token."""
+        return self._ask("generate")["seconds"]
+
     def decode(self, steps: int) -> float:
         """Seconds of that many decoding steps."""
         return self._ask("decode", steps=steps)["seconds"]

@@ -24,32 +24,46 @@ def table(cell: dict[str, Any]) -> str:
     def row(name: str, show: Any) -> list[str]:
         return [name, *(show(side) for side in columns.values())]
 
-    def versus(side: dict[str, Any], what: str) -> str:
-        if peer is None or side is peer:
-            return "-"
-        return f"{peer[what]['median'] / side[what]['median']:.2f} x"
+    def versus(what: str, of: str = "median") -> list[list[str]]:
+        if peer is None:
+            return []
+
+        def faster(side: dict[str, Any]) -> str:
+            return "-" if side is peer else f"{peer[what][of] / side[what][of]:.2f} x"
+
+        return [row("  faster than transformers", faster)]
 
     def get(side: dict[str, Any], key: str, show: Any) -> str:
         return show(side[key]) if side.get(key) is not None else "-"
 
+    def compiling(name: str) -> list[str]:
+        return row(f"compile time, {name}", lambda side: get(side, "compile", lambda v: format_seconds(v[name])))
+
+    called = "generate" in columns["uncompressed"]
     rows = [
         row("prefill, median", lambda side: format_seconds(side["prefill"]["median"])),
         row("  quartiles", lambda side: _spread(side["prefill"])),
+        *versus("prefill"),
         row("  share of the measured FLOP/s", lambda side: get(side, "prefill_share", lambda v: f"{v:.0%}")),
         row("decode, tokens/s, all rows", lambda side: f"{side['tokens_per_second']:.1f}"),
         row("  one step, median", lambda side: format_seconds(side["step"]["median"])),
         row("  quartiles", lambda side: _spread(side["step"])),
         row("  share of the bandwidth bound", lambda side: get(side, "decode_share", lambda v: f"{v:.0%}")),
+        *versus("step"),
         row("  bytes per step, at least", lambda side: get(side, "step_bytes", format_bytes)),
         row("KV cache of the prompt", lambda side: get(side, "cache", lambda v: format_bytes(v["prompt"]))),
         row("  with room for new tokens", lambda side: get(side, "cache", lambda v: format_bytes(v["allocated"]))),
         row("peak memory", lambda side: format_bytes(side["peak"])),
-        row("compile time, prefill", lambda side: get(side, "compile", lambda v: format_seconds(v["prefill"]))),
-        row("compile time, decode", lambda side: get(side, "compile", lambda v: format_seconds(v["decode"]))),
+        *map(compiling, ["prefill", "decode", *(["generate"] if called else [])]),
     ]
-    if peer is not None:
-        rows.insert(2, row("  faster than transformers", lambda side: versus(side, "prefill")))
-        rows.insert(8, row("  faster than transformers", lambda side: versus(side, "step")))
+    if called:
+        rows[:0] = [
+            row("generate, one token, median", lambda side: format_seconds(side["generate"]["median"])),
+            row("  quartiles", lambda side: _spread(side["generate"])),
+            *versus("generate"),
+            row("  fastest", lambda side: format_seconds(side["generate"]["fastest"])),
+            *versus("generate", "fastest"),
+        ]
     if "largest_batch" in columns["uncompressed"]:
         rows.append(
             row("largest batch that fits", lambda side: get(side, "largest_batch", lambda v: str(v["verified"])))

@@ -26,6 +26,7 @@ class Settings:
       against: "transformers", which is measured too, or None.
       repeats: rounds, after one to warm up.
       largest_batch: find out how many rows fit; None: on a GPU.
+      generate: time a user's call for one new token too; None: on a CPU.
       out: folder for results.json.
     """
 
@@ -38,6 +39,7 @@ class Settings:
     against: str | None
     repeats: int
     largest_batch: bool | None
+    generate: bool | None
     out: Path
 
 
@@ -78,6 +80,12 @@ def add_flags(parser: cli.Parser) -> None:
         "--largest-batch",
         action=argparse.BooleanOptionalAction,
         help="also find how many rows fit in memory (default: on a GPU, and not with --target)",
+    )
+    parser.add_argument(
+        "--generate",
+        action=argparse.BooleanOptionalAction,
+        help="also time what a user calls, `generate` for one new token; compiles both prefills again, with padding "
+        "(default: on a CPU)",
     )
     cli.add_out_flag(parser, "results/bench")
     away = parser.add_argument_group("compiling for an accelerator that is not here")

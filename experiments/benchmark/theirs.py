@@ -110,6 +110,18 @@ class Worker:
         with self.torch.inference_mode():
             return self.model(input_ids=self.ids, pixel_values=self.pixels, use_cache=True, logits_to_keep=1)
 
+    def generate(self) -> dict[str, Any]:
+        """What a user calls for one new token, greedily."""
+        start = self._now()
+        self.model.generate(
+            input_ids=self.ids,
+            pixel_values=self.pixels,
+            attention_mask=self.torch.ones_like(self.ids),
+            max_new_tokens=1,
+            do_sample=False,
+        )
+        return {"seconds": self._now() - start}
+
     def decode(self, *, steps: int) -> dict[str, Any]:
         """Greedy decoding after an untimed prefill: the bare loop around `forward`, without the work of `generate`."""
         out = self._prefill()

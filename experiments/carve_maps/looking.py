@@ -10,12 +10,12 @@ import numpy as np
 from experiments.carve_maps import fates
 from experiments.carve_maps.replay import Asked, can, replay
 from experiments.evaluation.questions import Sample
-from experiments.loading import Inputs
+from experiments.loading import BUCKET, Inputs
 from models.engine.plan import Schedule, has_budgets_per_image, resolve
 from models.engine.sequence import CutRecord
 
 OTHER_BUDGETS = (1 / 3, 2 / 9, 1 / 9)  # of the visual tokens: 192, 128 and 64 of 576, the paper's
-_BUCKET = 64  # prompts of most lengths share one program
+_WIDE = 64  # prompts of most lengths share one program
 
 Maps = dict[int, list[dict[str, Any]]]  # by visual tokens left and row
 
@@ -72,7 +72,7 @@ class Looker:
         found: dict[str, tuple[Maps, list[dict[str, list[int]]]]] = {}
         asked: dict[str, Asked] = {}
         for name, schedule in schedules.items():
-            prompt = self._llava.prompt(**inputs.named, per_image=has_budgets_per_image(schedule))
+            prompt = self._llava.prompt(**inputs.named, per_image=has_budgets_per_image(schedule), bucket=BUCKET)
             cuts = resolve(schedule, prompt.visual_slots.shape[1], images=prompt.images).cuts
             left = int(cuts[-1].keep) if cuts else self._count
             budgets = {left, *(max(1, round(self._count * part)) for part in OTHER_BUDGETS)} - {self._count}
@@ -81,7 +81,7 @@ class Looker:
             else:
                 records = self._llava.prefill(prompt, carve=schedule, seed=seed, room=room).cuts if cuts else ()
                 found[name] = {left: self.maps(records, rows)}, []
-        wide = self._llava.prompt(**inputs.named, bucket=_BUCKET)
+        wide = self._llava.prompt(**inputs.named, bucket=_WIDE)
         for name, (made, ranks) in replay(self._llava, wide, seed, asked).items():
             maps = {keep: self.maps([made[keep]], rows) for keep in asked[name].budgets}
             found[name] = maps, self.ranks(ranks, rows) if ranks else []

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import cli, methods, results
@@ -23,6 +22,7 @@ from experiments.comparison.own_time import Own
 from experiments.comparison.settings import Settings
 from experiments.evaluation.encoder import Encoder
 from experiments.evaluation.questions import Sample
+from experiments.loading import BUCKET
 from experiments.memory import check_request
 from experiments.summary import BASELINE
 from models.engine import decode, plan, prefill
@@ -38,7 +38,6 @@ _CODE = (  # what decides what is measured; tables and plot can change
     "experiments/benchmark/floors.py",
     "experiments/carve_maps",
 )
-BUCKET = 32  # wide, so that a model's prompts of similar length share one program for each cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +251,7 @@ class Measurer:
         chunks = decode.continued(
             self._llava, state, max_new_tokens=self._new_tokens, choice=self._choice, chunk=self._new_tokens
         )
-        return self._checkpoint.decode(jnp.concatenate(list(chunks), axis=1))
+        return self._checkpoint.decode(np.concatenate(list(chunks), axis=1))
 
 
 def divergence(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:

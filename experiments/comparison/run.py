@@ -16,9 +16,10 @@ from experiments import html_report, results, workers
 from experiments.calls import Call
 from experiments.carve_maps import choosing, gallery
 from experiments.comparison import plot, tables
-from experiments.comparison.measurer import BUCKET, Measurer
+from experiments.comparison.measurer import Measurer
 from experiments.comparison.settings import Settings
 from experiments.evaluation.questions import QuestionSet
+from experiments.loading import BUCKET
 from models.writing import own_folder
 
 CELLS = 8  # that are asked at a time: what an interruption costs, at most

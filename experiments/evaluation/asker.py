@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from experiments import loading, methods, results
+from experiments.benchmark import timing
 from experiments.carve_maps.looking import Looker
 from experiments.evaluation.questions import batches
 from experiments.evaluation.scene_questions import SceneQuestions
 from experiments.evaluation.settings import Settings
 from experiments.memory import check_request
 from experiments.schedules import by_text
+from models.engine import decode, prefill
 from models.engine.decode import ROOM_BUCKET
-from models.engine.plan import parse
+from models.engine.plan import Carve, parse
 from models.engine.prompt import round_up
+from models.engine.sampling import GREEDY
 
 MAX_NEW_TOKENS = SceneQuestions.max_new_tokens
 ROOM = round_up(MAX_NEW_TOKENS, ROOM_BUCKET)  # what `generate` leaves in the cache
-REPEATS = 2  # of each timed prefill
 
 
 class Asker:
@@ -73,11 +74,9 @@ class Asker:
           timed: measure the prefill too.
 
         Returns:
-          `samples`, one record per question, and where `timed` what `_time_prefill` gives.
+          What `answer` gives.
         """
-        inputs = self._encode(indices)
-        entry = self._time_prefill(inputs) if timed else {}
-        return entry | {"samples": self.answer(inputs, indices)}
+        return self.answer(self._encode(indices), indices, timed=timed)
 
     def _encode(self, indices: Sequence[int], rows: int | None = None) -> loading.Inputs:
         """A batch of full size: the last question is repeated where there are fewer, so that nothing compiles anew."""
@@ -85,17 +84,52 @@ class Asker:
         samples = [self._questions.sample(index) for index in filled]
         return self._checkpoint.encode([sample.images for sample in samples], [sample.text for sample in samples])
 
-    def answer(self, inputs: loading.Inputs, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """One record per question, with what every method said."""
-        said = {}
+    def answer(self, inputs: loading.Inputs, indices: Sequence[int], *, timed: bool) -> dict[str, Any]:
+        """Ask every method, in turns, so that noise hits all alike.
+
+        What is timed is the prefill that is answered from, with the input on the device. Where nothing of its shape was
+        timed before there is another one first, which compiles.
+
+        Args:
+          inputs: a batch.
+          indices: of its questions.
+          timed: measure the prefill too.
+
+        Returns:
+          `samples`, one record per question; where it is timed also `prefill_s`, a list per method, `cache_bytes` per
+          question, and `first_call_s` where something compiled.
+        """
+        prompt = jax.device_put(self._llava.prompt(**inputs.named, bucket=loading.BUCKET))
+        seed = self._seed(indices)
+
+        def prefilled(carve: Carve) -> tuple[prefill.Prefilled, float]:
+            return timing.timed(lambda: self._llava.prefill(prompt, carve=carve, seed=seed, room=ROOM))
+
+        entry: dict[str, Any] = {}
+        if timed and prompt.input_ids.shape not in self._warm:
+            entry["first_call_s"] = {name: prefilled(carve)[1] for name, carve in self.methods.items()}
+            self._warm.add(prompt.input_ids.shape)
+        said, seconds, held = {}, {}, {}
         for name, carve in self.methods.items():
-            tokens = self._llava.generate(
-                **inputs.named,
-                max_new_tokens=MAX_NEW_TOKENS,
-                carve=carve,
-                seed=self._seed(indices),
-            )
-            said[name] = self._checkpoint.decode(tokens)
+            made, seconds[name] = prefilled(carve)
+            held[name] = made.cache.nbytes / self._settings.batch_size
+            said[name] = self._say(made, seed)
+        if timed:
+            entry |= {"prefill_s": {name: [taken] for name, taken in seconds.items()}, "cache_bytes": held}
+        return entry | {"samples": self._records(indices, said)}
+
+    def _say(self, prefilled: prefill.Prefilled, seed: int) -> list[str]:
+        """What follows; the prompt's cache is given away."""
+        config = self._llava.config
+        choice = decode.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
+        state = decode.begin(prefilled, seed, choice=choice)
+        chunks = decode.continued(
+            self._llava, state, max_new_tokens=MAX_NEW_TOKENS, choice=choice, chunk=MAX_NEW_TOKENS
+        )
+        return self._checkpoint.decode(np.concatenate(list(chunks), axis=1))
+
+    def _records(self, indices: Sequence[int], said: Mapping[str, list[str]]) -> list[dict[str, Any]]:
+        """One per question, with what every method said."""
         records = []
         for row, index in enumerate(indices):
             sample = self._questions.sample(index)
@@ -111,35 +145,10 @@ class Asker:
             )
         return records
 
-    def _time_prefill(self, inputs: loading.Inputs) -> dict[str, Any]:
-        """Seconds of prefill with the input on the device, the methods taking turns, so that noise hits all alike.
-
-        Args:
-          inputs: a batch.
-
-        Returns:
-          Seconds per method, bytes of the cache per question, and the first calls' seconds where nothing was timed
-          before.
-        """
-        prompt = jax.device_put(self._llava.prompt(**inputs.named))
-        first, seconds = {}, {name: list[float]() for name in self.methods}
-        held, warm = {}, prompt.input_ids.shape in self._warm
-        for repeat in range(REPEATS if warm else REPEATS + 1):
-            for name, carve in self.methods.items():
-                start = time.perf_counter()
-                prefilled = jax.block_until_ready(self._llava.prefill(prompt, carve=carve, room=ROOM))
-                took = time.perf_counter() - start
-                held[name] = prefilled.cache.nbytes / self._settings.batch_size
-                if repeat == 0 and not warm:
-                    first[name] = took
-                else:
-                    seconds[name].append(took)
-        self._warm.add(prompt.input_ids.shape)
-        return {"prefill_s": seconds, "cache_bytes": held} | ({"first_call_s": first} if first else {})
-
     def describe(self) -> dict[str, dict[str, Any]]:
         """Facts about each method, by name: where it cuts, what it reads, its paper and the prefill's FLOPs."""
-        length = self._llava.prompt(**self._encode([0], rows=1).named).input_ids.shape[1]
+        prompt = self._llava.prompt(**self._encode([0], rows=1).named, bucket=loading.BUCKET)
+        length = prompt.input_ids.shape[1]
         return {name: methods.facts(self._llava.config, carve, length) for name, carve in self.methods.items()}
 
     def look(self, chosen: Sequence[int]) -> tuple[list[dict[str, Any]], list[np.ndarray]]:

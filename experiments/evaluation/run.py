@@ -21,7 +21,7 @@ from experiments.evaluation.settings import Settings
 from experiments.scenes import FAMILIES
 from models.writing import own_folder
 
-TIMED_BATCHES = 10  # prefill is measured on so many of the first worker's batches
+TIMED_BATCHES = 20  # prefill is measured on so many of the first worker's batches
 
 
 def evaluate(settings: Settings, *, command: Sequence[str]) -> str:

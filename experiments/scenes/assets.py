@@ -4,8 +4,11 @@ All of it is made once per process, on first use, from what scikit-learn and Pil
 Training and held-out scenes never share a pixel of a photograph nor a sample of a digit.
 """
 
+import gzip
+import importlib.util
 from functools import cache
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
@@ -31,32 +34,39 @@ def photo_columns(width: int, split: Split) -> slice:
 @cache
 def photos(split: Split) -> tuple[Image.Image, ...]:
     """The regions of the two sample photographs that belong to `split`."""
-    from sklearn.datasets import load_sample_images  # here, because it takes a second that `--help` should not wait for
-
-    images = load_sample_images().images
+    images = [np.asarray(Image.open(_shipped(f"images/{name}.jpg"))) for name in ("china", "flower")]
     return tuple(Image.fromarray(np.ascontiguousarray(p[:, photo_columns(p.shape[1], split)])) for p in images)
 
 
 @cache
-def _handwritten() -> Any:
-    from sklearn.datasets import load_digits
+def handwritten() -> tuple[np.ndarray, np.ndarray]:
+    """Scikit-learn's digits: ink in 0..16, float64 [samples, 8, 8], and which digit each is, int [samples]."""
+    with gzip.open(_shipped("data/digits.csv.gz"), "rt") as file:
+        table = np.loadtxt(file, delimiter=",")
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
 
-    return load_digits()
+
+def _shipped(name: str) -> Path:
+    """A file of `sklearn.datasets`, which takes a second to import."""
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "datasets" / name
 
 
 def digit_indices(split: Split) -> np.ndarray:
     """The indices into `load_digits` that belong to `split`: every fifth block of 60 samples is held out."""
-    block = np.arange(len(_handwritten().target)) // _WRITERS
+    block = np.arange(len(handwritten()[1])) // _WRITERS
     return np.flatnonzero((block % 5 == 4) == (split == "test"))
 
 
 @cache
 def digits(split: Split) -> tuple[np.ndarray, ...]:
     """Ink masks of real handwritten digits, for each class 0..9 a float32 array [samples, 14, 14] in 0..1."""
-    data = _handwritten()
+    images, values = handwritten()
     chosen = digit_indices(split)
-    masks = np.stack([_digit_mask(image) for image in data.images[chosen]])
-    return tuple(masks[data.target[chosen] == value] for value in range(10))
+    masks = np.stack([_digit_mask(image) for image in images[chosen]])
+    return tuple(masks[values[chosen] == value] for value in range(10))
 
 
 def _digit_mask(image: np.ndarray) -> np.ndarray:

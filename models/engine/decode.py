@@ -142,8 +142,12 @@ def begin(prefilled: Prefilled, seed: int, *, choice: Choice) -> Generating:
     return Generating(prefilled.cache, *first_token(prefilled.logits, np.uint32(seed), choice=choice))
 
 
-def continued(model: Any, state: Generating, *, max_new_tokens: int, choice: Choice, chunk: int) -> Iterator[jax.Array]:
+def continued(
+    model: Any, state: Generating, *, max_new_tokens: int, choice: Choice, chunk: int
+) -> Iterator[np.ndarray]:
     """New tokens as they come: the first alone, then `chunk` at a time, until every row has ended.
+
+    They are cut to size on the host: on the device every width would be a program to compile.
 
     Args:
       model: the model.
@@ -155,12 +159,12 @@ def continued(model: Any, state: Generating, *, max_new_tokens: int, choice: Cho
     Yields:
       [B, 1], then [B, <= chunk] int32.
     """
-    yield state.token[:, None]
+    yield np.asarray(state.token)[:, None]
     left = max_new_tokens - 1
-    while left and not state.ended.all():
+    while left and not np.asarray(state.ended).all():
         limit, size = min(left, chunk), round_up(min(left, chunk), ROOM_BUCKET)
         out, written, state = decode(model, state, np.int32(limit), size=size, choice=choice)
-        yield out[:, : int(written)]
+        yield np.asarray(out)[:, : int(written)]
         left -= limit
 
 

@@ -233,7 +233,7 @@ class VisionLanguageModel(nnx.Module):
             chunk=max_new_tokens,  # nothing comes back to the host before all is said
             **inputs,
         )
-        return jnp.concatenate(list(chunks), axis=1)
+        return jnp.asarray(np.concatenate(list(chunks), axis=1))
 
     def stream(
         self,
@@ -247,8 +247,8 @@ class VisionLanguageModel(nnx.Module):
         seed: int = 0,
         chunk: int = 8,
         **inputs: Any,
-    ) -> Iterator[jax.Array]:
-        """The tokens of `generate`, as they come: the first alone, then `chunk` at a time.
+    ) -> Iterator[np.ndarray]:
+        """The tokens of `generate`, as they come to the host: the first alone, then `chunk` at a time.
 
         Arguments and errors are those of `generate`; `chunk` is the tokens between two looks of the host at the device.
 

@@ -78,6 +78,8 @@ def _table(cell: Mapping[str, Any]) -> Table:
         "peak memory": ["n/a" if side.get("peak") is None else format_bytes(side["peak"]) for side in sides],
         "compile time, prefill": [inner(side, "compile", "prefill", format_seconds) for side in sides],
     }
+    if "generate" in sides[0]:
+        rows = {"generate, one token, median": [format_seconds(side["generate"]["median"]) for side in sides]} | rows
     out = [[name, *values] for name, values in rows.items()]
     return Table(f"Batch {cell['batch']}", ["", *_sides(cell)], out)
 
