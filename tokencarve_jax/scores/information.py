@@ -1,6 +1,6 @@
 """The information contribution of each token: L1 norms of the rows of U S, by routes of different cost and accuracy.
 
-"gram" is the default: on hidden states it keeps 99.6 % of float64's tokens on average, and is the fastest of the routes
+"gram" is the default: on hidden states it keeps 99.7 % of float64's tokens on average, and is the fastest of the routes
 that do. Take "svd" where the order has to be that of float64. "subspace" needs no eigen-solver of the tokens' number,
 for accelerators where that takes longer than the layers do; `subspace_uncertainty` tells how much it leaves out. "norm"
 is no approximation but a control (|h_i| <= C_i <= sqrt(rank) |h_i|). docs/performance.md has the errors and times of
@@ -73,10 +73,10 @@ def subspace_uncertainty(tokens: ArrayLike) -> jax.Array:
     Near 0 it chooses what "svd" does. With 128 of 576 tokens kept (`python -m experiments.information_routes`):
 
         uncertainty     tokens that are those of "svd"
-        up to 0.1       97 to 100 %
-        0.1 to 0.2      95 to 98 %
-        0.2 to 0.45     88 to 94 %
-        1 and above     84 % and less
+        up to 0.05      97 to 100 %
+        0.05 to 0.1     95 to 99 %
+        0.1 to 0.2      93 to 95 %
+        0.4 and above   88 to 91 %
 
     Args:
         tokens: [..., N, D], any float dtype.
