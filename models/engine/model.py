@@ -233,7 +233,7 @@ class VisionLanguageModel(nnx.Module):
             chunk=max_new_tokens,  # nothing comes back to the host before all is said
             **inputs,
         )
-        return jnp.asarray(np.concatenate(list(chunks), axis=1))
+        return jax.device_put(np.concatenate(list(chunks), axis=1))  # jnp.asarray compiles something for each shape
 
     def stream(
         self,
