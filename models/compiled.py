@@ -8,16 +8,21 @@ choices to the program that imports it.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import platform
+import re
 import stat
 import tempfile
+import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import jax
 
 MOST_BYTES = 1 << 30
+_BROKEN = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '(.+?)'")
 LEAST_SECONDS = 0.0  # small programs too: reading one takes a millisecond, compiling it thirty
 
 
@@ -34,6 +39,25 @@ def keep_on_disk() -> None:
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
         jax.config.update("jax_compilation_cache_dir", str(folder))
+        _drop_broken(folder)
+
+
+def _drop_broken(folder: Path) -> None:
+    """Have entries removed where JAX warns that it could not write or read them, and say nothing.
+
+    A full disk or a killed process leaves half of an entry, which would be warned of at every start and never replaced.
+    JAX names the function and not the file: all entries of that function go, and are compiled again.
+    """
+    show = warnings.showwarning
+
+    def drop(message: Warning | str, *where: Any, **more: Any) -> None:
+        if found := _BROKEN.match(str(message)):
+            for path in folder.glob(f"{glob.escape(found[1])}-*-cache"):
+                path.unlink(missing_ok=True)
+        else:
+            show(message, *where, **more)
+
+    warnings.showwarning = drop
 
 
 def cache_folder() -> Path:

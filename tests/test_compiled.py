@@ -87,9 +87,22 @@ def test_a_command_that_times_compiling_reads_none(tmp_path):
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"x" * 99])
 def test_damaged_entries_do_not_fail_a_run(damage, tmp_path):
     start(tmp_path)
-    for path in entries(tmp_path):
+    kept = entries(tmp_path)
+    for path in kept:
         path.write_bytes(damage(path.read_bytes()))
-    assert start(tmp_path)[0] == 0
+    assert start(tmp_path) == (0, "")
+    assert start(tmp_path) == (len(kept), "")  # it wrote them anew
+
+
+def test_a_disk_that_gets_full_leaves_no_half_entries(tmp_path):
+    before = (
+        "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (99, resource.RLIM_INFINITY))\n"
+    )
+    assert start(tmp_path, before=before) == (0, "")
+    assert not entries(tmp_path)
+    start(tmp_path)
+    assert start(tmp_path)[0] > 0
 
 
 def test_no_place_for_it(tmp_path):
