@@ -61,14 +61,14 @@ class _Place:
     """Where a worker is, and after its loss the next one.
 
     Attributes:
-      actor: its process; None before the first.
+      actor: its process.
       doing: what comes of what it does now; None when it is idle.
       call: what it does now; None when it is starting or idle.
     """
 
-    actor: Any = None
-    doing: ray.ObjectRef | None = None
-    call: Call | None = None
+    actor: Any
+    doing: ray.ObjectRef | None
+    call: Call | None
 
 
 class RayPool:
@@ -103,8 +103,8 @@ class RayPool:
             self._stack.callback(self._end)
             self._actor = ray.remote(_Host).options(**_options(self.count))
             for _ in range(self.count):
-                self._places.append(place := _Place())
-                self._start(place)
+                self._start(place := _Place())
+                self._places.append(place)
             while not self.identity:
                 self._wait()
             self._stack = self._stack.pop_all()
@@ -176,8 +176,7 @@ class RayPool:
 
     def _end(self) -> None:
         for place in self._places:
-            if place.actor is not None:
-                ray.kill(place.actor)
+            ray.kill(place.actor)
 
 
 def _connect(address: str | None, workers: int) -> None:

@@ -47,10 +47,15 @@ def synthetic(n: int, d: int, rng: np.random.Generator) -> Iterator[tuple[str, n
     yield "a fifth zero rows", zeros
     yield "large common mean", decaying(0.3, 0.05) + 0.02 * 32 / d**0.5 * rng.normal(size=(1, d))
     for noise in (0.1, 0.5):
-        low = (rng.normal(size=(n, 40)) * np.arange(1, 41) ** -0.5) @ rng.normal(size=(40, d))
-        yield f"rank 40 + noise of {noise}", low + noise * low.std() * rng.normal(size=(n, d))
+        yield f"rank 40 + noise of {noise}", of_low_rank(n, d, noise, rng)
     norms = np.exp(0.3 * rng.normal(size=(n, 1)))
     yield "20 clusters", rng.normal(size=(20, d))[rng.integers(0, 20, n)] + 0.3 * norms * rng.normal(size=(n, d))
+
+
+def of_low_rank(n: int, d: int, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """A matrix [N, D] of rank 40, and noise so many times its standard deviation."""
+    low = (rng.normal(size=(n, 40)) * np.arange(1, 41) ** -0.5) @ rng.normal(size=(40, d))
+    return low + noise * low.std() * rng.normal(size=(n, d))
 
 
 def from_model(source: str, dtype: str, scenes: int, *, revision: str | None = None) -> Rows:

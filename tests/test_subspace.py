@@ -11,6 +11,7 @@ import tokencarve_jax as tc
 from experiments import hidden_states, loading
 from experiments.cli import SHIPPED
 from experiments.information_routes import chosen
+from experiments.score_matrices import of_low_rank
 from tests import oracle
 from tokencarve_jax.scores import subspace
 from tokencarve_jax.scores.information import subspace_uncertainty
@@ -29,22 +30,17 @@ def same(tokens, seed):
     return len(wanted & found) / len(wanted)
 
 
-def of_low_rank(rng, width, noise):
-    low = (rng.normal(size=(N, 40)) * np.arange(1, 41) ** -0.5) @ rng.normal(size=(40, width))
-    return low + noise * low.std() * rng.normal(size=(N, width))
-
-
 def fair(width):
     """Matrices that leave little to estimate."""
     rng = np.random.default_rng(width)
     yield "decay 1/j", oracle.decaying(rng, N, width, power=1.0)
     yield "decay 1/j^2", oracle.decaying(rng, N, width, power=2.0)
-    yield "low rank, noise of 0.1", of_low_rank(rng, width, 0.1)
+    yield "low rank, noise of 0.1", of_low_rank(N, width, 0.1, rng)
 
 
 def hard(width):
     rng = np.random.default_rng(width)
-    yield "low rank, noise of 0.5", of_low_rank(rng, width, 0.5)
+    yield "low rank, noise of 0.5", of_low_rank(N, width, 0.5, rng)
     common = rng.normal(size=(1, width))
     yield "a common mean", oracle.decaying(rng, N, width, power=0.3, spread=0.05) + 20 / width**0.5 * common
 

@@ -56,13 +56,8 @@ def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.
         >>> print(information_contribution(tokens, method="svd").round(3))
         [5.  0.  0.5]
     """
-    tokens = jnp.asarray(tokens)
-    if not jnp.issubdtype(tokens.dtype, jnp.floating):
-        raise TypeError(f"tokens must be floating, got {tokens.dtype}")
-    if tokens.ndim < 2:
-        raise ValueError(f"tokens must be [..., N, D], got shape {tokens.shape}")
+    tokens = _checked(tokens)
     check_method(method)
-    tokens = tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32))
     scaled, scale = to_unit_scale(tokens)
     return (ROUTES[method](scaled) * scale[..., 0]).astype(jnp.float32)
 
@@ -84,9 +79,12 @@ def subspace_uncertainty(tokens: ArrayLike) -> jax.Array:
     Returns:
         [...] float32: the root of the median variance, over half the distance between the scores that 16 and 84 %
         stay below. 0 where all directions are found, as at N or D of up to 160.
+
+    Raises:
+        TypeError: `tokens` is not floating.
+        ValueError: `tokens` has fewer than two dimensions.
     """
-    tokens = jnp.asarray(tokens)
-    tokens, _ = to_unit_scale(tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32)))
+    tokens, _ = to_unit_scale(_checked(tokens))
     if min(tokens.shape[-2:]) <= SOUGHT:
         return jnp.zeros(tokens.shape[:-2], jnp.float32)
     directions, along = dominating_directions(tokens, orthonormal=orthonormal)
@@ -94,6 +92,16 @@ def subspace_uncertainty(tokens: ArrayLike) -> jax.Array:
     low, high = jnp.quantile(score + jnp.abs(along).sum(-1), jnp.array([0.16, 0.84]), axis=-1)
     spread = jnp.where(high > low, (high - low) / 2, 1)
     return (jnp.sqrt(jnp.median(variance, -1)) / spread).astype(jnp.float32)
+
+
+def _checked(tokens: ArrayLike) -> jax.Array:
+    """The tokens in the dtype that scores are computed in."""
+    tokens = jnp.asarray(tokens)
+    if not jnp.issubdtype(tokens.dtype, jnp.floating):
+        raise TypeError(f"tokens must be floating, got {tokens.dtype}")
+    if tokens.ndim < 2:
+        raise ValueError(f"tokens must be [..., N, D], got shape {tokens.shape}")
+    return tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32))
 
 
 def check_method(method: str) -> None:
