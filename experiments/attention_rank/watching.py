@@ -82,6 +82,4 @@ def answer(
     target = model.target or target_of(jax.local_devices()[0])
     prefilled, outputs = watched(model, prompt, np.uint32(seed), plan=plan, room=room, target=target)
     choice = decode.Choice(GREEDY, model.config.eos_token_ids, model.config.pad_token_id)
-    state = decode.begin(prefilled, seed, choice=choice)
-    said = decode.continued(model, state, max_new_tokens=new_tokens, choice=choice, chunk=new_tokens)
-    return np.concatenate(list(said), axis=1), outputs
+    return decode.finish(model, prefilled, seed, max_new_tokens=new_tokens, choice=choice), outputs

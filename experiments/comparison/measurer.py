@@ -247,11 +247,8 @@ class Measurer:
         return jax.block_until_ready(self._llava.prefill(prompt, carve=cell.cuts, seed=seed, room=self._room))
 
     def _say(self, prefilled: prefill.Prefilled, seed: int) -> list[str]:
-        state = decode.begin(prefilled, seed, choice=self._choice)
-        chunks = decode.continued(
-            self._llava, state, max_new_tokens=self._new_tokens, choice=self._choice, chunk=self._new_tokens
-        )
-        return self._checkpoint.decode(np.concatenate(list(chunks), axis=1))
+        tokens = decode.finish(self._llava, prefilled, seed, max_new_tokens=self._new_tokens, choice=self._choice)
+        return self._checkpoint.decode(tokens)
 
 
 def divergence(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:

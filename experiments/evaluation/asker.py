@@ -122,11 +122,8 @@ class Asker:
         """What follows; the prompt's cache is given away."""
         config = self._llava.config
         choice = decode.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
-        state = decode.begin(prefilled, seed, choice=choice)
-        chunks = decode.continued(
-            self._llava, state, max_new_tokens=MAX_NEW_TOKENS, choice=choice, chunk=MAX_NEW_TOKENS
-        )
-        return self._checkpoint.decode(np.concatenate(list(chunks), axis=1))
+        tokens = decode.finish(self._llava, prefilled, seed, max_new_tokens=MAX_NEW_TOKENS, choice=choice)
+        return self._checkpoint.decode(tokens)
 
     def _records(self, indices: Sequence[int], said: Mapping[str, list[str]]) -> list[dict[str, Any]]:
         """One per question, with what every method said."""

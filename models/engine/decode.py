@@ -142,6 +142,13 @@ def begin(prefilled: Prefilled, seed: int, *, choice: Choice) -> Generating:
     return Generating(prefilled.cache, *first_token(prefilled.logits, np.uint32(seed), choice=choice))
 
 
+def finish(model: Any, prefilled: Prefilled, seed: int, *, max_new_tokens: int, choice: Choice) -> np.ndarray:
+    """All new tokens [B, <= max_new_tokens] int32, at once; arguments are those of `begin` and `continued`."""
+    state = begin(prefilled, seed, choice=choice)
+    chunks = continued(model, state, max_new_tokens=max_new_tokens, choice=choice, chunk=max_new_tokens)
+    return np.concatenate(list(chunks), axis=1)
+
+
 def continued(
     model: Any, state: Generating, *, max_new_tokens: int, choice: Choice, chunk: int
 ) -> Iterator[np.ndarray]:
