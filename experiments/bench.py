@@ -53,8 +53,8 @@ SIDES = ("uncompressed", "carved")
 PROBE_SIZES = {"cpu": (100 * 2**20, 1024), "gpu": (1000 * 2**20, 8192)}  # of the large array, of the square matrices
 
 
-def _check(settings: Settings) -> int:
-    """How many visual tokens are kept.
+def _check(settings: Settings) -> plan.Cut:
+    """What carving is here: which compressor, and how many visual tokens are kept.
 
     Raises:
       CommandError: settings that do not belong together.
@@ -65,7 +65,8 @@ def _check(settings: Settings) -> int:
     if settings.new_tokens < 2:
         raise CommandError("at least 2 new tokens are needed: the first comes out of the prefill")
     try:
-        cuts = plan.parse(settings.keep, num_layers=config.text.num_layers)
+        asked = (plan.TOKENCARVE_LAYER, presets.tokencarve(settings.information), settings.keep)
+        cuts = plan.parse((asked,), num_layers=config.text.num_layers)
         cuts = plan.resolve(cuts, config.tokens_per_image).cuts
     except ValueError as error:
         raise CommandError(f"keep={settings.keep}: {error}") from error
@@ -73,7 +74,7 @@ def _check(settings: Settings) -> int:
         raise CommandError(
             f"keep={settings.keep} leaves all {config.tokens_per_image} visual tokens: nothing to compare"
         )
-    return int(cuts[0].keep)
+    return cuts[0]
 
 
 def _rounds(
@@ -118,7 +119,9 @@ def _share(work: float, seconds: Sequence[float], per_second: Sequence[float]) -
     return statistics.median(work / taken / speed for taken, speed in zip(seconds, per_second, strict=True))
 
 
-def _cell(settings: Settings, llava: Llava, batch: int, keep: int, peer: Peer | None, probes: Any) -> dict[str, Any]:
+def _cell(
+    settings: Settings, llava: Llava, batch: int, cut: plan.Cut, peer: Peer | None, probes: Any
+) -> dict[str, Any]:
     """All figures of one batch size."""
     config, itemsize = llava.config, jnp.dtype(settings.dtype).itemsize
     ids, pixels = presets.inputs(config, batch=batch, prompt_tokens=settings.prompt_tokens)
@@ -127,18 +130,19 @@ def _cell(settings: Settings, llava: Llava, batch: int, keep: int, peer: Peer | 
         peer.inputs(ids, pixels)
     # Carved first: it needs less memory, and a peak that others have raised cannot be read any more.
     runners = {
-        name: ours.Runner(llava, prompt, keep if name == "carved" else None, settings.new_tokens)
+        name: ours.Runner(llava, prompt, (cut,) if name == "carved" else None, settings.new_tokens)
         for name in reversed(SIDES)
     }
     calls = {}
     if settings.generate or (settings.generate is None and jax.default_backend() == "cpu"):
-        calls = {name: ours.Call(llava, ids, pixels, keep if name == "carved" else None) for name in SIDES}
-    times = _rounds(settings, calls, runners, ours.Carving(llava, prompt, keep), peer, probes)
+        calls = {name: ours.Call(llava, ids, pixels, (cut,) if name == "carved" else None) for name in SIDES}
+    keep = int(cut.keep)
+    carving = ours.Carving(llava, prompt, keep, settings.information)
+    times = _rounds(settings, calls, runners, carving, peer, probes)
 
     cell: dict[str, Any] = {"batch": batch}
-    cuts = plan.resolve(plan.parse(keep, num_layers=config.text.num_layers), config.tokens_per_image).cuts
     flops = {"uncompressed": floors.prefill_flops(config, ids.shape[1])}
-    flops["carved"] = floors.prefill_flops(config, ids.shape[1], cuts)
+    flops["carved"] = floors.prefill_flops(config, ids.shape[1], (cut,))
     for name in (*SIDES, *(("transformers",) if peer else ())):
         prefill = timing.summary(times[f"{name} prefill"])
         step = timing.summary([seconds / runners["carved"].steps for seconds in times[f"{name} decode"]])
@@ -176,12 +180,12 @@ def _cell(settings: Settings, llava: Llava, batch: int, keep: int, peer: Peer | 
     return cell
 
 
-def _largest(settings: Settings, llava: Llava, keep: int) -> dict[str, Any]:
+def _largest(settings: Settings, llava: Llava, cut: plan.Cut) -> dict[str, Any]:
     room = capacity.limit()
     return {
         name: capacity.largest_batch(
             llava,
-            carve=keep if name == "carved" else None,
+            carve=(cut,) if name == "carved" else None,
             prompt_tokens=settings.prompt_tokens,
             new_tokens=settings.new_tokens,
             room=room,
@@ -200,7 +204,7 @@ def bench(settings: Settings, *, command: str) -> None:
     Raises:
       CommandError: the settings do not fit each other, or the model not into memory.
     """
-    keep = _check(settings)
+    cut = _check(settings)
     # The two processes share one GPU: neither may take all of it beforehand.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
@@ -222,7 +226,7 @@ def bench(settings: Settings, *, command: str) -> None:
         cells = []
         for batch in settings.batch:
             try:
-                cells.append(_cell(settings, llava, batch, keep, peer, probes))
+                cells.append(_cell(settings, llava, batch, cut, peer, probes))
                 shown = [report.table(cells[-1]), *report.lines(cells[-1])]
             except OutOfMemory as error:
                 cells.append({"batch": batch, "error": str(error)})
@@ -230,7 +234,7 @@ def bench(settings: Settings, *, command: str) -> None:
             print("\n" + "\n".join(shown), flush=True)
     largest = None
     if settings.largest_batch or (settings.largest_batch is None and not on_cpu):
-        largest = _largest(settings, llava, keep)
+        largest = _largest(settings, llava, cut)
         print("\nlargest batch that fits, " + ", ".join(f"{k}: {v['verified']}" for k, v in largest.items()))
     elif settings.largest_batch is None:
         print("\nlargest batch that fits: n/a on a CPU (--largest-batch asks for it all the same)")
@@ -244,7 +248,7 @@ def bench(settings: Settings, *, command: str) -> None:
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "settings": dataclasses.asdict(settings)
-        | {"kept": keep, "visual_tokens": config.tokens_per_image, "out": str(settings.out)},
+        | {"kept": int(cut.keep), "visual_tokens": config.tokens_per_image, "out": str(settings.out)},
         "machine": about,
         "versions": results.versions(),
         "transformers": peer.about if peer else None,

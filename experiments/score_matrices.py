@@ -46,7 +46,7 @@ def synthetic(n: int, d: int, rng: np.random.Generator) -> Iterator[tuple[str, n
     zeros[::5] = 0
     yield "a fifth zero rows", zeros
     yield "large common mean", decaying(0.3, 0.05) + 0.02 * 32 / d**0.5 * rng.normal(size=(1, d))
-    for noise in (0.1, 0.5):
+    for noise in (0.01, 0.03, 0.1, 0.5):
         yield f"rank 40 + noise of {noise}", of_low_rank(n, d, noise, rng)
     norms = np.exp(0.3 * rng.normal(size=(n, 1)))
     yield "20 clusters", rng.normal(size=(20, d))[rng.integers(0, 20, n)] + 0.3 * norms * rng.normal(size=(n, d))

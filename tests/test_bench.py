@@ -18,6 +18,7 @@ from models.engine.decode import decode_step
 from models.engine.target import CPU
 from tests import tiny
 from tests.commands import failure
+from tokencarve_jax.scores.information import ROUTES
 
 SHALLOW = dataclasses.replace(  # every layer is compiled, a dozen times over
     tiny.CONFIG,
@@ -183,7 +184,9 @@ def test_compiling_is_timed_and_not_read_from_the_disk(micro, capsys, monkeypatc
 def test_alone_it_runs_too_and_finds_the_largest_batch(micro, tmp_path, capsys, monkeypatch):
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(presets.random_llava(micro, jnp.float32)))
     monkeypatch.setattr(capacity, "limit", lambda: 2 * weights)
-    argv = ["--keep=5", "--new-tokens=2", "--repeats=1", "--prompt-tokens=3", f"--out={tmp_path}"]
+    # Both the prefill and carving alone take the route that was asked for.
+    monkeypatch.setitem(ROUTES, "gram", lambda _: pytest.fail("the default route"))
+    argv = ["--keep=5", "--new-tokens=2", "--repeats=1", "--prompt-tokens=3", "--information=norm", f"--out={tmp_path}"]
     assert bench.main([*argv, "--largest-batch", "--no-generate"]) == 0
     out = capsys.readouterr().out
     assert "transformers" not in out

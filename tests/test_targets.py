@@ -164,7 +164,7 @@ def installed(monkeypatch):
         (["--target=h100", "--keep=1.0"], "leaves all visual tokens"),
         (["--target=h100", "--information=best"], "invalid choice: 'best'"),
         (["--mesh=1x4"], "--mesh is for --target alone"),
-        (["--information=gram"], "--information is for --target alone"),
+        (["--layers=2"], "--layers is for --target alone"),
     ],
 )
 def test_bad_flags_give_one_line(installed, argv, words, capsys, tmp_path):

@@ -24,7 +24,6 @@ from experiments.benchmark import bounds, capacity, inspection, presets, program
 from experiments.cli import CommandError, one_line
 from models.engine import plan
 from models.families.llava import LlavaConfig
-from tokencarve_jax import COMPRESSORS
 
 _ROOT = Path(__file__).parents[2]
 SIDES = ("uncompressed", "carved")
@@ -83,8 +82,8 @@ class Job:
     def cuts(self) -> plan.Schedule:
         """With counts."""
         config = self.config
-        compressor = COMPRESSORS["tokencarve"].replace(f"tokencarve-{self.information}", information=self.information)
-        cuts = plan.parse(((self.cut_layer, compressor, self.keep),), num_layers=config.text.num_layers)
+        cut = (self.cut_layer, presets.tokencarve(self.information), self.keep)
+        cuts = plan.parse((cut,), num_layers=config.text.num_layers)
         return plan.resolve(cuts, config.tokens_per_image).cuts
 
 

@@ -102,11 +102,13 @@ def job(flags: argparse.Namespace) -> Job:
     layers = flags.layers
     if layers is not None and layers < 2:
         raise CommandError("--layers=1: a cut between two layers needs at least 2")
-    given = {name: getattr(flags, name) for name in ("target", "preset", "keep", "prompt_tokens", "new_tokens")}
+    given = {
+        name: getattr(flags, name)
+        for name in ("target", "preset", "keep", "information", "prompt_tokens", "new_tokens")
+    }
     return Job(
         **given,
         dtype=flags.dtype or "bfloat16",
-        information=flags.information or "gram",
         mesh=targets.mesh_shape(flags.mesh) if flags.mesh else None,
         batch=tuple(flags.batch),
         layers=layers,

@@ -134,9 +134,10 @@ class Carving:
       llava: the model.
       prompt: on the device.
       keep: visual tokens to leave, a count.
+      information: route to the score.
     """
 
-    def __init__(self, llava: Llava, prompt: Prompt, keep: int):
+    def __init__(self, llava: Llava, prompt: Prompt, keep: int, information: str):
         text = llava.config.text
         batch, size = prompt.input_ids.shape
         dtype = llava.decoder.embed_tokens.embedding.dtype
@@ -148,7 +149,7 @@ class Carving:
             prompt.visual_slots,
             jnp.asarray(prompt.visual_valid),
         )
-        self._program = jax.jit(functools.partial(_carve, keep=keep))
+        self._program = jax.jit(functools.partial(_carve, keep=keep, information=information))
         with memory_errors():
             timed(lambda: self._program(*self._args))
 
@@ -158,9 +159,19 @@ class Carving:
             return timed(lambda: self._program(*self._args))[1]
 
 
-def _carve(hidden: jax.Array, query: jax.Array, keys: jax.Array, at: jax.Array, valid: jax.Array, *, keep: int) -> Any:
+def _carve(
+    hidden: jax.Array,
+    query: jax.Array,
+    keys: jax.Array,
+    at: jax.Array,
+    valid: jax.Array,
+    *,
+    keep: int,
+    information: str,
+) -> Any:
     mask = jnp.ones(hidden.shape[:2], bool)
-    return carve_sequence(hidden, last_query_attention(query, keys, mask=mask), at, keep=keep, valid=valid)
+    attention = last_query_attention(query, keys, mask=mask)
+    return carve_sequence(hidden, attention, at, keep=keep, information=information, valid=valid)
 
 
 def dispatch_seconds(llava: Llava, calls: int = 20) -> float:

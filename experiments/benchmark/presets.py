@@ -17,6 +17,7 @@ from models.engine.prompt import Prompt
 from models.families.llava import LlavaConfig
 from models.llava import Llava
 from models.towers.config import VisionConfig
+from tokencarve_jax import COMPRESSORS, Compressor
 
 SYSTEM_TOKENS = 36  # of `--prompt-tokens`, those before the image; as in the usual LLaVA-1.5 prompt
 
@@ -114,6 +115,11 @@ def inputs(config: LlavaConfig, *, batch: int, prompt_tokens: int) -> tuple[np.n
     side = config.vision.image_size
     pixels = rng.normal(size=(batch, config.vision.num_channels, side, side)).astype(np.float32)
     return np.concatenate([words[:, :system], image, words[:, system:]], axis=1), pixels
+
+
+def tokencarve(information: str) -> Compressor:
+    """TokenCarve by some route to its score."""
+    return COMPRESSORS["tokencarve"].replace(f"tokencarve-{information}", information=information)
 
 
 def on_device(llava: Llava, ids: np.ndarray, pixels: np.ndarray) -> Prompt:

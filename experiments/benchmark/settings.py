@@ -19,6 +19,7 @@ class Settings:
     Attributes:
       preset: names the sizes of the model.
       keep: fraction or count of the visual tokens that are left.
+      information: route to TokenCarve's score.
       batch: prompts at a time; several are measured one after the other.
       prompt_tokens: of text.
       new_tokens: to decode.
@@ -32,6 +33,7 @@ class Settings:
 
     preset: str
     keep: float | int
+    information: str
     batch: tuple[int, ...]
     prompt_tokens: int
     new_tokens: int
@@ -49,6 +51,9 @@ def add_flags(parser: cli.Parser) -> None:
         "--preset", choices=presets.PRESETS, default="small", help="sizes of the model (default: %(default)s)"
     )
     cli.add_keep_flag(parser, default=0.222)
+    parser.add_argument(
+        "--information", choices=ROUTES, default="gram", help="route to TokenCarve's score (default: %(default)s)"
+    )
     parser.add_argument(
         "--batch",
         type=cli.positive,
@@ -95,13 +100,12 @@ def add_flags(parser: cli.Parser) -> None:
         metavar="DATAxMODEL",
         help="chips along both axes, such as 1x4 for weights split over four (default: one chip)",
     )
-    away.add_argument("--information", choices=ROUTES, help="route to TokenCarve's score (default: gram)")
     away.add_argument(
         "--layers", type=cli.positive, metavar="COUNT", help="at most so many in decoder and tower, for a quick look"
     )
 
 
-_AWAY = ("mesh", "information", "layers")
+_AWAY = ("mesh", "layers")
 
 
 def measured(flags: argparse.Namespace) -> Settings:

@@ -13,7 +13,7 @@ from jax import lax
 
 from tokencarve_jax.scores.ranking import USABLE
 from tokencarve_jax.scores.similarity import unit
-from tokencarve_jax.scores.spectrum import lower_gram
+from tokencarve_jax.scores.spectrum import gram_matrix
 
 State = TypeVar("State")
 
@@ -90,8 +90,8 @@ def similarity(rows: jax.Array, usable: jax.Array) -> jax.Array:
     rows = prepare(rows, usable)
     count = rows.shape[-2]
     line, column = (lax.broadcasted_iota(jnp.int32, (count, count), axis) for axis in (0, 1))
-    lower = lower_gram(rows)
-    full = jnp.where(line > column, lower, jnp.swapaxes(lower, -1, -2))
+    full = gram_matrix(rows)
+    full = jnp.where(line > column, full, jnp.swapaxes(full, -1, -2))  # to the last bit
     return jnp.where(line == column, (rows != 0).any(-1)[..., None].astype(full.dtype), full)
 
 

@@ -90,17 +90,14 @@ def matmul(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.matmul(left, right, precision=lax.Precision.HIGHEST)
 
 
-def lower_gram(rows: jax.Array, blocks: int = 4) -> jax.Array:
-    """Inner products of rows, [..., N, D] -> [..., N, N]; zero above the diagonal, which saves 3/8 of the products."""
+def gram_matrix(rows: jax.Array, blocks: int = 4) -> jax.Array:
+    """Inner products of rows, [..., N, D] -> [..., N, N]; those above the diagonal blocks are copies: 3/8 are saved."""
     n = rows.shape[-2]
     ends = [n * i // blocks for i in range(blocks + 1)]
     parts = made([rows[..., start:end, :] for start, end in itertools.pairwise(ends) if end > start])
-    margin = [(0, 0)] * (rows.ndim - 1)
-    lines = []
-    for last, part in enumerate(parts):
-        line = jnp.concatenate([inner(part, other) for other in parts[: last + 1]], axis=-1)
-        lines.append(jnp.pad(line, [*margin, (0, n - line.shape[-1])]))
-    return jnp.concatenate(lines, axis=-2)
+    lower = [[inner(part, other) for other in parts[: last + 1]] for last, part in enumerate(parts)]
+    whole = [line + [transpose(below[last]) for below in lower[last + 1 :]] for last, line in enumerate(lower)]
+    return jnp.concatenate([jnp.concatenate(line, axis=-1) for line in whole], axis=-2)
 
 
 def inner(left: jax.Array, right: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """The information score from matrix products: leading directions as they are, the rest by what is expected of it.
 
 An eigen-decomposition of all N tokens takes milliseconds on an accelerator, where the products take microseconds. Here
-the largest one is of 160 x 160. Write C_i as a sum over the leading singular directions, found by subspace iteration,
+the largest one is of 128 x 128. Write C_i as a sum over the leading singular directions, found by subspace iteration,
 and over all others, the tail. Rows of a tail are spread over many directions of similar size, so that u_ij behaves like
 a normal variable of variance v_i: E |u_ij| = sqrt(2 v_i / pi), and the sum over the tail is
 
@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tokencarve_jax.scores.spectrum import inner, lower_gram, made, matmul, transpose
+from tokencarve_jax.scores.spectrum import gram_matrix, inner, made, matmul, transpose
 
-SOUGHT = 160
+SOUGHT = 128
 """Directions in the subspace that is iterated: the size of the largest eigen-decomposition."""
-LEADING = 128
+LEADING = 104
 """Those of them that count as found: the last ones have not converged."""
 _STEPS = 2
 
@@ -29,19 +29,21 @@ _STEPS = 2
 def orthonormal(columns: jax.Array) -> jax.Array:
     """A basis of the span of [..., N, K], by Cholesky's decomposition of its Gram matrix, twice.
 
-    The first time a multiple of the identity is added, so that it can be decomposed however close the columns are to
-    each other; what that leaves to be done the second time does (Fukaya et al., shifted Cholesky QR, 2020).
+    A multiple of the identity is added, so that it can be decomposed however close the columns are to each other; what
+    that leaves to be done the second time does (Fukaya et al., shifted Cholesky QR, 2020).
     """
-    return _cholesky_qr(_cholesky_qr(columns))
-
-
-def _cholesky_qr(columns: jax.Array) -> jax.Array:
     gram = matmul(transpose(columns), columns)
-    identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
     # Rounding is relative to the largest eigenvalue, which no sum along a row is below. Columns of zeros have none.
     largest = jnp.abs(gram).sum(-1).max(-1)[..., None, None]
-    shift = jnp.maximum(10 * jnp.finfo(gram.dtype).eps * largest, jnp.finfo(gram.dtype).tiny)
-    triangle = lax.linalg.cholesky(gram + shift * identity, symmetrize_input=False)
+    columns = _cholesky_qr(columns, gram, jnp.maximum(largest, jnp.finfo(gram.dtype).tiny / jnp.finfo(gram.dtype).eps))
+    return _cholesky_qr(columns, matmul(transpose(columns), columns), 1)
+
+
+def _cholesky_qr(columns: jax.Array, gram: jax.Array, largest: jax.Array | int) -> jax.Array:
+    """One time, with the Gram matrix of the columns and a bound of its eigenvalues."""
+    identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
+    shifted = gram + 10 * jnp.finfo(gram.dtype).eps * largest * identity
+    triangle = lax.linalg.cholesky(shifted, symmetrize_input=False)
     inverse = lax.linalg.triangular_solve(triangle, jnp.broadcast_to(identity, gram.shape), left_side=True, lower=True)
     return made(matmul(columns, transpose(made(inverse))))
 
@@ -54,17 +56,18 @@ def leading(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
         are close, the last ones are mixtures of them.
     """
     n = gram.shape[-1]
-    # Any fixed start that is in no special position.
-    start = np.random.default_rng(0).choice([-1.0, 1.0], size=(n, SOUGHT))
-    size = jnp.trace(gram, axis1=-2, axis2=-1)[..., None]
-    gram = gram / jnp.where(size > 0, size, 1)[..., None]  # products of very small ones would be lost
-    basis = jnp.broadcast_to(jnp.asarray(start, gram.dtype), (*gram.shape[:-2], n, SOUGHT))
-    for _ in range(_STEPS):
-        basis = orthonormal(made(matmul(gram, basis)))
-    basis = _cholesky_qr(basis)
+    size = jnp.diagonal(gram, axis1=-2, axis2=-1).sum(-1)[..., None, None]
+    inverse = 1 / jnp.where(size > 0, size, 1)  # products of very small columns would be lost
+    # The first product, with a fixed start in no special position: a 1 or -1 in each row, in one column after another.
+    signs = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], size=n), gram.dtype)
+    signed = jnp.pad(gram * (inverse * signs), [*[(0, 0)] * (gram.ndim - 1), (0, -n % SOUGHT)])
+    columns = signed.reshape(*gram.shape[:-1], -1, SOUGHT).sum(-2)
+    for _ in range(_STEPS - 1):
+        columns = inverse * matmul(gram, orthonormal(made(columns)))
+    basis = orthonormal(made(columns))
     small = inner(transpose(basis), transpose(made(matmul(gram, basis))))
     rotation, values = lax.linalg.eigh(small, lower=True, symmetrize_input=False)
-    return matmul(basis, rotation[..., -LEADING:]), jnp.maximum(values[..., -LEADING:], 0) * size
+    return matmul(basis, rotation[..., -LEADING:]), jnp.maximum(values[..., -LEADING:], 0)
 
 
 def by_subspace(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -76,7 +79,7 @@ def by_subspace(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """
     n, d = tokens.shape[-2:]
     wide = n < d
-    gram = _symmetric(lower_gram(tokens if wide else transpose(tokens)))
+    gram = gram_matrix(tokens if wide else transpose(tokens))
     vectors, values = leading(gram)
     rest = gram - matmul(vectors * values[..., None, :], transpose(vectors))
     if wide:
@@ -101,8 +104,3 @@ def _tail(first: jax.Array, second: jax.Array) -> jax.Array:
     root = (3 * first - second / mean) / (2 * jnp.sqrt(mean))
     root = jnp.maximum(root, 0)
     return jnp.sqrt(2 / np.pi * root * root.sum(-1, keepdims=True))
-
-
-def _symmetric(lower: jax.Array) -> jax.Array:
-    """The whole of a symmetric matrix, from its lower triangle; above it may stand anything."""
-    return jnp.tril(lower) + transpose(jnp.tril(lower, -1))
