@@ -1,8 +1,8 @@
 """Commands that are killed (SIGKILL) at random moments: `python -m tests.kills --kills=100`.
 
 Each try kills a command on a small checkpoint at a random moment, gives it again until it has ended well, and compares
-what it wrote with an undisturbed run. On Ray a worker, the driver, or both are killed, and processes that are left over
-are looked for too.
+what it wrote with an undisturbed run. A command that had ended before its moment was not killed: one more try follows.
+On Ray a worker, the driver, or both are killed, and processes that are left over are looked for too.
 """
 
 import argparse
@@ -42,8 +42,8 @@ def main() -> int:
                 print(found, flush=True)
     same, hit, left = (sum(bool(found.get(key)) for found in tries) for key in ("same", "hit", "left"))
     print(
-        f"seed {flags.seed}: {same} of {len(tries)} left what an undisturbed run leaves; {hit} were hit; "
-        f"{left} left processes behind"
+        f"seed {flags.seed}: {hit} killed, {len(tries) - hit} ended before; "
+        f"{same} of {len(tries)} left what an undisturbed run leaves; {left} left processes behind"
     )
     return int(same != len(tries) or left > 0)
 

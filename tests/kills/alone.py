@@ -17,7 +17,7 @@ import numpy as np
 from models.checkpoint.table import dotted, variables_of
 from models.llava import Llava
 from tests.kills import on_ray
-from tests.kills.processes import LIMIT_S, finish, start
+from tests.kills.processes import LIMIT_S, finish, start, until_hit, wait
 from tests.lmms.local import CHOICE, TASK, make_task
 
 RUNS = 4  # of a command, the killed one among them
@@ -107,9 +107,7 @@ NEEDS_LMMS_EVAL = {"reproduce": Job(_reproduce, _reproduced)}
 def kill_once(argv: list[str], after: float, **more: str) -> dict[str, Any]:
     """Start a command, kill it after so many seconds, and repeat it until it has ended well, or finds all done."""
     process = start(argv, **more)
-    deadline = time.monotonic() + min(after, LIMIT_S)
-    while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    lasted = wait(process, min(after, LIMIT_S))
     hit = process.poll() is None
     if hit:
         os.killpg(process.pid, signal.SIGKILL)
@@ -120,7 +118,7 @@ def kill_once(argv: list[str], after: float, **more: str) -> dict[str, Any]:
         runs += 1
         if DONE in err:
             status = 0
-    return {"hit": hit, "after": round(after, 2), "status": status, "runs": runs, "err": err if status else ""}
+    return {"hit": hit, "after": round(lasted, 2), "status": status, "runs": runs, "err": err if status else ""}
 
 
 def kill_many(name: str, kills: int, generator: random.Random, model: Path) -> Iterator[dict[str, Any]]:
@@ -128,7 +126,7 @@ def kill_many(name: str, kills: int, generator: random.Random, model: Path) -> I
 
     Args:
       name: of the command; those of `NEEDS_LMMS_EVAL` need an environment that has it.
-      kills: how many tries; compiled programs are kept from one to the next, whoever was killed as they were written.
+      kills: how many; compiled programs are kept from one try to the next, whoever was killed as they were written.
       generator: of the moments.
       model: the checkpoint that it works with.
 
@@ -147,7 +145,10 @@ def kill_many(name: str, kills: int, generator: random.Random, model: Path) -> I
         status, _, err = finish(start(job.argv(model, folder / "whole"), **cache))
         assert status == 0, err
         span, wanted = time.monotonic() - began, job.written(folder / "whole")
-        for number in range(kills):
+
+        def once(number: int, after: float) -> dict[str, Any]:
             out = folder / f"try-{number}"
-            found = kill_once(job.argv(model, out), generator.uniform(0, span), **cache)
-            yield {"command": name, **found, "same": found["status"] == 0 and job.written(out) == wanted}
+            found = kill_once(job.argv(model, out), after, **cache)
+            return {"command": name, **found, "same": found["status"] == 0 and job.written(out) == wanted}
+
+        yield from until_hit(once, kills, span, generator)

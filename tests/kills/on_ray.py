@@ -13,7 +13,7 @@ from PIL import Image
 
 from experiments.scenes import make_scene
 from tests.commands import save_checkpoint
-from tests.kills.processes import LIMIT_S, descendants, finish, left_over, start
+from tests.kills.processes import LIMIT_S, descendants, finish, left_over, start, until_hit, wait
 
 TARGETS = ("worker", "driver", "both")
 LONG = "--limit=800"  # so that many a moment falls into the asking, and not all into the start
@@ -57,7 +57,7 @@ def kill_once(argv: list[str], out: Path, target: str, after: float, generator: 
     deadline = time.monotonic() + LIMIT_S
     while not workers_of(process.pid) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(after)
+    lasted = wait(process, after)
     family, workers = descendants(process.pid), workers_of(process.pid)
     hit = []
     if target != "driver" and workers:
@@ -75,7 +75,7 @@ def kill_once(argv: list[str], out: Path, target: str, after: float, generator: 
         runs += 1
     return {
         "target": target,
-        "after": round(after, 2),
+        "after": round(lasted, 2),
         "hit": len(hit),
         "status": status,
         "runs": runs,
@@ -98,13 +98,15 @@ def kill_many(kills: int, seed: int, folder: Path, command: Callable[..., list[s
     assert status == 0, err
     assert written(folder / "timed") == wanted
     span = max(2.0, time.monotonic() - began - 5)  # Ray takes about five seconds to have the first worker
-    tries = []
-    for number in range(kills):
+
+    def once(number: int, after: float) -> dict:
         out = folder / f"try-{number}"
-        found = kill_once(
-            command(model, out, LONG, "--workers=2"), out, TARGETS[number % 3], generator.uniform(0, span), generator
-        )
-        found["same"] = found["status"] == 0 and written(out) == wanted
+        argv = command(model, out, LONG, "--workers=2")
+        found = kill_once(argv, out, TARGETS[number % 3], after, generator)
+        return found | {"same": found["status"] == 0 and written(out) == wanted}
+
+    tries = []
+    for found in until_hit(once, kills, span, generator):
         tries.append(found)
         print({key: value for key, value in found.items() if key != "family"}, flush=True)
     for found in tries:

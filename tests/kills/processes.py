@@ -1,9 +1,13 @@
 """Processes that are started in order to be killed, and what is left of them."""
 
+import contextlib
 import os
+import random
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 300  # of one run; far more than is needed, so that a test fails and does not hang
@@ -24,6 +28,36 @@ def start(argv: list[str], **more: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+
+
+def wait(process: subprocess.Popen[str], seconds: float) -> float:
+    """So long, or until it ends; gives how long that was."""
+    began = time.monotonic()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    return time.monotonic() - began
+
+
+def until_hit(
+    once: Callable[[int, float], dict[str, Any]], kills: int, span: float, generator: random.Random
+) -> Iterator[dict[str, Any]]:
+    """Try after try, until so many have hit.
+
+    Args:
+      once: one of them: takes its number and the moment, and says whether the kill was a "hit", and "after" how long.
+      kills: how many hits.
+      span: seconds that moments are drawn from; a try whose command ended before its moment shortens it to that.
+      generator: of the moments.
+    """
+    hits = number = 0
+    while hits < kills:
+        found = once(number, generator.uniform(0, span))
+        number += 1
+        if found["hit"]:
+            hits += 1
+        else:
+            span = found["after"]
+        yield found
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
