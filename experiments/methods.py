@@ -9,7 +9,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -127,6 +127,19 @@ def version(compressor: Compressor) -> str:
     except (TypeError, OSError):
         return ""
     return f"#{hashlib.sha256(source).hexdigest()[:8]}"
+
+
+def own(compressors: Iterable[Compressor]) -> dict[str, str]:
+    """Those that are the user's own, each with what changes when its file is edited."""
+    return {one.name: changing for one in compressors if (changing := version(one))}
+
+
+def identity(llava: Any, compared: Mapping[str, Carve]) -> dict[str, Any]:
+    """What tells a run's `methods` from another's, as JSON types: which, the tokens they leave, and `own_methods`."""
+    layers = llava.config.text.num_layers
+    used = (cut.compressor for carve in compared.values() for cut in parse(carve, num_layers=layers))
+    left = {name: visual_tokens(llava, carve) for name, carve in compared.items()}
+    return {"methods": left, "own_methods": own(used)}
 
 
 def check_told(cuts: Schedule, *, clip: Any) -> None:

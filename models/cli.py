@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -15,6 +18,7 @@ from models import compiled, interrupts
 from models.checkpoint.table import CheckpointError
 from models.config import ConfigError
 
+_STDOUT = "standard output"
 _ADDRESSES = 4 * 2**30  # a small model on two cores takes 2.3 GiB; each core adds threads' stacks
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -76,7 +80,21 @@ def _flush() -> None:
     except OSError as error:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())  # so that Python does not try again
-        raise OSError(error.errno, error.strerror, "standard output") from error
+        raise OSError(error.errno, error.strerror, _STDOUT) from error
+
+
+def _nobody_reads(error: Exception) -> bool:
+    """Whether it is standard output whose reader has gone, and no other pipe."""
+    if not isinstance(error, BrokenPipeError) or sys.stdout is None:
+        return False
+    if error.filename == _STDOUT:
+        return True
+    state = select.poll()
+    state.register(sys.stdout.fileno(), 0)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in state.poll(0))
+    with contextlib.suppress(BrokenPipeError):
+        _flush()
+    return gone
 
 
 def run(
@@ -119,6 +137,8 @@ def run(
             _flush()
             return status
     except (CommandError, ConfigError, CheckpointError, OSError) as error:
+        if _nobody_reads(error):
+            return 128 + signal.SIGPIPE  # as a shell's own commands end in front of `head`
         print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
         return 1
     except (MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -1,6 +1,7 @@
 """One question about images, on the command line."""
 
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from experiments import generate, loading
 from experiments.images import open_image
 from experiments.scenes import make_scene
 from tests.commands import DAMAGES, KEEPS, VISUAL, damage, failure, save_checkpoint
+from tests.kills import processes
 
 PROMPT = "--prompt=Where is the red circle?"
 
@@ -54,9 +56,26 @@ def test_answer_and_facts(model, image, tmp_path, capsys):
     assert said["KV cache"] == f"{before:.3g} KiB -> {after:.3g} KiB, room for 32 new tokens included"
     assert said["decode"].endswith(f", {tokens.shape[1]} tokens")
     for name in ("load", "compile", "prefill", "decode"):
-        assert re.match(r"[\d.]+ m?s", said[name])
+        assert re.match(r"[\d.]+ [mµu]?s", said[name])
+    assert not said["decode"].startswith("0 ")
     assert np.asarray(Image.open(picture)).std() > 20
     assert [path.name for path in picture.parent.iterdir()] == [picture.name]
+
+
+def test_the_readmes_question(tmp_path, capsys):
+    """The shipped model answers it, about a scene that it was not trained on."""
+    scene = make_scene("test", 400)
+    shown = processes.ROOT / "experiments" / "gallery" / "scene.png"
+    np.testing.assert_array_equal(np.asarray(Image.open(shown)), scene.image)
+    command = re.search(
+        r"^python -m experiments.generate (.*)$", (processes.ROOT / "README.md").read_text(), re.MULTILINE
+    )[1]
+    argv = [word.replace("=kept.png", f"={tmp_path}/kept.png") for word in shlex.split(command)]
+    (asked,) = (word.removeprefix("--prompt=") for word in argv if word.startswith("--prompt="))
+    assert generate.main(argv) == 0
+    (answer,) = (question.answer for question in scene.questions if question.text == asked)
+    assert capsys.readouterr().out.startswith(f"{answer}\n\n")
+    assert (tmp_path / "kept.png").exists()
 
 
 def test_a_revision_is_the_hubs_to_find(model, image, monkeypatch, capsys):

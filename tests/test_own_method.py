@@ -4,12 +4,15 @@ import json
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments import eval as evaluation
-from experiments import methods
+from experiments import methods, rank
 from experiments.cli import CommandError
-from tokencarve_jax import COMPRESSORS, Compressor
+from tests.commands import failure
+from tokencarve_jax import COMPRESSORS, Compressor, Tokens
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 METHOD = re.search(r"```python file=mine.py\n(.*?)```", README, re.DOTALL)[1]
@@ -47,9 +50,31 @@ def test_errors_are_one_line(file, name, says):
     assert "\n" not in str(error.value)
 
 
-def test_eval_runs_it(file, tmp_path):
+def test_eval_runs_it_and_takes_no_answers_of_an_earlier_version(file, tmp_path, capsys):
     out = tmp_path / "out"
-    argv = ["--keep=0.222", "--limit=1", "--methods", f"{file}:ODD", f"--out={out}"]
+    argv = ["--keep=0.222", "--limit=1", "--no-report", "--methods", f"{file}:ODD", f"--out={out}"]
     assert evaluation.main(argv) == 0
     report = json.loads((out / "results.json").read_text())
     assert all(set(record["said"]) == {"vanilla", "odd-ones"} for record in report["samples"])
+    file.write_text(METHOD.replace("argsort(-", "argsort("))
+    assert "holds a run with other settings (own_methods)" in failure(evaluation.main, argv, capsys)
+    assert evaluation.main([*argv, "--restart"]) == 0
+
+
+def test_rank_takes_no_answers_of_an_earlier_version(file, tmp_path, capsys):
+    argv = ["--keep=0.222", "--limit=1", "--methods", f"{file}:ODD", f"--out={tmp_path / 'out'}"]
+    assert rank.main(argv) == 0
+    file.write_text(METHOD.replace("argsort(-", "argsort("))
+    assert "(own_methods)" in failure(rank.main, argv, capsys)
+
+
+def test_padding_has_no_influence(file):
+    rng = np.random.default_rng(0)
+    values, looked = rng.normal(size=(30, 8)), rng.uniform(size=30)
+    valid = jnp.arange(30) < 20
+    compressor = methods.find(f"{file}:ODD")
+    first, second = (
+        compressor(Tokens.of(jnp.asarray(rows), valid=valid), keep=5, query_attention=jnp.asarray(looked))
+        for rows in (values, np.where(np.arange(30)[:, None] < 20, values, 100 * rng.normal(size=(30, 8))))
+    )
+    np.testing.assert_array_equal(first.indices, second.indices)

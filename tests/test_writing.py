@@ -107,3 +107,37 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path):
     with pytest.raises(OSError, match=said), replacing(tmp_path / "results.json") as part:
         fill(part)
     assert list(tmp_path.iterdir()) == []
+
+
+PIPE = """
+import os, sys
+from models import cli
+def body(flags):
+    {work}
+sys.exit(cli.run(body, cli.Parser(prog="x"), [], keep_compiled=False))
+"""
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "said"),
+    [
+        ("print('a line')", 128 + signal.SIGPIPE, ""),
+        ("print('a line', flush=True)", 128 + signal.SIGPIPE, ""),
+        ("r, w = os.pipe(); os.close(r); os.write(w, b'x')", 1, "x: error: [Errno 32] Broken pipe\n"),
+    ],
+    ids=["at the end", "at once", "another pipe"],
+)
+def test_nobody_reads_on(work, status, said):
+    """`python -m experiments.eval | head -1` is no error; any other pipe that breaks is."""
+    reader, writer = os.pipe()
+    if status != 1:
+        os.close(reader)
+    process = subprocess.run(
+        [sys.executable, "-c", PIPE.format(work=work)],
+        cwd=processes.ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (process.returncode, process.stderr) == (status, said)

@@ -152,6 +152,7 @@ def run(settings: Settings, *, command: Sequence[str]) -> str:
             **asker.checkpoint.identity,
             "dtype": settings.dtype,
             "methods": list(settings.methods),
+            "own_methods": methods.own(cut.compressor for case in asker.cases for cut in case.plan.cuts),
             "visual_tokens": sorted({case.kept for case in asker.cases}),
             "seed": settings.seed,
             "batch_size": BATCH,

@@ -63,7 +63,7 @@ class QuestionAsker:
         """What must be the same for all workers."""
         return {
             **self._checkpoint.identity,
-            "methods": {name: methods.visual_tokens(self._llava, carve) for name, carve in self.methods.items()},
+            **methods.identity(self._llava, self.methods),
             "image_aspect_ratio": self._checkpoint.image_aspect_ratio,
             "versions": results.versions(),
             "code_sha256": results.code_checksum(),
