@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import os
 import select
@@ -71,15 +70,13 @@ def _flush() -> None:
     """What was printed must arrive, or the command has failed; Python would only say so after its end.
 
     Raises:
-      OSError: standard output is full, closed, or nobody reads it.
+      OSError: standard output is full, closed, or nobody reads it; its file name is "standard output".
     """
     if sys.stdout is None:  # closed from the start
         return
     try:
         sys.stdout.flush()
     except OSError as error:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # so that Python does not try again
         raise OSError(error.errno, error.strerror, _STDOUT) from error
 
 
@@ -87,14 +84,19 @@ def _nobody_reads(error: Exception) -> bool:
     """Whether it is standard output whose reader has gone, and no other pipe."""
     if not isinstance(error, BrokenPipeError) or sys.stdout is None:
         return False
-    if error.filename == _STDOUT:
-        return True
     state = select.poll()
     state.register(sys.stdout.fileno(), 0)
     gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in state.poll(0))
-    with contextlib.suppress(BrokenPipeError):
+    return gone or error.filename == _STDOUT  # of a socket no poll says it
+
+
+def _drain() -> None:
+    """Write what is left to be written, or drop it, so that Python does not try again at its end and complain."""
+    try:
         _flush()
-    return gone
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def run(
@@ -137,7 +139,9 @@ def run(
             _flush()
             return status
     except (CommandError, ConfigError, CheckpointError, OSError) as error:
-        if _nobody_reads(error):
+        unread = _nobody_reads(error)
+        _drain()
+        if unread:
             return 128 + signal.SIGPIPE  # as a shell's own commands end in front of `head`
         print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
         return 1

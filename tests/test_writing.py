@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,6 +118,8 @@ def body(flags):
 sys.exit(cli.run(body, cli.Parser(prog="x"), [], keep_compiled=False))
 """
 
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
 
 @pytest.mark.parametrize(
     ("work", "status", "said"),
@@ -124,20 +127,40 @@ sys.exit(cli.run(body, cli.Parser(prog="x"), [], keep_compiled=False))
         ("print('a line')", 128 + signal.SIGPIPE, ""),
         ("print('a line', flush=True)", 128 + signal.SIGPIPE, ""),
         ("r, w = os.pipe(); os.close(r); os.write(w, b'x')", 1, "x: error: [Errno 32] Broken pipe\n"),
+        ("print('a line'); raise cli.CommandError('no')", 1, "x: error: no\n"),
     ],
-    ids=["at the end", "at once", "another pipe"],
+    ids=["at the end", "at once", "another pipe", "another error"],
 )
 def test_nobody_reads_on(work, status, said):
     """`python -m experiments.eval | head -1` is no error; any other pipe that breaks is."""
-    reader, writer = os.pipe()
-    if status != 1:
-        os.close(reader)
-    process = subprocess.run(
-        [sys.executable, "-c", PIPE.format(work=work)],
-        cwd=processes.ROOT,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    ends = os.pipe()
+    with open(ends[0], "rb") as reader, open(ends[1], "wb") as writer:
+        if "os.pipe" not in work:
+            reader.close()
+        process = subprocess.run(
+            [sys.executable, "-c", PIPE.format(work=work)],
+            cwd=processes.ROOT,
+            env=BUFFERED,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
     assert (process.returncode, process.stderr) == (status, said)
+
+
+@pytest.mark.parametrize("lines", [1, 10_000], ids=["at the end", "on the way"])
+def test_full_standard_output_is_said_once(lines):
+    work = f"print('a line\\n' * {lines})"
+    with open("/dev/full", "wb") as full:
+        process = subprocess.run(
+            [sys.executable, "-c", PIPE.format(work=work)],
+            cwd=processes.ROOT,
+            env=BUFFERED,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert process.returncode == 1
+    assert re.fullmatch(r"x: error: \[Errno 28\] No space left on device.*\n", process.stderr)
