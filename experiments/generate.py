@@ -27,7 +27,6 @@ from experiments.results import format_bytes, format_seconds
 from models.engine.decode import ROOM_BUCKET, Choice, finish
 from models.engine.plan import Carve, has_budgets_per_image, parse, resolve
 from models.engine.prompt import round_up
-from models.engine.sampling import GREEDY
 from models.foreign import file_problem
 
 _EXAMPLES = """examples:
@@ -117,7 +116,7 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
     held = prefilled.cache.nbytes
     held_slots = sum(key.shape[-2] for key, _ in prefilled.cache.layers)
     uncarved = held // held_slots * slots * len(prefilled.cache.layers)  # every slot takes the same space
-    count, choice = tokens.shape[1], Choice(GREEDY, llava.config.eos_token_ids, llava.config.pad_token_id)
+    count, choice = tokens.shape[1], Choice.of(llava.config)
     _, decode_s = _timed(lambda: finish(llava, prefilled, 0, max_new_tokens=settings.max_new_tokens, choice=choice))
     facts = {
         "visual tokens": _change(str(visual), str(left)),

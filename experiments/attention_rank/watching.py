@@ -17,7 +17,6 @@ from models.engine.model import VisionLanguageModel
 from models.engine.plan import Plan
 from models.engine.prefill import Prefill, Prefilled, trace
 from models.engine.prompt import Prompt, round_up
-from models.engine.sampling import GREEDY
 from models.engine.target import Target, target_of
 from tokencarve_jax.tokens import rows
 
@@ -81,5 +80,5 @@ def answer(
     room = round_up(new_tokens, decode.ROOM_BUCKET)
     target = model.target or target_of(jax.local_devices()[0])
     prefilled, outputs = watched(model, prompt, np.uint32(seed), plan=plan, room=room, target=target)
-    choice = decode.Choice(GREEDY, model.config.eos_token_ids, model.config.pad_token_id)
+    choice = decode.Choice.of(model.config)
     return decode.finish(model, prefilled, seed, max_new_tokens=new_tokens, choice=choice), outputs

@@ -18,7 +18,6 @@ from experiments.benchmark.timing import timed
 from models.engine import decode, plan, prefill
 from models.engine.decode import ROOM_BUCKET
 from models.engine.prompt import Prompt, round_up
-from models.engine.sampling import GREEDY
 from models.llava import Llava
 from tokencarve_jax import carve_sequence, last_query_attention
 
@@ -61,7 +60,7 @@ class Runner:
         self._llava, self._prompt, self._carve = llava, prompt, carve
         self._room = round_up(new_tokens, ROOM_BUCKET)
         self._steps = max(new_tokens - 1, 1) if steps is None else steps
-        self._choice = decode.Choice(GREEDY, llava.config.eos_token_ids, llava.config.pad_token_id)
+        self._choice = decode.Choice.of(llava.config)
         self._seed = jax.device_put(np.uint32(0))
         with memory_errors():
             prefilled, first = timed(self._prefill)

@@ -22,7 +22,6 @@ from models.checkpoint.table import abstract_model, dotted
 from models.engine import decode, plan, prefill
 from models.engine.decode import ROOM_BUCKET
 from models.engine.prompt import round_up
-from models.engine.sampling import GREEDY
 from models.engine.sharding import auto_mesh, batch_sharding, weight_sharding
 from models.engine.target import Target
 from models.families.llava import LlavaConfig
@@ -141,7 +140,7 @@ def compile_pair(
     cache = sum(_local_bytes(x) for x in jax.tree.leaves(given.cache.layers))
     if not decoding:
         return Pair(first, None, cache, {"prefill": half - began})
-    choice = decode.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
+    choice = decode.Choice.of(config)
     begun = jax.eval_shape(functools.partial(decode.first_token, choice=choice), outputs.logits, seed)
     state = decode.Generating(given.cache, *jax.tree.map(lambda x: shaped(x.shape, x.dtype), begun))
     size = round_up(max(new_tokens - 1, 1), ROOM_BUCKET)

@@ -28,7 +28,6 @@ from experiments.summary import BASELINE
 from models.engine import decode, plan, prefill
 from models.engine.prompt import Prompt, round_up
 from models.engine.relevance import only_asked
-from models.engine.sampling import GREEDY
 from models.engine.target import target_of
 
 _CODE = (  # what decides what is measured; tables and plot can change
@@ -68,8 +67,7 @@ class Measurer:
         self._llava = self._checkpoint.llava
         if not self._llava.square:
             raise CommandError(f"{settings.model} sees an image as several tiles; compare is for models that see one")
-        config = self._llava.config
-        self._choice = decode.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
+        self._choice = decode.Choice.of(self._llava.config)
         files = settings.files
         self._questions = settings.questions()
         self._encoder = (
@@ -82,7 +80,9 @@ class Measurer:
         first = self._first()
         check_request(self._llava, self._encoder([first], 1), self._new_tokens, times=settings.batch_size)
         self._length = self._prompt([first], 1).input_ids.shape[1]
-        self._grid: Grid = grid(config, settings.methods, settings.keeps, length=self._length, given=settings.schedules)
+        self._grid: Grid = grid(
+            self._llava.config, settings.methods, settings.keeps, length=self._length, given=settings.schedules
+        )
         for cell in self._grid.cells.values():
             with methods.said(cell.key):
                 methods.check_told(cell.cuts, clip=self._checkpoint.clip)

@@ -20,7 +20,6 @@ from models.engine import decode, prefill
 from models.engine.decode import ROOM_BUCKET
 from models.engine.plan import Carve, parse
 from models.engine.prompt import round_up
-from models.engine.sampling import GREEDY
 
 MAX_NEW_TOKENS = SceneQuestions.max_new_tokens
 ROOM = round_up(MAX_NEW_TOKENS, ROOM_BUCKET)  # what `generate` leaves in the cache
@@ -120,8 +119,7 @@ class Asker:
 
     def _say(self, prefilled: prefill.Prefilled, seed: int) -> list[str]:
         """What follows; the prompt's cache is given away."""
-        config = self._llava.config
-        choice = decode.Choice(GREEDY, config.eos_token_ids, config.pad_token_id)
+        choice = decode.Choice.of(self._llava.config)
         tokens = decode.finish(self._llava, prefilled, seed, max_new_tokens=MAX_NEW_TOKENS, choice=choice)
         return self._checkpoint.decode(tokens)
 

@@ -19,7 +19,7 @@ from models.engine.cache import Cache, KeyValue, Segment
 from models.engine.loop import Flow, run_layers
 from models.engine.prefill import Prefilled
 from models.engine.prompt import round_up
-from models.engine.sampling import Sampling, choose
+from models.engine.sampling import GREEDY, Sampling, choose
 from models.engine.sharding import by_batch
 from models.layers.attention import attend_cached, by_head, log_sizes, seen_by_one
 from models.layers.rotary import Rotation
@@ -113,6 +113,11 @@ class Choice:
     sampling: Sampling
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
+
+    @classmethod
+    def of(cls, config: Any, sampling: Sampling = GREEDY) -> Choice:
+        """As a model's configuration has it."""
+        return cls(sampling, config.eos_token_ids, config.pad_token_id)
 
     def __call__(self, logits: jax.Array, ended: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The next token from logits [B, V], which rows have ended then, and the next key."""

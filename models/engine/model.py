@@ -257,7 +257,7 @@ class VisionLanguageModel(nnx.Module):
         """
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 1")
-        choice = decode.Choice(sampling, self.config.eos_token_ids, self.config.pad_token_id)
+        choice = decode.Choice.of(self.config, sampling)
         cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
         inputs["per_image"] = plan.has_budgets_per_image(cuts)
         prompt = self.prompt(input_ids, pixel_values, attention_mask, **inputs)
