@@ -47,7 +47,7 @@ _EXAMPLES = """examples:
                                                           how many rows fit, with and without carving
   python -m experiments.bench --target=h100 --preset=llava-1.5-7b
                                                           compiled for an H100 that need not be there
-  python -m experiments.bench --target=v5e:2x2 --mesh=1x4 --preset=llava-1.5-13b --information=jacobi
+  python -m experiments.bench --target=v5e:2x2 --mesh=1x4 --preset=llava-1.5-13b
 """
 SIDES = ("uncompressed", "carved")
 PROBE_SIZES = {"cpu": (100 * 2**20, 1024), "gpu": (1000 * 2**20, 8192)}  # of the large array, of the square matrices

@@ -44,6 +44,7 @@ BUCKETS = (
     Bucket(2, 3, 1, information="norm"),
     Bucket(16, 33, 15, weight=0.37, information="svd"),
     Bucket(33, 12, 11, weight=0.37, information="norm"),
+    Bucket(150, 140, 40, information="subspace"),
 )
 
 

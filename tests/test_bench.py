@@ -18,7 +18,7 @@ from models.engine.decode import decode_step
 from models.engine.target import CPU
 from tests import tiny
 from tests.commands import failure
-from tokencarve_jax.scores.information import ROUTES
+from tokencarve_jax.scores.information import DEFAULT, ROUTES
 
 SHALLOW = dataclasses.replace(  # every layer is compiled, a dozen times over
     tiny.CONFIG,
@@ -185,7 +185,7 @@ def test_alone_it_runs_too_and_finds_the_largest_batch(micro, tmp_path, capsys, 
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(presets.random_llava(micro, jnp.float32)))
     monkeypatch.setattr(capacity, "limit", lambda: 2 * weights)
     # Both the prefill and carving alone take the route that was asked for.
-    monkeypatch.setitem(ROUTES, "gram", lambda _: pytest.fail("the default route"))
+    monkeypatch.setitem(ROUTES, DEFAULT, lambda _: pytest.fail("the default route"))
     argv = ["--keep=5", "--new-tokens=2", "--repeats=1", "--prompt-tokens=3", "--information=norm", f"--out={tmp_path}"]
     assert bench.main([*argv, "--largest-batch", "--no-generate"]) == 0
     out = capsys.readouterr().out

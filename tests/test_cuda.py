@@ -4,17 +4,9 @@ import pytest
 
 from experiments.benchmark import ahead
 from experiments.benchmark.ahead import Job
+from tokencarve_jax.scores.subspace import SOUGHT
 
 pytestmark = pytest.mark.cuda
-
-
-def test_the_subspace_route_decomposes_nothing_large():
-    (found,) = ahead.run(
-        Job("h100", "llava-1.5-7b", layers=3, information="subspace", decoding=False, sides=("carved",))
-    )
-    prefill = found["prefill"]
-    assert prefill["host"] == prefill["dynamic"] == prefill["loops"] == 0
-    assert prefill["solver"] == 128
 
 
 @pytest.mark.parametrize("target", ["h100", "a100"])
@@ -28,6 +20,6 @@ def test_every_whole_attention_is_one_fused_kernel(target):
         assert prefill["host"] == prefill["dynamic"] == prefill["loops"] == decoding["host"] == decoding["dynamic"] == 0
         assert decoding["loops"] == 1
         others = {name for name in prefill["calls"] if "cudnn" not in name}
-        assert all("cusolver" in name for name in others)
+        assert all("cusolver" in name or "cublas" in name for name in others), others
         assert bool(others) == (found["side"] == "carved")  # its score
-        assert prefill["solver"] == (576 if others else 0)
+        assert prefill["solver"] == (SOUGHT if others else 0)

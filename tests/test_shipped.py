@@ -13,6 +13,7 @@ from experiments.loading import load
 from experiments.scenes import FAMILIES, make_scene
 from tests import oracle
 from tokencarve_jax import carve
+from tokencarve_jax.scores.information import DEFAULT
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments" / "tiny"
 SCENES = 64
@@ -112,7 +113,9 @@ def test_its_files_are_small_and_complete():
     assert (config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]) ** 2 == 576
 
 
-@pytest.mark.parametrize(("information", "mean", "least"), [("gram", 0.99, 0.95), ("svd", 0.999, 0.99)])
+@pytest.mark.parametrize(
+    ("information", "mean", "least"), [(DEFAULT, 0.99, 0.95), ("gram", 0.99, 0.95), ("svd", 0.999, 0.99)]
+)
 def test_the_routes_choose_what_float64_chooses_on_its_hidden_states(checkpoint, asked, information, mean, least):
     inputs, _ = asked[0]
     prompt = checkpoint.llava.prompt(inputs.input_ids, inputs.pixel_values, inputs.attention_mask)

@@ -6,13 +6,12 @@ import pytest
 
 from experiments.benchmark import ahead, floors
 from experiments.benchmark.ahead import Job
+from tokencarve_jax.scores.subspace import SOUGHT
 
 pytestmark = pytest.mark.tpu
 
-# "jacobi" compiles in a third of the time that "gram" takes here; the layers are the same.
-V5E = Job("v5e:2x2", "small", information="jacobi", decoding=False)
-WIDE = dataclasses.replace(V5E, preset="llava-1.5-7b", layers=2, information="subspace")
-SOLVER = {"jacobi": 576, "subspace": 128}  # the Gram matrix whole, or within the subspace
+V5E = Job("v5e:2x2", "small", decoding=False)
+WIDE = dataclasses.replace(V5E, preset="llava-1.5-7b", layers=2)
 MESH = dataclasses.replace(V5E, preset="llava-1.5-13b", layers=2, mesh=(1, 4), sides=("carved",))
 
 
@@ -21,7 +20,7 @@ def floor(job, side):
     return floors.prefill_flops(job.config, length, job.cuts if side == "carved" else ())
 
 
-def check(found, job):
+def check(found):
     """What every program for a TPU must be."""
     prefill = found["prefill"]
     assert found["fits"]
@@ -29,14 +28,14 @@ def check(found, job):
     assert prefill["host"] == 0
     assert prefill["dynamic"] == 0
     assert prefill["loops"] == 0
-    assert prefill["solver"] == (SOLVER[job.information] if found["side"] == "carved" else 0)
+    assert prefill["solver"] == (SOUGHT if found["side"] == "carved" else 0)
 
 
 @pytest.mark.parametrize("job", [V5E, WIDE], ids=["small", "two layers as wide as 7B"])
 def test_carving_saves_the_operations_that_the_floors_say(job):
     both = {found["side"]: found for found in ahead.run(job)}
     for found in both.values():
-        check(found, job)
+        check(found)
     counted = both["uncompressed"]["prefill"]["flops"] / both["carved"]["prefill"]["flops"]
     expected = floor(job, "uncompressed") / floor(job, "carved")
     assert expected > 1.05
@@ -47,7 +46,7 @@ def test_carving_saves_the_operations_that_the_floors_say(job):
 
 def test_a_layer_on_a_mesh_adds_up_twice():
     (found,) = ahead.run(MESH)
-    check(found, MESH)
+    check(found)
     blocks, layers = max(MESH.config.feature_layers), MESH.config.text.num_layers
     assert (blocks, layers) == (2, 2)
     assert found["prefill"]["all_reduces"] == 2 * blocks + 2 * layers + 1  # and once in the projector

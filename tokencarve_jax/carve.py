@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from tokencarve_jax.attention import remove_trend
 from tokencarve_jax.budget import Budget, describe, plan, static_number
-from tokencarve_jax.scores.information import ROUTES, check_method, to_unit_scale
+from tokencarve_jax.scores.information import DEFAULT, ROUTES, check_method, to_unit_scale
 from tokencarve_jax.scores.ranking import USABLE, best_first, fuse_ranks, tiers
 from tokencarve_jax.scores.similarity import cosine
 from tokencarve_jax.tokens import rows_of
@@ -50,7 +50,7 @@ def carve(
     keep: float | int,
     attention_weight: float = 0.5,
     oversample: float = 1.5,
-    information: str = "gram",
+    information: str = DEFAULT,
     features: ArrayLike | None = None,
     debias: bool = False,
     valid: ArrayLike | None = None,

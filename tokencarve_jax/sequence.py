@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from tokencarve_jax.budget import describe, static_number
 from tokencarve_jax.carve import carve
 from tokencarve_jax.positions import check_positions
+from tokencarve_jax.scores.information import DEFAULT
 
 
 @functools.partial(
@@ -145,7 +146,7 @@ def carve_sequence(
     keep: float | int,
     attention_weight: float = 0.5,
     oversample: float = 1.5,
-    information: str = "gram",
+    information: str = DEFAULT,
     features: ArrayLike | None = None,
     debias: bool = False,
     valid: ArrayLike | None = None,

@@ -24,6 +24,7 @@ from experiments.benchmark import bounds, capacity, inspection, presets, program
 from experiments.cli import CommandError, one_line
 from models.engine import plan
 from models.families.llava import LlavaConfig
+from tokencarve_jax.scores.information import DEFAULT
 
 _ROOT = Path(__file__).parents[2]
 SIDES = ("uncompressed", "carved")
@@ -53,7 +54,7 @@ class Job:
     preset: str
     dtype: str = "bfloat16"
     keep: float | int = 0.222
-    information: str = "gram"
+    information: str = DEFAULT
     mesh: tuple[int, int] | None = None
     batch: tuple[int, ...] = (1,)
     prompt_tokens: int = 76

@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments import cli
 from experiments.benchmark import presets, targets
 from experiments.cli import CommandError
-from tokencarve_jax.scores.information import ROUTES
+from tokencarve_jax.scores.information import DEFAULT, ROUTES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ def add_flags(parser: cli.Parser) -> None:
     )
     cli.add_keep_flag(parser, default=0.222)
     parser.add_argument(
-        "--information", choices=ROUTES, default="gram", help="route to TokenCarve's score (default: %(default)s)"
+        "--information", choices=ROUTES, default=DEFAULT, help="route to TokenCarve's score (default: %(default)s)"
     )
     parser.add_argument(
         "--batch",

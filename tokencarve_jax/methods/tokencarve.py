@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tokencarve_jax.carve import carve, scores
+from tokencarve_jax.scores.information import DEFAULT
 from tokencarve_jax.scores.ranking import best_first, invert, rank_points
 from tokencarve_jax.tokens import Selection, Tokens
 
@@ -18,10 +19,10 @@ def tokencarve(
     query_attention: jax.Array,
     attention_weight: float = 0.5,
     oversample: float = 1.5,
-    information: str = "gram",
+    information: str = DEFAULT,
     debias: bool = False,
 ) -> Selection:
-    """`tokencarve_jax.carve` on the values, with its options and errors: an N x N eigenproblem, O(N^3 + N^2 D)."""
+    """`tokencarve_jax.carve` on the values, with its options and errors. O(N^2 D); routes but the default O(N^3)."""
     options = {
         "attention_weight": attention_weight,
         "oversample": oversample,

@@ -1,16 +1,17 @@
 """The information contribution of each token: L1 norms of the rows of U S, by routes of different cost and accuracy.
 
-"gram" is the default: on hidden states it keeps 99.7 % of float64's tokens on average, and is the fastest of the routes
-that do. Take "svd" where the order has to be that of float64. "subspace" needs no eigen-solver of the tokens' number,
-for accelerators where that takes longer than the layers do; `subspace_uncertainty` tells how much it leaves out. "norm"
-is no approximation but a control (|h_i| <= C_i <= sqrt(rank) |h_i|). docs/performance.md has the errors and times of
-all routes.
+"subspace" is the default: made of matrix products, it needs no eigen-solver of the tokens' number, which on
+accelerators may eat what carving gains. It keeps 93 to 99 % of the tokens that float64 keeps where singular values
+decay, and fewer where they hardly do: `subspace_uncertainty` tells. "gram" keeps 98 % or more, at twice the time on a
+CPU. Take "svd" where the order has to be that of float64. "norm" is no approximation but a control (|h_i| <= C_i <=
+sqrt(rank) |h_i|). docs/performance.md has the errors and times of all routes.
 
 On a CPU these calls go to LAPACK, which they leave with one thread (`_blas` says why, and whose calls that touches).
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,6 @@ from jax.typing import ArrayLike
 
 from tokencarve_jax._blas import one_thread
 from tokencarve_jax.scores.spectrum import (
-    by_householder,
     dominating_directions,
     gram_matrix,
     made,
@@ -29,8 +29,11 @@ from tokencarve_jax.scores.spectrum import (
 )
 from tokencarve_jax.scores.subspace import SOUGHT, by_subspace, orthonormal
 
+DEFAULT = "subspace"
+"""The route that is taken where none is asked for, on every machine: a choice by machine would change its answers."""
 
-def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.Array:
+
+def information_contribution(tokens: ArrayLike, *, method: str = DEFAULT) -> jax.Array:
     """How much each token contributes to the information in the whole: the L1 norms of the rows of U S.
 
     With the singular value decomposition H = U S V^T of the tokens, `C_i = sum_j |U_ij| S_j`. It is well defined
@@ -38,9 +41,10 @@ def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.
 
     Args:
         tokens: [..., N, D], any float dtype; computed in float32 (float64 stays float64), highest matmul precision.
-        method: "svd" (exact), "gram" (fast), "jacobi" ("gram" with Jacobi's eigen-solver on GPU and TPU) or "norm" (the
-            L2 norm of each token instead, a control), "subspace" (of matrix products; what is no leading direction is
-            estimated). docs/performance.md compares them.
+        method: "svd" (exact), "gram" (by eigenvectors of the Gram matrix), "jacobi" ("gram" with Jacobi's eigen-solver
+            on GPU and TPU), "subspace" (by products of matrices; what is no leading direction is estimated; "gram"
+            where N or D is at most 128) or "norm" (the L2 norm of each token instead, a control).
+            docs/performance.md compares them.
 
     Returns:
         [..., N] float32. A token with a NaN or an infinity gets 0 and has no influence on the others.
@@ -65,13 +69,15 @@ def information_contribution(tokens: ArrayLike, *, method: str = "gram") -> jax.
 def subspace_uncertainty(tokens: ArrayLike) -> jax.Array:
     """How far the route "subspace" may be off: the standard error of its scores, over how much tokens differ in them.
 
-    Near 0 it chooses what "svd" does. With 128 of 576 tokens kept (`python -m experiments.information_routes`):
+    Near 0 it chooses what "svd" does. With 128 of 576 tokens kept, attention and information weighing half each
+    (`python -m experiments.information_routes`):
 
-        uncertainty     tokens that are those of "svd"
-        up to 0.05      97 to 100 %
-        0.05 to 0.1     92 to 99 %
-        0.1 to 0.25     92 to 96 %
-        0.4 and above   82 to 89 %
+        uncertainty     tokens that are those of "svd", by kind (least of any matrix)
+        up to 0.03      97 to 100 % (96)
+        0.04 to 0.1     92 to 99 % (90)
+        0.1 to 0.25     90 to 96 % (89)
+        0.4 to 0.8      80 to 91 % (78)
+        1.6             66 % (64), a Gaussian matrix
 
     Args:
         tokens: [..., N, D], any float dtype.
@@ -87,7 +93,7 @@ def subspace_uncertainty(tokens: ArrayLike) -> jax.Array:
     tokens, _ = to_unit_scale(_checked(tokens))
     if min(tokens.shape[-2:]) <= SOUGHT:
         return jnp.zeros(tokens.shape[:-2], jnp.float32)
-    directions, along = dominating_directions(tokens, orthonormal=orthonormal)
+    directions, along = dominating_directions(tokens, **SEARCH)
     score, _, variance = by_subspace(without(tokens, directions, along))
     low, high = jnp.quantile(score + jnp.abs(along).sum(-1), jnp.array([0.16, 0.84]), axis=-1)
     spread = jnp.where(high > low, (high - low) / 2, 1)
@@ -137,7 +143,7 @@ def to_unit_scale(tokens: jax.Array, usable: jax.Array | None = None) -> tuple[j
 
 def _by(
     rest: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
-    basis: Callable[[jax.Array], jax.Array] = by_householder,
+    **search: Any,
 ) -> Callable[[jax.Array], jax.Array]:
     """The route that takes the dominating directions off, and leaves the rest to `rest`.
 
@@ -147,7 +153,7 @@ def _by(
     def route(tokens: jax.Array) -> jax.Array:
         one_thread()
         tokens = made(tokens)  # once, and not for each product that reads it
-        directions, along = dominating_directions(tokens, orthonormal=basis)
+        directions, along = dominating_directions(tokens, **search)
         score, squares = rest(without(tokens, directions, along))
         score = jnp.abs(along).sum(-1) + score
         # |h_i| <= C_i <= sqrt(rank) |h_i| holds for every matrix: rounding may not lift a zero row among the others.
@@ -199,20 +205,26 @@ def _eigh(lower_triangle: jax.Array, *, jacobi: bool) -> tuple[jax.Array, jax.Ar
     return lax.platform_dependent(lower_triangle, cpu=default, default=other)
 
 
-def _subspace(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """By the leading directions; by all of them where there are no more than are sought."""
-    return by_subspace(tokens)[:2] if min(tokens.shape[-2:]) > SOUGHT else _gram(tokens)
-
-
 def _norm(tokens: jax.Array) -> jax.Array:
     """The L2 norm of the rows of U S, which is that of the rows of H: no decomposition at all."""
     return jnp.linalg.norm(tokens, axis=-1)
+
+
+SEARCH: dict[str, Any] = {"orthonormal": orthonormal, "products": 3}
+"""How "subspace" looks for dominating directions: by Cholesky's decomposition instead of Householder's, and with one
+product less than the others, whose last digits a tail that is only estimated does not need."""
+_leading_alone = _by(lambda tokens: by_subspace(tokens)[:2], **SEARCH)
+
+
+def _subspace(tokens: jax.Array) -> jax.Array:
+    """By the leading directions; by all of them, as "gram", where there are no more than are sought."""
+    return (_leading_alone if min(tokens.shape[-2:]) > SOUGHT else ROUTES["gram"])(tokens)
 
 
 ROUTES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "svd": _by(_svd),
     "gram": _by(_gram),
     "jacobi": _by(functools.partial(_gram, jacobi=True)),
-    "subspace": _by(_subspace, orthonormal),
+    "subspace": _subspace,
     "norm": _norm,
 }

@@ -18,7 +18,7 @@ def dominating_directions(
     tokens: jax.Array,
     *,
     width: int = 8,
-    steps: int = 2,
+    products: int = 4,
     tolerance: float = 1e-5,
     orthonormal: Callable[[jax.Array], jax.Array] = by_householder,
 ) -> tuple[jax.Array, jax.Array]:
@@ -33,7 +33,7 @@ def dominating_directions(
     Args:
         tokens: [..., N, D] float32 or float64.
         width: How many directions are sought at a time.
-        steps: How many times the sought subspace is multiplied with H H^T.
+        products: How many times the sought subspace is multiplied with H or H^T, in turns, H last.
         tolerance: A direction counts as found when `|H H^T u - s^2 u| < tolerance * s^2`, u its left vector. A looser
             one would put its own error into scores that are better without.
         orthonormal: Gives a basis of the span of [..., N, width].
@@ -43,10 +43,11 @@ def dominating_directions(
     """
     n, d = tokens.shape[-2:]
     width = min(width, n, d)
-    # Any fixed start that is in no special position.
-    start, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((n, width)))
-    left = jnp.broadcast_to(jnp.asarray(start, tokens.dtype), (*tokens.shape[:-2], n, width))
-    for _ in range(steps):
+    # Any fixed start that is in no special position, on the side that makes H the last factor.
+    basis, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((d if products % 2 else n, width)))
+    start = jnp.broadcast_to(jnp.asarray(basis, tokens.dtype), (*tokens.shape[:-2], *basis.shape))
+    left = orthonormal(made(inner(tokens, transpose(start)))) if products % 2 else start
+    for _ in range(products // 2):
         left = orthonormal(made(inner(tokens, _across(left, tokens))))
     rows = _across(left, tokens)
     rotation, _ = lax.linalg.eigh(inner(rows, rows))

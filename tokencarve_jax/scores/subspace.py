@@ -1,7 +1,7 @@
 """The information score from matrix products: leading directions as they are, the rest by what is expected of it.
 
 An eigen-decomposition of all N tokens takes milliseconds on an accelerator, where the products take microseconds. Here
-the largest one is of 128 x 128. Write C_i as a sum over the leading singular directions, found by subspace iteration,
+the largest one is of 128 x 128. Write C_i as a sum over the leading singular directions, by Nystrom's approximation,
 and over all others, the tail. Rows of a tail are spread over many directions of similar size, so that u_ij behaves like
 a normal variable of variance v_i: E |u_ij| = sqrt(2 v_i / pi), and the sum over the tail is
 
@@ -17,43 +17,48 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tokencarve_jax.scores.spectrum import gram_matrix, inner, made, matmul, transpose
+from tokencarve_jax.scores.spectrum import gram_matrix, made, matmul, transpose
 
 SOUGHT = 128
-"""Directions in the subspace that is iterated: the size of the largest eigen-decomposition."""
+"""Directions that are sought: the size of the largest eigen-decomposition."""
 LEADING = 104
 """Those of them that count as found: the last ones have not converged."""
-_STEPS = 2
 
 
 def orthonormal(columns: jax.Array) -> jax.Array:
     """A basis of the span of [..., N, K], by Cholesky's decomposition of its Gram matrix, twice.
 
-    A multiple of the identity is added, so that it can be decomposed however close the columns are to each other; what
-    that leaves to be done the second time does (Fukaya et al., shifted Cholesky QR, 2020).
+    What is added to the diagonal, so that it can be decomposed however close the columns are to each other, leaves
+    some work to the second time (Fukaya et al., shifted Cholesky QR, 2020).
     """
-    gram = matmul(transpose(columns), columns)
-    # Rounding is relative to the largest eigenvalue, which no sum along a row is below. Columns of zeros have none.
+    for _ in range(2):
+        gram = matmul(transpose(columns), columns)
+        columns = _over_root(columns, gram, _shift(gram))
+    return columns
+
+
+def _shift(gram: jax.Array) -> jax.Array:
+    """What has to be added to a diagonal [..., K, K], so that rounding leaves no eigenvalue below zero: [..., 1, 1]."""
+    # Rounding is relative to the largest eigenvalue, which the largest row sum bounds. Columns of zeros have none.
     largest = jnp.abs(gram).sum(-1).max(-1)[..., None, None]
-    columns = _cholesky_qr(columns, gram, jnp.maximum(largest, jnp.finfo(gram.dtype).tiny / jnp.finfo(gram.dtype).eps))
-    return _cholesky_qr(columns, matmul(transpose(columns), columns), 1)
+    return jnp.maximum(10 * jnp.finfo(gram.dtype).eps * largest, jnp.finfo(gram.dtype).tiny)
 
 
-def _cholesky_qr(columns: jax.Array, gram: jax.Array, largest: jax.Array | int) -> jax.Array:
-    """One time, with the Gram matrix of the columns and a bound of its eigenvalues."""
-    identity = jnp.eye(gram.shape[-1], dtype=gram.dtype)
-    shifted = gram + 10 * jnp.finfo(gram.dtype).eps * largest * identity
-    triangle = lax.linalg.cholesky(shifted, symmetrize_input=False)
-    inverse = lax.linalg.triangular_solve(triangle, jnp.broadcast_to(identity, gram.shape), left_side=True, lower=True)
-    return made(matmul(columns, transpose(made(inverse))))
+def _over_root(columns: jax.Array, gram: jax.Array, shift: jax.Array) -> jax.Array:
+    """`columns` L^-T, where L L^T is the shifted Gram matrix."""
+    triangle = lax.linalg.cholesky(gram + shift * jnp.eye(gram.shape[-1], dtype=gram.dtype), symmetrize_input=False)
+    return made(lax.linalg.triangular_solve(triangle, columns, lower=True, transpose_a=True))
 
 
 def leading(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The `LEADING` eigenpairs of a symmetric positive semidefinite matrix [..., N, N], N > `SOUGHT`.
+    """The `LEADING` eigenpairs of a symmetric positive semidefinite matrix G [..., N, N], N > `SOUGHT`.
+
+    By Nystrom's approximation G Q (Q^T G Q)^-1 Q^T G, with a basis Q of a first product with G: as near as Q^T G Q
+    would be after half a product more (Tropp et al., fixed-rank approximation from streaming data, 2017, algorithm 3).
 
     Returns:
-        Eigenvectors [..., N, LEADING] and eigenvalues [..., LEADING], ascending. Where the eigenvalues of neighbours
-        are close, the last ones are mixtures of them.
+        Eigenvectors times the roots of their eigenvalues [..., N, LEADING], and eigenvalues [..., LEADING], ascending.
+        Where the eigenvalues of neighbours are close, the last ones are mixtures of them.
     """
     n = gram.shape[-1]
     size = jnp.diagonal(gram, axis1=-2, axis2=-1).sum(-1)[..., None, None]
@@ -61,13 +66,16 @@ def leading(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     # The first product, with a fixed start in no special position: a 1 or -1 in each row, in one column after another.
     signs = jnp.asarray(np.random.default_rng(0).choice([-1.0, 1.0], size=n), gram.dtype)
     signed = jnp.pad(gram * (inverse * signs), [*[(0, 0)] * (gram.ndim - 1), (0, -n % SOUGHT)])
-    columns = signed.reshape(*gram.shape[:-1], -1, SOUGHT).sum(-2)
-    for _ in range(_STEPS - 1):
-        columns = inverse * matmul(gram, orthonormal(made(columns)))
-    basis = orthonormal(made(columns))
-    small = inner(transpose(basis), transpose(made(matmul(gram, basis))))
-    rotation, values = lax.linalg.eigh(small, lower=True, symmetrize_input=False)
-    return matmul(basis, rotation[..., -LEADING:]), jnp.maximum(values[..., -LEADING:], 0)
+    basis = orthonormal(made(signed.reshape(*gram.shape[:-1], -1, SOUGHT).sum(-2)))
+    product = made(matmul(gram, basis))
+    core = matmul(transpose(basis), product)
+    shift = _shift(core)  # of G itself: its eigenvalues are larger by that much, until the end
+    root = _over_root(product + shift * basis, core, shift)
+    rotation, squares = lax.linalg.eigh(matmul(transpose(root), root), lower=True, symmetrize_input=False)
+    squares, rotation = squares[..., -LEADING:], rotation[..., -LEADING:]
+    values = jnp.maximum(squares - shift[..., 0], 0)
+    scale = jnp.sqrt(values / jnp.where(values > 0, squares, 1))
+    return matmul(root, rotation * scale[..., None, :]), values
 
 
 def by_subspace(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -80,14 +88,14 @@ def by_subspace(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     n, d = tokens.shape[-2:]
     wide = n < d
     gram = gram_matrix(tokens if wide else transpose(tokens))
-    vectors, values = leading(gram)
-    rest = gram - matmul(vectors * values[..., None, :], transpose(vectors))
+    along, values = leading(gram)
+    rest = gram - matmul(along, transpose(along))
     if wide:
         squares = jnp.diagonal(gram, axis1=-2, axis2=-1)
-        along = vectors * jnp.sqrt(values)[..., None, :]
         first, second = jnp.diagonal(rest, axis1=-2, axis2=-1), jnp.square(rest).sum(-1)
     else:
         squares = jnp.square(tokens).sum(-1)
+        vectors = along / jnp.sqrt(jnp.where(values > 0, values, 1))[..., None, :]
         along = matmul(tokens, vectors)
         tokens = made(tokens - matmul(along, transpose(vectors)))  # else what T keeps of the large ones would count
         first, second = jnp.square(tokens).sum(-1), (matmul(tokens, rest) * tokens).sum(-1)
