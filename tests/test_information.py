@@ -40,12 +40,13 @@ def test_a_dominating_direction_does_not_drown_the_rest(method, n, d):
         assert relative_error(hostile, method) < 2e-3
 
 
-def test_zero_rows_score_zero_and_broken_rows_have_no_influence():
-    for method, shape in (("svd", (40, 60)), ("gram", (40, 60)), ("subspace", (140, 160)), ("norm", (40, 60))):
-        tokens = oracle.decaying(np.random.default_rng(2), *shape)
-        tokens[3] = 0
-        broken = tokens.copy()
-        broken[3, 0], broken[3, 1] = np.nan, np.inf
+@pytest.mark.parametrize(("n", "d"), [(40, 60), (140, 160)])
+def test_zero_rows_score_zero_and_broken_rows_have_no_influence(n, d):
+    tokens = oracle.decaying(np.random.default_rng(2), n, d)
+    tokens[3] = 0
+    broken = tokens.copy()
+    broken[3, 0], broken[3, 1] = np.nan, np.inf
+    for method in ("svd", "gram", "subspace", "norm"):
         clean = np.asarray(contribution(tokens, method=method))
         assert clean[3] == 0
         np.testing.assert_array_equal(contribution(broken, method=method), clean)

@@ -118,7 +118,19 @@ def body(flags):
 sys.exit(cli.run(body, cli.Parser(prog="x"), [], keep_compiled=False))
 """
 
-BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+def printing(work, stdout):
+    """The status of a command that does this with that as standard output, and what it says on standard error."""
+    process = subprocess.run(
+        [sys.executable, "-c", PIPE.format(work=work)],
+        cwd=processes.ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    return process.returncode, process.stderr
 
 
 @pytest.mark.parametrize(
@@ -137,30 +149,12 @@ def test_nobody_reads_on(work, status, said):
     with open(ends[0], "rb") as reader, open(ends[1], "wb") as writer:
         if "os.pipe" not in work:
             reader.close()
-        process = subprocess.run(
-            [sys.executable, "-c", PIPE.format(work=work)],
-            cwd=processes.ROOT,
-            env=BUFFERED,
-            stdout=writer,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert (process.returncode, process.stderr) == (status, said)
+        assert printing(work, writer) == (status, said)
 
 
 @pytest.mark.parametrize("lines", [1, 10_000], ids=["at the end", "on the way"])
 def test_full_standard_output_is_said_once(lines):
-    work = f"print('a line\\n' * {lines})"
     with open("/dev/full", "wb") as full:
-        process = subprocess.run(
-            [sys.executable, "-c", PIPE.format(work=work)],
-            cwd=processes.ROOT,
-            env=BUFFERED,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert process.returncode == 1
-    assert re.fullmatch(r"x: error: \[Errno 28\] No space left on device.*\n", process.stderr)
+        status, said = printing(f"print('a line\\n' * {lines})", full)
+    assert status == 1
+    assert re.fullmatch(r"x: error: \[Errno 28\] No space left on device.*\n", said)
