@@ -19,6 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from tokencarve_jax._blas import one_thread
+from tokencarve_jax.scores.decompositions import eigh, eigh_by_jacobi, right_singular_vectors, triangle
 from tokencarve_jax.scores.spectrum import (
     dominating_directions,
     gram_matrix,
@@ -31,6 +32,9 @@ from tokencarve_jax.scores.subspace import SOUGHT, by_subspace, orthonormal
 
 DEFAULT = "subspace"
 """The route that is taken where none is asked for, on every machine: a choice by machine would change its answers."""
+
+
+Eigh = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def information_contribution(tokens: ArrayLike, *, method: str = DEFAULT) -> jax.Array:
@@ -171,21 +175,20 @@ def _svd(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     n, d = tokens.shape[-2:]
     if n < d:
-        tokens = square = transpose(jnp.linalg.qr(transpose(tokens), mode="r"))
+        tokens = square = transpose(triangle(transpose(tokens)))
     else:
-        square = jnp.linalg.qr(tokens, mode="r")
-    _, _, vh = jnp.linalg.svd(square, full_matrices=False)
-    return _along(tokens, transpose(vh))
+        square = triangle(tokens)
+    return _along(tokens, right_singular_vectors(square))
 
 
-def _gram(tokens: jax.Array, *, jacobi: bool = False) -> tuple[jax.Array, jax.Array]:
+def _gram(tokens: jax.Array, *, decompose: Eigh = eigh) -> tuple[jax.Array, jax.Array]:
     """From the eigenpairs of the smaller Gram matrix: U and S^2 of H H^T, or V of H^T H."""
     n, d = tokens.shape[-2:]
     if n >= d:
-        vectors, _ = _eigh(gram_matrix(transpose(tokens)), jacobi=jacobi)
+        vectors, _ = decompose(gram_matrix(transpose(tokens)))
         return _along(tokens, vectors)
     gram = gram_matrix(tokens)
-    vectors, values = _eigh(gram, jacobi=jacobi)
+    vectors, values = decompose(gram)
     rotated = vectors * jnp.sqrt(jnp.maximum(values, 0))[..., None, :]
     return jnp.abs(rotated).sum(-1), jnp.diagonal(gram, axis1=-2, axis2=-1)
 
@@ -194,15 +197,6 @@ def _along(tokens: jax.Array, vectors: jax.Array) -> tuple[jax.Array, jax.Array]
     """The L1 norms of the rows of H V, and their squared norms: those of H, whatever the eigenvalues lost."""
     rotated = matmul(tokens, vectors)
     return jnp.abs(rotated).sum(-1), jnp.square(rotated).sum(-1)
-
-
-def _eigh(lower_triangle: jax.Array, *, jacobi: bool) -> tuple[jax.Array, jax.Array]:
-    """Eigenvectors and eigenvalues by the platform's default, or by Jacobi's method where the platform has it."""
-    default = functools.partial(lax.linalg.eigh, lower=True, symmetrize_input=False)
-    if not jacobi:
-        return default(lower_triangle)
-    other = functools.partial(default, implementation=lax.linalg.EighImplementation.JACOBI)
-    return lax.platform_dependent(lower_triangle, cpu=default, default=other)
 
 
 def _norm(tokens: jax.Array) -> jax.Array:
@@ -224,7 +218,7 @@ def _subspace(tokens: jax.Array) -> jax.Array:
 ROUTES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "svd": _by(_svd),
     "gram": _by(_gram),
-    "jacobi": _by(functools.partial(_gram, jacobi=True)),
+    "jacobi": _by(functools.partial(_gram, decompose=eigh_by_jacobi)),
     "subspace": _subspace,
     "norm": _norm,
 }

@@ -8,10 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-
-def by_householder(columns: jax.Array) -> jax.Array:
-    """An orthonormal basis of the span of [..., N, K]."""
-    return jnp.linalg.qr(columns)[0]
+from tokencarve_jax.scores.decompositions import eigh, orthonormal_columns
 
 
 def dominating_directions(
@@ -20,7 +17,7 @@ def dominating_directions(
     width: int = 8,
     products: int = 4,
     tolerance: float = 1e-5,
-    orthonormal: Callable[[jax.Array], jax.Array] = by_householder,
+    orthonormal: Callable[[jax.Array], jax.Array] = orthonormal_columns,
 ) -> tuple[jax.Array, jax.Array]:
     """Right singular vectors of tokens [..., N, D] that stand far above the others.
 
@@ -50,7 +47,7 @@ def dominating_directions(
     for _ in range(products // 2):
         left = orthonormal(made(inner(tokens, _across(left, tokens))))
     rows = _across(left, tokens)
-    rotation, _ = lax.linalg.eigh(inner(rows, rows))
+    rotation, _ = eigh(inner(rows, rows))
     left, rows = matmul(left, rotation), matmul(transpose(rotation), rows)  # u and s v^T
     size = jnp.linalg.norm(rows, axis=-1, keepdims=True)
     rows = rows / jnp.where(size > 0, size, 1)

@@ -15,8 +15,8 @@ eigenvalue t, by energy, gives them: (3 T / sqrt(t) - T^2 / sqrt(t)^3) / 2, and 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from tokencarve_jax.scores.decompositions import cholesky, eigh, solve_transposed
 from tokencarve_jax.scores.spectrum import gram_matrix, made, matmul, transpose
 
 SOUGHT = 128
@@ -46,8 +46,8 @@ def _shift(gram: jax.Array) -> jax.Array:
 
 def _over_root(columns: jax.Array, gram: jax.Array, shift: jax.Array) -> jax.Array:
     """`columns` L^-T, where L L^T is the shifted Gram matrix."""
-    triangle = lax.linalg.cholesky(gram + shift * jnp.eye(gram.shape[-1], dtype=gram.dtype), symmetrize_input=False)
-    return made(lax.linalg.triangular_solve(triangle, columns, lower=True, transpose_a=True))
+    triangle = cholesky(gram + shift * jnp.eye(gram.shape[-1], dtype=gram.dtype))
+    return made(solve_transposed(triangle, columns))
 
 
 def leading(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -71,7 +71,7 @@ def leading(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     core = matmul(transpose(basis), product)
     shift = _shift(core)  # of G itself: its eigenvalues are larger by that much, until the end
     root = _over_root(product + shift * basis, core, shift)
-    rotation, squares = lax.linalg.eigh(matmul(transpose(root), root), lower=True, symmetrize_input=False)
+    rotation, squares = eigh(matmul(transpose(root), root))
     squares, rotation = squares[..., -LEADING:], rotation[..., -LEADING:]
     values = jnp.maximum(squares - shift[..., 0], 0)
     scale = jnp.sqrt(values / jnp.where(values > 0, squares, 1))
