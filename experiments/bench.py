@@ -31,11 +31,14 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from experiments import cli, results
-from experiments.benchmark import capacity, compiled, floors, ours, presets, report, timing
-from experiments.benchmark.peer import OutOfMemory, Peer
-from experiments.benchmark.settings import Settings, add_flags, measured
-from experiments.cli import CommandError
+from experiments.core import cli, results
+from experiments.core.cli import CommandError
+from experiments.metrics import costs as floors
+from experiments.metrics import latency as timing
+from experiments.speed import capacity, compiled, presets, report
+from experiments.speed import jax_runner as ours
+from experiments.speed.settings import Settings, add_flags, measured
+from experiments.speed.torch_client import OutOfMemory, Peer
 from models.engine import plan
 from models.llava import Llava
 
@@ -181,14 +184,14 @@ def _cell(
 
 
 def _largest(settings: Settings, llava: Llava, cut: plan.Cut) -> dict[str, Any]:
-    room = capacity.limit()
+    memory = capacity.limit()
     return {
         name: capacity.largest_batch(
             llava,
             carve=(cut,) if name == "carved" else None,
             prompt_tokens=settings.prompt_tokens,
             new_tokens=settings.new_tokens,
-            room=room,
+            memory=memory,
         )
         for name in SIDES
     }

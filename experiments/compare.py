@@ -16,14 +16,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli, methods
-from experiments.cli import CommandError
 from experiments.comparison import pairs
 from experiments.comparison.cells import DOWNSAMPLED, default_methods
 from experiments.comparison.run import compare
 from experiments.comparison.settings import Settings
+from experiments.core import cli, methods
+from experiments.core.cli import CommandError
+from experiments.core.results import resuming
 from experiments.evaluation import run_flags
-from experiments.results import resuming
 
 _EXAMPLES = """examples:
   python -m experiments.compare                           all methods, 128 and 64 of 576 visual tokens

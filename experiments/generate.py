@@ -19,15 +19,17 @@ from typing import Any
 import jax
 from PIL import Image
 
-from experiments import cli, conversation, loading, methods, pictures, preprocessing, schedules
-from experiments.cli import CommandError
-from experiments.images import open_image
-from experiments.memory import Request, check_request
-from experiments.results import format_bytes, format_seconds
-from models.engine.decode import ROOM_BUCKET, Choice, finish
+from experiments.core import cli, loading, methods, schedules
+from experiments.core.cli import CommandError
+from experiments.core.memory import Request, check_request
+from experiments.core.results import format_bytes, format_seconds
+from experiments.data import conversation, preprocessing
+from experiments.data.image_files import open_image
+from experiments.reports import pictures
+from models.engine.decode import DECODE_CAPACITY_BUCKET, DecodeConfig, finish
 from models.engine.plan import Carve, has_budgets_per_image, parse, resolve
 from models.engine.prompt import round_up
-from models.foreign import file_problem
+from models.io.untrusted import file_problem
 
 _EXAMPLES = """examples:
   python -m experiments.generate --image=photo.jpg --prompt="Where is the red circle?"
@@ -50,7 +52,7 @@ class Settings:
       revision: of the model on the hub.
       clip: what tells relevance to the question, as `model`; None for nothing.
       clip_revision: of that on the hub.
-      image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.preprocessing`.
+      image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.data.preprocessing`.
     """
 
     model: str
@@ -81,7 +83,7 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
 
     Raises:
       CommandError: an image cannot be read, the model not be carved like that, or the picture not be drawn.
-      Whatever `experiments.loading.load` raises.
+      Whatever `experiments.core.loading.load` raises.
     """
     if loading.not_utf8(prompt_text):
         raise CommandError(f"--prompt is not UTF-8: {prompt_text!r}")
@@ -104,24 +106,27 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
     def answer() -> jax.Array:
         return llava.generate(**inputs.named, max_new_tokens=settings.max_new_tokens, carve=schedule)
 
-    room = round_up(settings.max_new_tokens, ROOM_BUCKET)
+    decode_capacity = round_up(settings.max_new_tokens, DECODE_CAPACITY_BUCKET)
     tokens, first_s = _timed(answer)
     (text,) = checkpoint.decode(tokens)
     print(text)
     _, whole_s = _timed(answer)  # once more, now that all is compiled
-    prefilled, prefill_s = _timed(lambda: llava.prefill(prompt, carve=schedule, room=room))
+    prefilled, prefill_s = _timed(lambda: llava.prefill(prompt, carve=schedule, decode_capacity=decode_capacity))
     left = int(prefilled.cuts[-1].indices.shape[1]) if prefilled.cuts else room_for
     left = min(left, visual)
-    length, slots = int(prompt.lengths[0]), prompt.input_ids.shape[1] + room
+    length, slots = int(prompt.lengths[0]), prompt.input_ids.shape[1] + decode_capacity
     held = prefilled.cache.nbytes
     held_slots = sum(key.shape[-2] for key, _ in prefilled.cache.layers)
     uncarved = held // held_slots * slots * len(prefilled.cache.layers)  # every slot takes the same space
-    count, choice = tokens.shape[1], Choice.of(llava.config)
-    _, decode_s = _timed(lambda: finish(llava, prefilled, 0, max_new_tokens=settings.max_new_tokens, choice=choice))
+    count, decode_config = tokens.shape[1], DecodeConfig.of(llava.config)
+    _, decode_s = _timed(
+        lambda: finish(llava, prefilled, 0, max_new_tokens=settings.max_new_tokens, decode_config=decode_config)
+    )
     facts = {
         "visual tokens": _change(str(visual), str(left)),
         "sequence": f"{_change(str(length), str(length - visual + left))} tokens",
-        "KV cache": f"{_change(format_bytes(uncarved), format_bytes(held))}, room for {room} new tokens included",
+        "KV cache": f"{_change(format_bytes(uncarved), format_bytes(held))}, room for {decode_capacity} new tokens "
+        "included",
         "load": format_seconds(load_s),
         "compile": format_seconds(max(0.0, first_s - whole_s)),
         "prefill": format_seconds(prefill_s),
@@ -154,7 +159,7 @@ def chat(settings: Settings) -> None:
 
     Raises:
       CommandError: an image cannot be read, or the model not be carved like that.
-      Whatever `experiments.loading.load` raises.
+      Whatever `experiments.core.loading.load` raises.
     """
     images = [open_image(path) for path in settings.images]
     if isinstance(sys.stdin, io.TextIOWrapper):

@@ -23,9 +23,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import cli, results
-from experiments.cli import CommandError
-from experiments.results import format_seconds, format_table
+from experiments.core import cli, results
+from experiments.core.cli import CommandError
+from experiments.core.results import format_seconds, format_table
 
 LIMIT_S = 530
 _LEAST_S = 5.0  # nothing is begun for less
@@ -62,7 +62,7 @@ STEPS = (
     Step(
         "routes",
         60,
-        ("-m", "experiments.information_routes", "--scenes=2", "--seeds=1", "--widths", "1024", "--out={out}"),
+        ("-m", "experiments.studies.information_routes", "--scenes=2", "--seeds=1", "--widths", "1024", "--out={out}"),
     ),
     Step("batch-8", 110, _bench("--batch=8", "--against=transformers", "--repeats=3", "--no-largest-batch")),
     Step("largest-batch", 120, _bench("--batch=1", "--new-tokens=1024", "--repeats=1", "--largest-batch")),

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli, html_report
+from experiments.core import cli
+from experiments.reports import html as html_report
 
 _EXAMPLES = """examples:
   python -m experiments.report results/eval-0.222

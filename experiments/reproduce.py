@@ -15,15 +15,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli, workers
-from experiments.cli import CommandError
+from experiments.core import cli, workers
+from experiments.core.cli import CommandError
+from experiments.core.results import resuming
 from experiments.evaluation import file_flags
 from experiments.evaluation.settings import Asking
 from experiments.lmms.model_args import INFORMATION
-from experiments.reproduction import harness, run
-from experiments.reproduction.sets import SETS
-from experiments.reproduction.settings import Column, Settings
-from experiments.results import resuming
+from experiments.lmms.reproduction import harness, run
+from experiments.lmms.reproduction.sets import SETS
+from experiments.lmms.reproduction.settings import Column, Settings
 
 _MODEL = "llava-hf/llava-1.5-7b-hf"
 _EXAMPLES = f"""needs lmms-eval: {harness.INSTALL}

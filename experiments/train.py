@@ -20,17 +20,17 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from experiments import cli
-from experiments.cli import CommandError
-from experiments.results import OtherRunError
-from experiments.tiny_processor import VOCABULARY, save_processor
+from experiments.core import cli
+from experiments.core.cli import CommandError
+from experiments.core.results import OtherRunError
+from experiments.data.tiny_processor import VOCABULARY, save_processor
 from experiments.training.decoder import Answerer, answer_logits, answer_loss, place_loss
 from experiments.training.pool import NUM_PATCHES, Pool, QuestionTokens, choose_patches, make_pool
 from experiments.training.stages import STAGES, Stage, claim_folder, run_stage, scaled
 from experiments.training.tower import TowerWithHeads, grid_embedding, normalise_patches, scene_pairs, tower_loss
 from models.families.llava import llava_config
+from models.io.writing import own_folder, replacing
 from models.llava import Llava
-from models.writing import own_folder, replacing
 
 QUESTION_WIDTH = 16  # tokens; the longest question with its answer has 15
 _EXAMPLES = """examples:
@@ -189,7 +189,7 @@ def write_model(model: Llava, config: Any, dest: Path) -> None:
     """Write weights, config, tokenizer and processor in Hugging Face format."""
     from transformers import GenerationConfig
 
-    from models.checkpoint.export import export_safetensors
+    from models.io.export import export_safetensors
 
     dest.mkdir(parents=True, exist_ok=True)
     export_safetensors(model, type(model).table(model.config), dest)

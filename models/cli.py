@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 
 import jax
 
-from models import compiled, interrupts
-from models.checkpoint.table import CheckpointError
+from models import compile_cache as compiled
+from models import interrupts
 from models.config import ConfigError
+from models.io.table import CheckpointError
 
 _STDOUT = "standard output"
 _ADDRESSES = 4 * 2**30  # a small model on two cores takes 2.3 GiB; each core adds threads' stacks
@@ -133,7 +134,7 @@ def run(
     else:
         jax.config.update("jax_enable_compilation_cache", False)
     try:
-        with interrupts.heard():
+        with interrupts.redeliver():
             _check_addresses()
             status = body(flags) or 0
             _flush()

@@ -21,9 +21,9 @@ import numpy as np
 
 from models import cli
 from models.auto import from_pretrained
-from models.checkpoint import hub
-from models.checkpoint.shards import INDEX, SINGLE
 from models.cli import CommandError
+from models.io import hub
+from models.io.shards import INDEX, SINGLE
 from models.processor import load_processor, render
 
 _EXAMPLES = """examples:

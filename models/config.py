@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from models.foreign import file_problem, parsing
-from models.layers.linear import ACTIVATIONS
+from models.io.untrusted import file_problem, parsing
+from models.nn.linear import ACTIVATIONS
 
 MAX_LAYERS = 256  # of a tower or decoder; Llama 3.1 405B has 126
 _SHOWN = 60  # characters of a value in a message
@@ -94,7 +94,7 @@ class Fields:
             self.wrong(name, value, "expected true or false")
         return value is True
 
-    def choice(self, name: str, options: Collection[str]) -> str:
+    def decode_config(self, name: str, options: Collection[str]) -> str:
         """One of some words."""
         value = self.get(name)
         if isinstance(value, str) and value in options:
@@ -104,7 +104,7 @@ class Fields:
 
     def activation(self, name: str) -> str:
         """The name of an activation."""
-        return self.choice(name, ACTIVATIONS)
+        return self.decode_config(name, ACTIVATIONS)
 
     def check(self) -> None:
         """Raise what was found.

@@ -29,13 +29,13 @@ from tqdm import tqdm
 
 from models import cli
 from models.auto import family_of
-from models.checkpoint import hashes, hub, orbax
-from models.checkpoint.safetensors_writer import write_safetensors
-from models.checkpoint.shards import open_folder
-from models.checkpoint.table import MAPPING, CheckpointError, abstract_model, dotted, key_of, read_weights, variables_of
 from models.cli import CommandError
 from models.config import ConfigError
-from models.writing import only_writer
+from models.io import hashes, hub, orbax
+from models.io.safetensors_writer import write_safetensors
+from models.io.shards import open_folder
+from models.io.table import MAPPING, CheckpointError, abstract_model, dotted, key_of, read_weights, variables_of
+from models.io.writing import only_writer
 
 _EXAMPLES = """examples:
   python -m models.convert llava-hf/llava-1.5-7b-hf llava-7b --dtype=bfloat16

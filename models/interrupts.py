@@ -14,7 +14,7 @@ _AGAIN_S = 0.05
 
 
 def end_at_once_while_importing() -> None:
-    """For a package whose modules are commands: Ctrl-C ends a command that has not begun, until `heard`.
+    """For a package whose modules are commands: Ctrl-C ends a command that has not begun, until `redeliver`.
 
     An exception that comes into the import of a C extension is a traceback at best, and a crash or nothing at worst.
     Does nothing unless `python -m` is about to run a module, or where Ctrl-C is ignored.
@@ -30,7 +30,7 @@ def _end(number: int, frame: Any) -> None:
 
 
 @contextlib.contextmanager
-def heard() -> Iterator[None]:
+def redeliver() -> Iterator[None]:
     """Have Ctrl-C raise KeyboardInterrupt, and come again where that was dropped.
 
     Python prints and forgets an exception from a callback of the garbage collector or from a finalizer. JAX has such a
@@ -54,7 +54,7 @@ def heard() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
+def defer() -> Iterator[None]:
     """Have Ctrl-C wait until the body is done; a second one does not wait.
 
     For a body that an exception would leave half done in a C extension, which may then crash at the process's end.

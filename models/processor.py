@@ -11,7 +11,7 @@ import numpy as np
 
 from models.cli import CommandError
 from models.config import Fields
-from models.foreign import file_problem, limited, parsing
+from models.io.untrusted import file_problem, limited, parsing
 
 _FILES = (
     "tokenizer.json",

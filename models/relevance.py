@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.checkpoint.hub import find_checkpoint
-from models.checkpoint.table import abstract_model, load_weights
 from models.config import ConfigError, read_hf_config
-from models.engine.relevance import Asked, check_tower
+from models.engine.relevance import QuestionEmbeddings, check_tower
 from models.families.tables import clip_table
-from models.foreign import parsing
-from models.towers.clip_text import Clip
-from models.towers.config import clip_config
+from models.io.hub import find_checkpoint
+from models.io.table import abstract_model, load_weights
+from models.io.untrusted import parsing
+from models.nn.clip_config import clip_config
+from models.nn.clip_text import Clip
 
 
 @jax.jit
@@ -82,7 +82,7 @@ class Relevance:
         """Refuse a model that has another tower than this CLIP; errors of `models.engine.relevance.check_tower`."""
         check_tower(model.config, self.clip.patches.config)
 
-    def __call__(self, questions: Sequence[str]) -> Asked:
+    def __call__(self, questions: Sequence[str]) -> QuestionEmbeddings:
         """Embed questions.
 
         A question that is longer than the tower's context is cut into pieces of that length, as CDPruner's code does
@@ -104,7 +104,7 @@ class Relevance:
         pieces, mask = cut(ids, self.clip.text_tower.config.context)
         rows, count, context = pieces.shape
         embedded = _embed(self.clip, pieces.reshape(-1, context), mask.reshape(-1, context))
-        return Asked(embedded.reshape(rows, count, -1), jnp.asarray(mask.any(-1)), self.clip.patches)
+        return QuestionEmbeddings(embedded.reshape(rows, count, -1), jnp.asarray(mask.any(-1)), self.clip.patches)
 
 
 def cut(texts: Sequence[Sequence[int]], context: int) -> tuple[np.ndarray, np.ndarray]:

@@ -24,9 +24,9 @@ import orbax.checkpoint as ocp
 from safetensors import safe_open
 
 from models.auto import family_of
-from models.checkpoint.orbax import WEIGHTS
-from models.checkpoint.safetensors_writer import write_safetensors
-from models.checkpoint.table import abstract_model, dotted, key_of, variables_of
+from models.io.orbax import WEIGHTS
+from models.io.safetensors_writer import write_safetensors
+from models.io.table import abstract_model, dotted, key_of, variables_of
 from tests.families import PUBLISHED, hf_config
 
 LIMIT_GIB = 3

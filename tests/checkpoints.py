@@ -18,8 +18,8 @@ from flax import nnx
 from safetensors.torch import save_file
 
 from models.auto import family_of
-from models.checkpoint.export import export_weights
-from models.checkpoint.table import abstract_model, load_weights
+from models.io.export import export_weights
+from models.io.table import abstract_model, load_weights
 from models.llava import Llava, LlavaConfig
 
 torch.set_num_threads(1)  # more would only wait for each other in models this small

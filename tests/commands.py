@@ -11,11 +11,11 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+from experiments.core.loading import Checkpoint
+from experiments.data.tiny_processor import VOCABULARY, build_processor
 from experiments.evaluation.asker import MAX_NEW_TOKENS
-from experiments.loading import Checkpoint
-from experiments.tiny_processor import VOCABULARY, build_processor
-from models.checkpoint.export import export_safetensors
 from models.families.llava import llava_config
+from models.io.export import export_safetensors
 from models.llava import Llava
 
 SIDE = 56

@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from experiments.tiny_processor import CHAT_TEMPLATE, VOCABULARY, build_tokenizer
+from experiments.data.tiny_processor import CHAT_TEMPLATE, VOCABULARY, build_tokenizer
 from tests.checkpoints import randomise, tensors, write
 
 SHARDS = 3

@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from models.engine.visual import Reading
+from models.engine.visual import TowerRequest
 from tokencarve_jax import Tokens
 
 
@@ -111,7 +111,7 @@ class Row:
     def _see(self, model, prompt, row):
         cut, valid = self.plan.at("tower"), self.slots >= 0
         images = model.config.tokens_per_image
-        visual = model.visual(prompt.pixel_values, Reading(self.plan.reads(), cut), jax.random.key(0))
+        visual = model.visual(prompt.pixel_values, TowerRequest(self.plan.reads(), cut), jax.random.key(0))
         features = np.asarray(prompt.feature_index[row])
         self.tower = {}
         if cut is None:

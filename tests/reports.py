@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.carve_maps import fates
-from experiments.carve_maps.gallery import image_path
 from experiments.comparison.cells import default_methods
-from experiments.results import wilson
-from experiments.scenes import make_scene
+from experiments.core.results import wilson
+from experiments.data.scenes import make_scene
+from experiments.reports.patch_maps import fates
+from experiments.reports.patch_maps.gallery import image_path
 
 GRID = 24
 EVERY = GRID * GRID
@@ -98,7 +98,7 @@ def evaluation(folder: Path, *, scenes: int = 3) -> dict[str, Any]:
             "dtype": "float32",
             "batch_size": 6,
             "seed": 0,
-            "room": 32,
+            "decode_capacity": 32,
             "workers": 1,
             "machine": {"processor": "a processor", "cores": 2, "backend": "cpu", "device": "cpu"},
             "versions": {"python": "3.11.7", "jax": "0.10.2"},

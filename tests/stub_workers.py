@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from experiments.cli import CommandError
+from experiments.core.cli import CommandError
 
 
 class Counting:

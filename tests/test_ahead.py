@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.evaluation import ahead
-from experiments.evaluation.ahead import Ahead
+from experiments.data import ahead
+from experiments.data.ahead import Ahead
 from tests.kills.processes import ROOT
 
 
@@ -68,12 +68,12 @@ def test_an_error_there_is_the_error_here():
 
 
 def test_few_processes():
-    assert 1 <= ahead._processes() <= ahead.MOST
+    assert 1 <= ahead._processes() <= ahead.MAX_PROCESSES
 
 
 ALIVE = """
 import os, time
-from experiments import processes
+from experiments.core import processes
 
 if __name__ == "__main__":
     pool = processes.helpers(1)

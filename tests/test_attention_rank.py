@@ -8,9 +8,9 @@ import pytest
 import scipy.stats
 
 from experiments.attention_rank import report, statement
-from experiments.attention_rank.correlation import correlate, pearson
-from experiments.attention_rank.measures import measure
 from experiments.attention_rank.watching import answer, watched
+from experiments.metrics.correlation import correlate, pearson
+from experiments.metrics.rank import measure
 from models.engine import plan
 from models.engine.plan import Cut
 from models.engine.target import CPU
@@ -92,7 +92,7 @@ def test_what_attention_adds_is_what_a_plain_recomputation_adds(model, name):
     images, schedule = SCHEDULES[name]
     prompt = model.prompt(*make_inputs(texts=(12, 5), images=images))
     cuts = plan.resolve(plan.parse(schedule, num_layers=5), prompt.visual_slots.shape[1], images=prompt.images)
-    _, outputs = watched(model, prompt, np.uint32(0), plan=cuts, room=32, target=CPU)
+    _, outputs = watched(model, prompt, np.uint32(0), plan=cuts, decode_capacity=32, target=CPU)
     assert len(outputs) == 4  # of the last of five layers one row is computed
     padded = 0
     for number in range(2):

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bench, html_report
-from experiments.benchmark import capacity, floors, presets
-from experiments.results import format_seconds
-from models import compiled
+from experiments import bench
+from experiments.core.results import format_seconds
+from experiments.metrics import costs as floors
+from experiments.reports import html as html_report
+from experiments.speed import capacity, presets
+from models import compile_cache as compiled
 from models.engine import plan, prefill
 from models.engine.decode import decode_step
 from models.engine.target import CPU
@@ -65,14 +67,14 @@ def test_flops_agree_with_the_compiler(llava, carve):
     prompt = presets.on_device(llava, ids, pixels)
     # Cutting at random computes nothing: what is counted is the model.
     cuts = plan.resolve(plan.parse(carve, num_layers=WIDE.text.num_layers), WIDE.tokens_per_image)
-    lowered = prefill.prefill.lower(llava, prompt, np.uint32(0), plan=cuts, room=32, target=CPU)
+    lowered = prefill.prefill.lower(llava, prompt, np.uint32(0), plan=cuts, decode_capacity=32, target=CPU)
     counted = floors.prefill_flops(WIDE, ids.shape[1], cuts.cuts)
     assert 0.94 < counted / lowered.compile().cost_analysis()["flops"] <= 1
 
 
 def test_step_bytes_agree_with_the_arrays(llava):
     ids, pixels = presets.inputs(WIDE, batch=3, prompt_tokens=30)
-    cache = llava.prefill(presets.on_device(llava, ids, pixels), room=0).cache
+    cache = llava.prefill(presets.on_device(llava, ids, pixels), decode_capacity=0).cache
     weights = jax.tree.leaves((llava.decoder.layers, llava.decoder.norm, llava.decoder.lm_head))
     assert floors.decoder_weights(WIDE) == sum(leaf.size for leaf in weights)
     assert 3 * floors.cache_bytes(WIDE, ids.shape[1], 4) == cache.nbytes
@@ -85,7 +87,7 @@ def test_step_bytes_agree_with_the_arrays(llava):
 def test_random_weights_compute_finite_numbers(llava):
     ids, pixels = presets.inputs(WIDE, batch=2, prompt_tokens=8)
     assert ids.shape == (2, 8 + WIDE.tokens_per_image)
-    prefilled = llava.prefill(presets.on_device(llava, ids, pixels), carve=10, room=1)
+    prefilled = llava.prefill(presets.on_device(llava, ids, pixels), carve=10, decode_capacity=1)
     logits, _ = decode_step(llava, prefilled.cache, jnp.zeros(2, jnp.int32))
     assert np.isfinite(logits).all()
     assert np.std(logits) > 0

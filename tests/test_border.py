@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import loading
+from experiments.core import loading
 from models.engine.plan import Cut
 from models.llava import Llava
 from tests import checkpoints, tiny

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import loading
-from experiments.carve_maps import choosing, fates, looking
-from experiments.carve_maps.looking import Looker
-from experiments.cli import CommandError
-from experiments.evaluation.scene_questions import SceneQuestions
-from experiments.scenes import make_scene
-from experiments.schedules import read as schedule_of
+from experiments.core import loading
+from experiments.core.cli import CommandError
+from experiments.core.schedules import read as schedule_of
+from experiments.data.scene_questions import SceneQuestions
+from experiments.data.scenes import make_scene
+from experiments.reports.patch_maps import choosing, fates, looking
+from experiments.reports.patch_maps.looking import Looker
 from models.engine.sequence import CutRecord
 from tests import oracle
 from tests.commands import VISUAL, save_checkpoint
@@ -40,7 +40,7 @@ def looked(tmp_path_factory):
     given = {name: schedule_of(text.split()) if text else () for name, text in SCHEDULES.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(looking, "OTHER_BUDGETS", (1 / 3,))  # each is a program to compile
-        found = Looker(checkpoint.llava).look(given, inputs, seed=SEED, rows=[0, 2], room=0)
+        found = Looker(checkpoint.llava).look(given, inputs, seed=SEED, rows=[0, 2], decode_capacity=0)
     prompt = checkpoint.llava.prompt(**inputs.named)
     cuts = {name: checkpoint.llava.prefill(prompt, carve=cut or None, seed=SEED).cuts for name, cut in given.items()}
     return found, cuts

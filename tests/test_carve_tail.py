@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import carve_tail, results
+from experiments.core import results
+from experiments.studies import carve_tail
 from tests.commands import failure
 from tokencarve_jax._blas import open_blas
 
@@ -49,7 +50,7 @@ def test_bad_input_gives_one_line(argv, words, tmp_path, capsys):
 @pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
 def test_busy_loops_end_with_what_started_them(end):
     code = f"""
-from experiments import carve_tail
+from experiments.studies import carve_tail
 import subprocess
 popen, started = subprocess.Popen, []
 subprocess.Popen = lambda *a, **k: started.append(popen(*a, **k)) or started[-1]

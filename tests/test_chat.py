@@ -8,9 +8,11 @@ from PIL import Image
 from transformers import LlavaNextProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from experiments import conversation, generate, loading
-from experiments.scenes import make_scene
-from experiments.tiny_processor import PATCH, build_tokenizer
+from experiments import generate
+from experiments.core import loading
+from experiments.data import conversation
+from experiments.data.scenes import make_scene
+from experiments.data.tiny_processor import PATCH, build_tokenizer
 from models import convert
 from tests import families
 from tests.commands import failure, save_checkpoint

@@ -15,11 +15,11 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from models.auto import family_of
-from models.checkpoint import export
-from models.checkpoint.export import export_safetensors
-from models.checkpoint.shards import Header, open_folder
-from models.checkpoint.table import AS_IS, Ignored, Row, dotted, load_weights, match, variables_of
 from models.families.llava import llava_config
+from models.io import export
+from models.io.export import export_safetensors
+from models.io.shards import Header, open_folder
+from models.io.table import AS_IS, Ignored, Row, dotted, load_weights, match, variables_of
 from models.llava import Llava
 from tests import checkpoints
 from tests.checkpoints import (

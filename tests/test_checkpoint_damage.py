@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import pytest
 import torch
 
-from models.checkpoint import table
-from models.checkpoint.table import CheckpointError
 from models.config import ConfigError
+from models.io import table
+from models.io.table import CheckpointError
 from tests.checkpoints import Q_PROJ, load, save_small, small
 
 

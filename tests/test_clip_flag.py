@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from experiments import eval as evaluation
-from experiments import generate, loading, methods
+from experiments import generate
+from experiments.core import loading, methods
+from experiments.data.scenes import make_scene
 from experiments.evaluation.asker import MAX_NEW_TOKENS
-from experiments.scenes import make_scene
 from tests.clips import make_clip
 from tests.commands import SIDE, VISUAL, failure, save_checkpoint
 

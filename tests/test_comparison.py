@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import compare, html_report, loading
+from experiments import compare
 from experiments.comparison import measurer
 from experiments.comparison.cells import COMPUTE
-from experiments.evaluation.scene_questions import SceneQuestions
-from experiments.html_report.words import with_interval
-from experiments.results import format_seconds, wilson
-from experiments.scenes import make_scene
+from experiments.core import loading
+from experiments.core.results import format_seconds, wilson
+from experiments.data.scene_questions import SceneQuestions
+from experiments.data.scenes import make_scene
+from experiments.reports import html as html_report
+from experiments.reports.html.words import with_interval
 from tests.commands import VISUAL, answer_alone, failure, save_checkpoint
 from tests.test_own_method import METHOD
 from tokencarve_jax import plan

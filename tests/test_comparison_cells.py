@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from experiments import loading
-from experiments.benchmark import floors, presets
-from experiments.cli import CommandError
 from experiments.comparison import measurer, tables
 from experiments.comparison.cells import COMPUTE, COUNT, GIVEN, grid
+from experiments.core import loading
+from experiments.core.cli import CommandError
+from experiments.metrics import costs as floors
+from experiments.speed import presets
 
 SEVEN = presets.PRESETS["llava-1.5-7b"]
 LENGTH = 652

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models import compiled
+from models import compile_cache as compiled
 
 HERE = Path(__file__).parents[1]
 NAMES = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE", "XDG_CACHE_HOME")

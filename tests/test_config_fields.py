@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from models.auto import family_of
-from models.checkpoint.table import CheckpointError, load_weights
 from models.config import ConfigError
-from models.decoders.config import TextConfig
+from models.io.table import CheckpointError, load_weights
 from models.llava import Llava, LlavaConfig, LlavaNext, LlavaNextConfig
-from models.towers.config import VisionConfig
+from models.nn.clip_config import VisionConfig
+from models.nn.llama_config import TextConfig
 from tests.checkpoints import IMAGE, PATCHES, VISION, abstract, make_llava
 
 MISFIT = "the checkpoint does not fit"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from experiments.benchmark import ahead
-from experiments.benchmark.ahead import Job
+from experiments.speed import ahead_of_time as ahead
+from experiments.speed.ahead_of_time import Job
 
 pytestmark = pytest.mark.cuda
 

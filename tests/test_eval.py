@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from experiments import eval as evaluation
-from experiments import html_report, loading, results
-from experiments.carve_maps import fates
-from experiments.evaluation.asker import ROOM, Asker
-from experiments.evaluation.scene_questions import SceneQuestions
-from experiments.pictures import GAP, scale_of
-from experiments.scenes import FAMILIES, make_scene
+from experiments.core import loading, results
+from experiments.data.scene_questions import SceneQuestions
+from experiments.data.scenes import FAMILIES, make_scene
+from experiments.evaluation.asker import DECODE_CAPACITY, Asker
+from experiments.reports import html as html_report
+from experiments.reports.patch_maps import fates
+from experiments.reports.pictures import GAP, scale_of
 from models.engine import prefill
 from tests.commands import DAMAGES, KEEPS, SIDE, VISUAL, answer_alone, damage, failure, save_checkpoint
 from tokencarve_jax import plan
@@ -127,7 +128,9 @@ class TestGallery:
             prompt = checkpoint.llava.prompt(**inputs.named)
             for name in ("tokencarve", "random"):
                 seed = 1_000_003 + start
-                (cut,) = checkpoint.llava.prefill(prompt, carve=((2, name, KEEP),), seed=seed, room=ROOM).cuts
+                (cut,) = checkpoint.llava.prefill(
+                    prompt, carve=((2, name, KEEP),), seed=seed, decode_capacity=DECODE_CAPACITY
+                ).cuts
                 for row in range(BATCH):
                     maps = [one for one in records[start + row]["maps"] if one["method"] == name]
                     assert [one["visual_tokens"] for one in maps if not one["answered"]] == [4, 2]

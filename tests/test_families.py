@@ -10,12 +10,12 @@ import torch
 import transformers
 
 from models import convert
-from models.checkpoint.shards import Header
-from models.checkpoint.table import match, variables_of
 from models.config import ConfigError
 from models.engine import prefill
 from models.engine.plan import parse, resolve
 from models.engine.target import CPU
+from models.io.shards import Header
+from models.io.table import match, variables_of
 from models.llava import Llava, LlavaNext
 from tests import checkpoints, families
 
@@ -82,7 +82,7 @@ def test_full_size_is_wired(name):
     assert prompt.visual_slots.shape == (1, -(-visual // 64) * 64 if grids else visual)
     cuts = resolve(parse(0.222, num_layers=config.text.num_layers), prompt.visual_slots.shape[1])
     out = jax.eval_shape(
-        lambda llava, prompt: prefill.prefill(llava, prompt, jnp.uint32(0), plan=cuts, room=32, target=CPU),
+        lambda llava, prompt: prefill.prefill(llava, prompt, jnp.uint32(0), plan=cuts, decode_capacity=32, target=CPU),
         llava,
         prompt,
     )

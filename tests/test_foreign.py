@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from models.foreign import file_problem, limited, parsing
+from models.io.untrusted import file_problem, limited, parsing
 
 
 class Refused(Exception):

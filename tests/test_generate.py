@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import generate, loading
-from experiments.images import open_image
-from experiments.scenes import make_scene
+from experiments import generate
+from experiments.core import loading
+from experiments.data.image_files import open_image
+from experiments.data.scenes import make_scene
 from tests.commands import DAMAGES, KEEPS, VISUAL, damage, failure, save_checkpoint
 from tests.kills import processes
 

@@ -9,7 +9,7 @@ import pytest
 from models.engine.cache import Cache
 from models.engine.decode import decode_step
 from models.engine.sampling import Sampling, choose, narrow
-from models.layers.attention import attend
+from models.nn.attention import attend
 from tests.tiny import PATCHES, make_inputs, make_llava
 from tokencarve_jax import Compressor, Selection, carve_sequence, last_query_attention
 
@@ -63,7 +63,7 @@ def test_cached_decoding_equals_a_forward_over_the_carved_sequence(llava, cuts):
     ids, pixels, _ = make_inputs(texts=(9,), images=(1,))
     carve = tuple((layer, "tokencarve", keep) for layer, keep in cuts.items()) or None
     tokens = np.random.default_rng(1).integers(8, 101, NEW)
-    state = llava.prefill(llava.prompt(ids, pixels), carve=carve, room=NEW)
+    state = llava.prefill(llava.prompt(ids, pixels), carve=carve, decode_capacity=NEW)
     step = jax.jit(decode_step)
     got, cache = [state.logits], state.cache
     for token in tokens:
@@ -83,7 +83,7 @@ def test_bfloat16_stays_near_the_plain_path(llava):
     half = make_llava(dtype=jnp.bfloat16)
     ids, pixels, _ = make_inputs(texts=(9,), images=(1,))
     tokens = np.random.default_rng(1).integers(8, 101, NEW)
-    state = half.prefill(half.prompt(ids, pixels), room=NEW)
+    state = half.prefill(half.prompt(ids, pixels), decode_capacity=NEW)
     step = jax.jit(decode_step)
     got, cache = [state.logits], state.cache
     assert {leaf.dtype for leaf in jax.tree.leaves(cache.layers)} == {jnp.dtype(jnp.bfloat16)}
@@ -139,7 +139,7 @@ def test_text_alone_needs_no_image(llava):
 def test_cache_is_short_in_every_layer_and_keeps_original_positions(llava):
     ids, pixels, _ = make_inputs(texts=(9,), images=(1,))
     prompt = llava.prompt(ids, pixels, bucket=1)
-    state = llava.prefill(prompt, carve=6, room=3)
+    state = llava.prefill(prompt, carve=6, decode_capacity=3)
     size = ids.shape[1] - PATCHES + 6
     chex.assert_shape(jax.tree.leaves(state.cache.layers), (2, size + 3, 10))
     assert state.cache.nbytes == 5 * 2 * (size + 3) * 2 * 10 * 4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tokencarve_jax as tc
-from models.layers.attention import attend
+from models.nn.attention import attend
 from tests.oracle import carve as oracle_carve
 from tests.test_carve import inputs
 from tests.tiny import make_inputs, make_llava

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from experiments import gpu_session
-from experiments.cli import CommandError
+from experiments.core.cli import CommandError
 from experiments.gpu_session import Step
 from tests.commands import failure
 

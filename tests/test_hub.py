@@ -4,7 +4,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from models.checkpoint import hub
+from models.io import hub
 
 NAME = "some/model"
 

@@ -12,7 +12,7 @@ FLOORS = ("tokencarve_jax", "models", "experiments")  # lowest first
 # `models.from_pretrained` is the package's facade: it looks `models.auto` up when it is called.
 FACADES = {("models", "models.auto")}
 # Which device a program is for is decided outside of it: by the model for its caller, and by commands.
-MAY_ASK = {("models/engine/model.py", "_target"), ("models/checkpoint/orbax.py", "restore")}
+MAY_ASK = {("models/engine/model.py", "_target"), ("models/io/orbax.py", "restore")}
 ASKS = {"devices", "local_devices", "default_backend", "local_device_count", "device_count"}
 FLOOR_ONE = {"jax", "numpy", "tokencarve_jax"}
 
@@ -136,7 +136,7 @@ def test_nobody_asks_for_the_device_while_tracing():
     [
         ("tokencarve_jax.tokens", "import models.engine.plan", lambda texts: upward(graph(texts))),
         ("models.config", "from experiments import cli", lambda texts: upward(graph(texts))),
-        ("models.layers.rotary", "def f():\n    from models.decoders import llama", lambda t: circles(graph(t))),
+        ("models.nn.rotary", "def f():\n    from models.nn import llama", lambda t: circles(graph(t))),
         ("tokencarve_jax.budget", "from tokencarve_jax import carve", lambda texts: circles(graph(texts))),
         ("tokencarve_jax.budget", "from flax import nnx", lambda texts: foreign(graph(texts))),
         ("models.config", "from jax._src import core", private),

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import information_routes
+from experiments.studies import information_routes
 from tests.commands import VISUAL, damage, failure, save_checkpoint
 
 # As little as there can be: only the files that a test brings.
@@ -49,7 +49,8 @@ def test_a_models_hidden_states_and_random_matrices(folder, tmp_path, capsys):
 
 
 def test_the_hidden_states_are_those_that_the_model_computes(folder):
-    from experiments import hidden_states, loading
+    from experiments.core import loading
+    from experiments.studies import hidden_states
 
     checkpoint = loading.load(str(folder), dtype="float32")
     (first, second) = hidden_states.of_scenes(checkpoint, 2)

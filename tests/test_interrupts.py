@@ -45,7 +45,7 @@ def test_waits_where_half_done_would_be_worse_and_a_second_one_does_not():
     done = []
 
     def interrupted(times):
-        with interrupts.held():
+        with interrupts.defer():
             for _ in range(times):
                 signal.raise_signal(signal.SIGINT)
             done.append(times)

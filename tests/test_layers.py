@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from models.engine.target import CPU, CUDA, target_of
-from models.layers.attention import QUERY_BLOCK, attend, attend_cached, by_head, fits_cudnn, log_sizes
-from models.layers.linear import Linear
+from models.nn.attention import QUERY_BLOCK, attend, attend_cached, by_head, fits_cudnn, log_sizes
+from models.nn.linear import Linear
 
 LENGTH = 2 * QUERY_BLOCK + 37
 
@@ -98,7 +98,7 @@ def test_and_so_it_is_in_decoding(merge):
     query, key, value = heads(length=31)
     rng = np.random.default_rng(2)
     sizes, mask = rng.integers(1, 6, (2, 31)), rng.random((2, 31)) < 0.7
-    held = [by_head(x, room=6, merge=merge) for x in (key, value)]
+    held = [by_head(x, decode_capacity=6, merge=merge) for x in (key, value)]
     sizes_held, mask_held = np.pad(sizes, ((0, 0), (0, 6))), np.pad(mask, ((0, 0), (0, 6)))  # sizes 0: nothing there
     got = attend_cached(
         query[:, :1], *held, mask=jnp.asarray(mask_held), bias=log_sizes(jnp.asarray(sizes_held, jnp.float32))

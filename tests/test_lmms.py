@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 from tqdm import tqdm
 
-from experiments import results
-from experiments.cli import CommandError
+from experiments.core import results
+from experiments.core.cli import CommandError
+from experiments.core.workers import Alone
 from experiments.evaluation.question_asker import QuestionAsker
 from experiments.evaluation.settings import Asking
 from experiments.lmms import model_args
 from experiments.lmms.answers import Answers
 from experiments.lmms.requests import Read, Request, batches, options
-from experiments.workers import Alone
 from tests.commands import save_checkpoint
 from tests.question_files import noise
 
@@ -221,7 +221,7 @@ class TestLikelihood:
     def test_it_is_that_of_the_whole_sequence(self, asker):
         """Nothing cached: one pass over prompt and answer."""
         words, requests = ["red", "top left"], [request(0), request(1)]
-        found = asker.weigh(Read.of(requests, [0, 1]), [0, 1], continuations=words, only=["vanilla"])
+        found = asker.loglikelihoods(Read.of(requests, [0, 1]), [0, 1], continuations=words, only=["vanilla"])
         checkpoint = asker._checkpoint
         stop = checkpoint.llava.config.eos_token_ids[0]
         for one, word, record in zip(requests, words, found, strict=True):
@@ -243,9 +243,9 @@ class TestLikelihood:
         said = [record["said"] for record in asker.answer(read, [0, 1], max_new_tokens=4)]
         for name in ("vanilla", CARVED):
             texts = [one[name] for one in said]
-            found = asker.weigh(read, [0, 1], continuations=texts, only=[name])
+            found = asker.loglikelihoods(read, [0, 1], continuations=texts, only=[name])
             assert [record["said"][name][1] for record in found] == [True, True]
-            found = asker.weigh(read, [0, 1], continuations=[f"LEAF {text}" for text in texts], only=[name])
+            found = asker.loglikelihoods(read, [0, 1], continuations=[f"LEAF {text}" for text in texts], only=[name])
             assert [record["said"][name][1] for record in found] == [False, False]
 
 

@@ -8,9 +8,9 @@ import types
 import numpy as np
 import pytest
 
-from experiments import loading, memory
-from experiments.cli import CommandError
-from experiments.loading import Inputs
+from experiments.core import loading, memory
+from experiments.core.cli import CommandError
+from experiments.core.loading import Inputs
 from models.engine.target import CPU
 from tests.commands import save_checkpoint
 from tests.tiny import CONFIG

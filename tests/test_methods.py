@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from experiments import eval as evaluation
-from experiments import methods
+from experiments.core import methods
 from models.llava import Llava
 from tests import oracle
 from tests.checkpoints import IMAGE, PATCHES, VISION, make_llava

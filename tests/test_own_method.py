@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import eval as evaluation
-from experiments import methods, rank
-from experiments.cli import CommandError
+from experiments import rank
+from experiments.core import methods
+from experiments.core.cli import CommandError
 from tests.commands import failure
 from tokencarve_jax import COMPRESSORS, Compressor, Tokens
 

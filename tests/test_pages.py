@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from experiments.cli import CommandError
+from experiments.core.cli import CommandError
 from experiments.lmms import model_args
 from tests.pages import ROOT, Block, blocks, commands
 from tokencarve_jax import COMPRESSORS

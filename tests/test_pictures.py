@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import pictures
-from experiments.pictures import FOG, GAP, View, carved_panel, enlarge, group_colours
+from experiments.reports import pictures
+from experiments.reports.pictures import FOG, GAP, View, carved_panel, enlarge, group_colours
 from models.engine.sequence import CutRecord
 from tests.tiny import CONFIG
 

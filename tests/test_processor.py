@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, LlavaProcessor
 
-from experiments.scenes import SIZE, make_scene
-from experiments.tiny_processor import PROMPT, VOCABULARY, build_tokenizer, normalise, save_processor
+from experiments.data.scenes import SIZE, make_scene
+from experiments.data.tiny_processor import PROMPT, VOCABULARY, build_tokenizer, normalise, save_processor
 
 TOKENIZER = build_tokenizer()
 IMAGE = VOCABULARY.index("<image>")

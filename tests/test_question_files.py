@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from experiments import eval as evaluation
-from experiments import loading
+from experiments.core import loading
+from experiments.data.ahead import Ahead
 from experiments.evaluation import file_run
-from experiments.evaluation.ahead import Ahead
 from experiments.evaluation.file_asker import FileAsker
 from tests.commands import failure
 from tests.question_files import KEEP, POPE, SUFFIX, SYSTEM, flags, make_folder

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import html_report, loading, rank
+from experiments import rank
 from experiments.attention_rank.run import Asker
-from experiments.html_report.words import with_interval
-from experiments.scenes import make_scene
+from experiments.core import loading
+from experiments.data.scenes import make_scene
+from experiments.reports import html as html_report
+from experiments.reports.html.words import with_interval
 from tests.commands import VISUAL, failure, save_checkpoint
 
 SCENES, KEEPS = 3, (6, 3)

@@ -11,16 +11,16 @@ from flax import nnx
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection
 
-from models.checkpoint.table import CheckpointError
 from models.config import ConfigError
 from models.engine import evidence, plan, prefill
 from models.engine.plan import Cut
-from models.engine.relevance import FEATURES, Asked
+from models.engine.relevance import FEATURES, QuestionEmbeddings
 from models.engine.visual import Reading
+from models.io.table import CheckpointError
 from models.llava import Llava
+from models.nn.clip_config import ClipConfig
+from models.nn.clip_text import PatchEmbedding
 from models.relevance import Relevance, cut
-from models.towers.clip_text import PatchEmbedding
-from models.towers.config import ClipConfig
 from tests import tiny
 from tests.checkpoints import IMAGE, PATCHES, VISION
 from tests.clips import CONTEXT, END, LEGACY, make_clip, make_llava, relevance
@@ -203,7 +203,7 @@ class TestOnlyWhatIsDeclared:
     @pytest.fixture
     def counted(self, monkeypatch):
         """How often it is computed, and what is read in the tower; per program that is traced."""
-        calls, read, real, visual = [], [], Asked.relevance, Llava.visual
+        calls, read, real, visual = [], [], QuestionEmbeddings.relevance, Llava.visual
 
         def relevance(self, *args):
             calls.append(1)
@@ -213,7 +213,7 @@ class TestOnlyWhatIsDeclared:
             read.append(reading.evidence)
             return visual(self, pixels, reading, key)
 
-        monkeypatch.setattr(Asked, "relevance", relevance)
+        monkeypatch.setattr(QuestionEmbeddings, "relevance", relevance)
         monkeypatch.setattr(Llava, "visual", reading)
         jax.clear_caches()
         return calls, read
@@ -263,7 +263,7 @@ def test_newlines_of_llava_next_are_the_least_relevant():
     texts[1, 0] = patches(first)
 
     def relevance_of(rows, images):
-        asked = Asked(texts[rows], np.ones((len(texts[rows]), 1), bool), patches)
+        asked = QuestionEmbeddings(texts[rows], np.ones((len(texts[rows]), 1), bool), patches)
         own = {name: array[rows] for name, array in told.items() if name in ("input_ids", "attention_mask")}
         own |= {name: told[name][images] for name in ("pixel_values", "image_sizes")}
         prompt = model.prompt(**own, relevance=asked)

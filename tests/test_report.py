@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from experiments import html_report, report
-from experiments.html_report import rendering
+from experiments import report
+from experiments.reports import html as html_report
+from experiments.reports.html import rendering
 from tests import reports
 from tests.commands import failure
 

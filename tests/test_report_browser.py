@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from experiments import html_report
+from experiments.reports import html as html_report
 from tests import reports
 
 pytestmark = pytest.mark.browser

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from experiments import reproduce
-from experiments.evaluation.formats import mmbench_question
-from experiments.reproduction import harness, prompts, sets, tables
-from experiments.reproduction.settings import Column
+from experiments.data.formats import mmbench_question
+from experiments.lmms.reproduction import harness, prompts, sets, tables
+from experiments.lmms.reproduction.settings import Column
 from tests.commands import failure
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from transformers import Qwen2VLTextConfig
 from transformers.models.qwen2_vl import modeling_qwen2_vl as theirs
 
 from models.engine.loop import Flow, run_layers
-from models.layers.rotary import rotate, rotation
+from models.nn.rotary import rotate, rotation
 from tests.tiny import make_llava
 
 WIDTH, SECTIONS, THETA = 32, (4, 6, 6), 500.0

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from models.checkpoint.safetensors_writer import write_safetensors
-from models.checkpoint.shards import open_folder
+from models.io.safetensors_writer import write_safetensors
+from models.io.shards import open_folder
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits, load_sample_images
 
-from experiments.scenes import (
+from experiments.data.scenes import (
     COLOURS,
     FAMILIES,
     GRID,
@@ -28,8 +28,8 @@ from experiments.scenes import (
     assets,
     make_scene,
 )
-from experiments.scenes.scene import _paste
-from experiments.scenes.vocabulary import DIGITS, LETTERS, RGB
+from experiments.data.scenes.scene import _paste
+from experiments.data.scenes.vocabulary import DIGITS, LETTERS, RGB
 
 CROWDED = SceneConfig(signs=4, cards=4, shapes=(8, 10))
 

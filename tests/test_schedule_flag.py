@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from experiments import eval as evaluation
-from experiments import generate, methods, schedules
-from experiments.cli import CommandError
-from experiments.scenes import make_scene
+from experiments import generate
+from experiments.core import methods, schedules
+from experiments.core.cli import CommandError
+from experiments.data.scenes import make_scene
 from models.engine.official import sparsevlm_schedule
 from models.engine.plan import OPTIONS, Cut, parse
 from tests.commands import VISUAL, failure, save_checkpoint

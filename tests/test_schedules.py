@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.engine import plan
-from models.engine.decode import ROOM_BUCKET, decode_step
+from models.engine.decode import DECODE_CAPACITY_BUCKET, decode_step
 from models.engine.official import pyramiddrop_schedule, sparsevlm_schedule
 from models.engine.plan import Cut
 from tests.recomputed import recompute
@@ -93,7 +93,7 @@ OFFICIAL = {
 
 def ours(model, prompt, schedule, ids):
     """Logits of prefill and of one step for each new token, and the cuts' records."""
-    prefilled = model.prefill(prompt, carve=schedule, room=ROOM_BUCKET)
+    prefilled = model.prefill(prompt, carve=schedule, decode_capacity=DECODE_CAPACITY_BUCKET)
     logits, cache = [prefilled.logits], prefilled.cache
     step = jax.jit(decode_step)
     for column in ids.T:
@@ -152,7 +152,7 @@ def test_published_schedules_answer_as_the_reference_does(model, name):
     visual, text, held = 2 * PATCHES, model.prompt(ids, pixels, mask).input_ids.shape[1] - 2 * PATCHES, 0
     for layer in range(model.config.text.num_layers):
         visual = counts.get(layer, visual)
-        slots = text + visual + ROOM_BUCKET
+        slots = text + visual + DECODE_CAPACITY_BUCKET
         held += 2 * len(ids) * model.config.text.num_kv_heads * slots * model.config.text.head_dim * 4  # float32
     assert prefilled.cache.nbytes == held
 

@@ -18,8 +18,8 @@ def on_eight_devices() -> None:
     from flax import nnx
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-    from models.checkpoint.export import export_safetensors
     from models.families.llava import llava_config
+    from models.io.export import export_safetensors
     from models.llava import Llava
     from tests.tiny import IMAGE_TOKEN, make_inputs
 

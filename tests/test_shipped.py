@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from experiments.hidden_states import visual_states
-from experiments.loading import load
-from experiments.scenes import FAMILIES, make_scene
+from experiments.core.loading import load
+from experiments.data.scenes import FAMILIES, make_scene
+from experiments.studies.hidden_states import visual_states
 from tests import oracle
 from tokencarve_jax import carve
 from tokencarve_jax.scores.information import DEFAULT

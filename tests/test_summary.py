@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from experiments import results
-from experiments.scenes import FAMILIES
-from experiments.summary import rows as summarise
+from experiments.core import results
+from experiments.data.scenes import FAMILIES
+from experiments.metrics.summary import rows as summarise
 
 
 class TestSummary:

@@ -46,10 +46,12 @@ def test_every_layer_uses_the_targets_kernel(half, fused, target, times):
     assert len(fused) == times * (BLOCKS + LAYERS)
     fused.clear()
     cuts = plan.resolve(plan.parse(0.4, num_layers=LAYERS), PATCHES)
-    options = {"plan": cuts, "room": 32, "target": target}
+    options = {"plan": cuts, "decode_capacity": 32, "target": target}
     prefilled = jax.eval_shape(lambda *a: prefill.prefill.__wrapped__(*a, **options), llava, prompt, np.uint32(0))
     assert len(fused) == times * (BLOCKS + LAYERS - 1)  # the last layer asks for the last token alone, with a mask
-    choice = decode.Choice(GREEDY, (), 0)
-    first = jax.eval_shape(functools.partial(decode.first_token, choice=choice), prefilled.logits, np.uint32(0))
+    decode_config = decode.DecodeConfig(GREEDY, (), 0)
+    first = jax.eval_shape(
+        functools.partial(decode.first_token, decode_config=decode_config), prefilled.logits, np.uint32(0)
+    )
     state = decode.Generating(prefilled.cache, *first)
-    jax.eval_shape(functools.partial(decode.decode, size=32, choice=choice), llava, state, np.int32(3))
+    jax.eval_shape(functools.partial(decode.decode, size=32, decode_config=decode_config), llava, state, np.int32(3))

@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import bench
-from experiments.benchmark import ahead, bounds, floors, inspection, presets, programs, targets
-from experiments.benchmark.ahead import Job
-from models.checkpoint.table import abstract_model
+from experiments.metrics import costs as floors
+from experiments.speed import ahead_of_time as ahead
+from experiments.speed import inspection, presets, programs, targets
+from experiments.speed import roofline as bounds
+from experiments.speed.ahead_of_time import Job
 from models.engine import plan
 from models.engine.target import CPU, CUDA, TPU
+from models.io.table import abstract_model
 from models.llava import Llava
 from tests.commands import failure
 from tests.tiny import CONFIG

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from experiments.benchmark import ahead, floors
-from experiments.benchmark.ahead import Job
+from experiments.metrics import costs as floors
+from experiments.speed import ahead_of_time as ahead
+from experiments.speed.ahead_of_time import Job
 
 pytestmark = pytest.mark.tpu
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import loading, train
-from experiments.cli import CommandError
-from experiments.scenes import make_scene
-from experiments.tiny_processor import PROMPT, build_processor
+from experiments import train
+from experiments.core import loading
+from experiments.core.cli import CommandError
+from experiments.data.scenes import make_scene
+from experiments.data.tiny_processor import PROMPT, build_processor
 from experiments.train import hf_config, write_model
 from experiments.training.decoder import answer_logits, answer_loss
 from experiments.training.pool import IGNORE, QuestionTokens, choose_patches, flatten_patches
@@ -21,7 +22,7 @@ from experiments.training.stages import STAGES, Stage, claim_folder, run_stage
 from experiments.training.tower import normalise_patches
 from models.families.llava import llava_config
 from models.llava import Llava
-from models.towers.clip import patchify
+from models.nn.clip import patchify
 from tests.tiny import IMAGE_TOKEN, PATCHES, make_llava
 
 
@@ -79,7 +80,7 @@ def test_training_ids_are_the_processors():
 def test_no_object_is_left_out_of_a_subset():
     kinds = np.zeros((3, 576), np.int8)
     for row, count in enumerate((0, 5, 40)):
-        kinds[row, np.random.default_rng(row).choice(576, count, replace=False)] = 2
+        kinds[row, np.random.default_rng(row).decode_config(576, count, replace=False)] = 2
     chosen = choose_patches(kinds, 60, np.random.default_rng(0))
     assert (np.diff(chosen, axis=1) > 0).all()
     for row in range(3):

@@ -13,9 +13,9 @@ import pytest
 import ray
 
 from experiments import eval as evaluation
-from experiments import ray_workers, workers
-from experiments.calls import Call
-from experiments.cli import CommandError
+from experiments.core import ray_workers, workers
+from experiments.core.calls import Call
+from experiments.core.cli import CommandError
 from tests.commands import failure, save_checkpoint
 from tests.kills import on_ray as kills
 from tests.stub_workers import Differing, Failing, Making
@@ -114,7 +114,7 @@ class TestPools:
         original = builtins.__import__
 
         def missing(name, *args, **options):
-            if name == "experiments.ray_workers":
+            if name == "experiments.core.ray_workers":
                 raise ModuleNotFoundError("No module named 'ray'", name="ray")
             return original(name, *args, **options)
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from models.writing import InUseError, only_writer, own_folder, replacing
+from models.io.writing import InUseError, only_writer, own_folder, replacing
 from tests import rivals
 from tests.commands import save_checkpoint
 from tests.kills import on_ray, processes
@@ -17,7 +17,7 @@ from tests.kills import on_ray, processes
 HOLD = """
 import sys, time
 from pathlib import Path
-from models.writing import own_folder
+from models.io.writing import own_folder
 with own_folder(Path(sys.argv[1])):
     print("in", flush=True)
     time.sleep(600)

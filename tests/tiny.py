@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.checkpoint.table import abstract_model
-from models.decoders.config import TextConfig
 from models.families.llava import LlavaConfig
+from models.io.table import abstract_model
 from models.llava import Llava, LlavaNext, LlavaNextConfig
-from models.towers.config import VisionConfig
+from models.nn.clip_config import VisionConfig
+from models.nn.llama_config import TextConfig
 
 IMAGE_TOKEN = 7
 PATCHES = 25

@@ -3,7 +3,7 @@
 On a CPU, XLA calls the LAPACK inside SciPy. SciPy's wheels bring it as a private copy of OpenBLAS, with a thread for
 each core. Threads of a call wait for each other in loops, and go on looping for 0.1 s behind it. On an idle machine
 they gain nothing at the sizes of visual tokens; beside other work, or in a container with a share of the cores, they
-starve each other and whatever XLA runs next (`python -m experiments.carve_tail` shows it).
+starve each other and whatever XLA runs next (`python -m experiments.studies.carve_tail` shows it).
 
 What was weighed: a limit that ends with the call cannot be had, as a compiled program runs where no Python does, and
 OpenBLAS, in the build that SciPy brings, counts its threads for the whole process. (`openblas_set_num_threads_local` is

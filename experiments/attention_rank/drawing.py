@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.attention_rank.report import budgets
-from experiments.summary import BASELINE
-from models.writing import replacing
+from experiments.metrics.summary import BASELINE
+from models.io.writing import replacing
 
 Rows = Sequence[Mapping[str, Any]]
 _MARKERS = "osD^v<>Pp*Xhd8H"

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.attention_rank.correlation import KINDS, correlate
-from experiments.summary import BASELINE, share
+from experiments.metrics.correlation import KINDS, correlate
+from experiments.metrics.summary import BASELINE, share
 
 MEASURES = ("rank", "effective_rank", "entropy")
 OUTCOMES = ("accuracy", "same_answer")

@@ -14,21 +14,21 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import loading, methods, results
 from experiments.attention_rank import drawing, report, statement
-from experiments.attention_rank.measures import TOLERANCE, measure
 from experiments.attention_rank.settings import Settings
 from experiments.attention_rank.watching import answer, watched
-from experiments.cli import CommandError
+from experiments.core import loading, methods, results
+from experiments.core.cli import CommandError
+from experiments.data.questions import batches
+from experiments.data.scene_questions import SceneQuestions
+from experiments.data.scenes import FAMILIES
 from experiments.evaluation.asker import MAX_NEW_TOKENS
-from experiments.evaluation.questions import batches
-from experiments.evaluation.scene_questions import SceneQuestions
-from experiments.scenes import FAMILIES
-from experiments.summary import BASELINE
+from experiments.metrics.rank import TOLERANCE, measure
+from experiments.metrics.summary import BASELINE
 from models.engine.plan import TOKENCARVE_LAYER, Plan, parse, resolve
 from models.engine.prompt import Prompt
 from models.engine.target import CPU
-from models.writing import own_folder
+from models.io.writing import own_folder
 from tokencarve_jax import plan as count
 
 BATCH = 6  # questions at a time
@@ -88,7 +88,7 @@ class Asker:
 
     Raises:
       CommandError: the model is none that the scenes are for, or a method cannot do what is asked.
-      Whatever `experiments.loading.load` raises.
+      Whatever `experiments.core.loading.load` raises.
     """
 
     def __init__(self, settings: Settings):
@@ -99,7 +99,7 @@ class Asker:
         self.cases = cases(self._llava, settings)
         prompt = self.prompt(range(1))
         for case in self.cases:  # before the first is compiled
-            program = functools.partial(watched, plan=case.plan, room=0, target=CPU)
+            program = functools.partial(watched, plan=case.plan, decode_capacity=0, target=CPU)
             try:
                 jax.eval_shape(program, self._llava, prompt, np.uint32(0))
             except (TypeError, ValueError) as error:

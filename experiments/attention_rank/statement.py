@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.attention_rank.correlation import FEWEST, KINDS, least_telling
-from experiments.attention_rank.measures import TOLERANCE
 from experiments.attention_rank.report import MEASURES, OUTCOMES, budgets
-from experiments.summary import BASELINE
+from experiments.metrics.correlation import FEWEST, KINDS, least_telling
+from experiments.metrics.rank import TOLERANCE
+from experiments.metrics.summary import BASELINE
 
 # What the verdict rests on: one coefficient per budget, so that no other can be picked for its size.
 DECISIVE = {"place": None, "tokens": "all", "measure": "effective_rank", "layer": None}

@@ -30,18 +30,18 @@ class _Watch(Prefill):
         super().__init__(*given)
         self.outputs: Outputs = []
 
-    def leave(self, index: int, added: jax.Array, hidden: jax.Array) -> jax.Array:
+    def after_layer(self, index: int, added: jax.Array, hidden: jax.Array) -> jax.Array:
         """The output; `added` is noted down, but for the last layer's: there it is one row, and nothing reads more."""
         if index + 1 < len(self.decoder.layers):
             at, valid = self.sequence.visual_slots, self.sequence.visual_valid
             everything = jnp.where(self.sequence.is_real[..., None], added, 0)
             self.outputs.append((everything, jnp.where(valid[..., None], rows(added, at), 0)))
-        return super().leave(index, added, hidden)
+        return super().after_layer(index, added, hidden)
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "room", "target"))
+@functools.partial(jax.jit, static_argnames=("plan", "decode_capacity", "target"))
 def watched(
-    model: VisionLanguageModel, prompt: Prompt, seed: jax.Array, *, plan: Plan, room: int, target: Target
+    model: VisionLanguageModel, prompt: Prompt, seed: jax.Array, *, plan: Plan, decode_capacity: int, target: Target
 ) -> tuple[Prefilled, Outputs]:
     """`models.engine.prefill.prefill`, and what attention added on the way.
 
@@ -50,7 +50,7 @@ def watched(
       prompt: see `prefill`.
       seed: see `prefill`.
       plan: see `prefill`.
-      room: see `prefill`.
+      decode_capacity: see `prefill`.
       target: see `prefill`.
 
     Returns:
@@ -58,7 +58,7 @@ def watched(
       added to the residual stream: of all tokens left [B, S, D], padding zero, and of the visual ones [B, N, D], zero
       for those that a row lacks; both in the model's dtype.
     """
-    prefilled, flow = trace(model, prompt, seed, plan=plan, room=room, target=target, flow=_Watch)
+    prefilled, flow = trace(model, prompt, seed, plan=plan, decode_capacity=decode_capacity, target=target, flow=_Watch)
     return prefilled, flow.outputs
 
 
@@ -77,8 +77,10 @@ def answer(
     Returns:
       [B, <= new_tokens] int32, a row that ended early filled with the pad token; and the outputs.
     """
-    room = round_up(new_tokens, decode.ROOM_BUCKET)
+    decode_capacity = round_up(new_tokens, decode.DECODE_CAPACITY_BUCKET)
     target = model.target or target_of(jax.local_devices()[0])
-    prefilled, outputs = watched(model, prompt, np.uint32(seed), plan=plan, room=room, target=target)
-    choice = decode.Choice.of(model.config)
-    return decode.finish(model, prefilled, seed, max_new_tokens=new_tokens, choice=choice), outputs
+    prefilled, outputs = watched(
+        model, prompt, np.uint32(seed), plan=plan, decode_capacity=decode_capacity, target=target
+    )
+    decode_config = decode.DecodeConfig.of(model.config)
+    return decode.finish(model, prefilled, seed, max_new_tokens=new_tokens, decode_config=decode_config), outputs

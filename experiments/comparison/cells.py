@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from experiments import methods, schedules
-from experiments.benchmark.floors import prefill_flops
-from experiments.cli import CommandError
-from experiments.summary import BASELINE
+from experiments.core import methods, schedules
+from experiments.core.cli import CommandError
+from experiments.metrics.costs import prefill_flops
+from experiments.metrics.summary import BASELINE
 from models.engine.plan import TOWER, Carve, Schedule, parse, resolve, tokens_by_layer
 from tokencarve_jax import plan
 from tokencarve_jax.methods.tome import block_counts

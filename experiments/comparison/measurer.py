@@ -12,30 +12,30 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import cli, methods, results
-from experiments.carve_maps import choosing, replay
-from experiments.carve_maps.looking import Looker
-from experiments.cli import CommandError
 from experiments.comparison import pairs
 from experiments.comparison.cells import Cell, Grid, grid
 from experiments.comparison.own_time import Own
 from experiments.comparison.settings import Settings
-from experiments.evaluation.encoder import Encoder
-from experiments.evaluation.questions import Sample
-from experiments.loading import BUCKET
-from experiments.memory import check_request
-from experiments.summary import BASELINE
+from experiments.core import cli, methods, results
+from experiments.core.cli import CommandError
+from experiments.core.loading import BUCKET
+from experiments.core.memory import check_request
+from experiments.data.encoder import Encoder
+from experiments.data.questions import Sample
+from experiments.metrics.summary import BASELINE
+from experiments.reports.patch_maps import choosing, replay
+from experiments.reports.patch_maps.looking import Looker
 from models.engine import decode, plan, prefill
 from models.engine.prompt import Prompt, round_up
-from models.engine.relevance import only_asked
+from models.engine.relevance import without_unused_questions
 from models.engine.target import target_of
 
 _CODE = (  # what decides what is measured; tables and plot can change
     "experiments/comparison/cells.py",
     "experiments/comparison/measurer.py",
     "experiments/comparison/own_time.py",
-    "experiments/benchmark/floors.py",
-    "experiments/carve_maps",
+    "experiments/metrics/costs.py",
+    "experiments/reports/patch_maps",
 )
 
 
@@ -58,7 +58,7 @@ class Measurer:
 
     Raises:
       CommandError: the model is none that the scenes are for, or a method or budget does not exist.
-      Whatever `experiments.loading.load` raises.
+      Whatever `experiments.core.loading.load` raises.
     """
 
     def __init__(self, settings: Settings):
@@ -67,7 +67,7 @@ class Measurer:
         self._llava = self._checkpoint.llava
         if not self._llava.square:
             raise CommandError(f"{settings.model} sees an image as several tiles; compare is for models that see one")
-        self._choice = decode.Choice.of(self._llava.config)
+        self._decode_config = decode.DecodeConfig.of(self._llava.config)
         files = settings.files
         self._questions = settings.questions()
         self._encoder = (
@@ -76,7 +76,7 @@ class Measurer:
             else Encoder(self._checkpoint, conversation=files.conversation, border=files.border)
         )
         self._new_tokens = (files and files.max_new_tokens) or self._questions.max_new_tokens
-        self._room = round_up(self._new_tokens, decode.ROOM_BUCKET)
+        self._room = round_up(self._new_tokens, decode.DECODE_CAPACITY_BUCKET)
         first = self._first()
         check_request(self._llava, self._encoder([first], 1), self._new_tokens, times=settings.batch_size)
         self._length = self._prompt([first], 1).input_ids.shape[1]
@@ -101,7 +101,7 @@ class Measurer:
             "code_sha256": results.code_checksum(*_CODE),
             "image_aspect_ratio": self._checkpoint.image_aspect_ratio,
             "max_new_tokens": self._new_tokens,
-            "room": self._room,
+            "decode_capacity": self._room,
             **self._questions.identity(),
         }
 
@@ -125,7 +125,12 @@ class Measurer:
         cuts = plan.resolve(cell.cuts, prompt.visual_slots.shape[1], images=prompt.images)
         target = target_of(jax.local_devices()[0])
         lowered = prefill.prefill.lower(
-            self._llava, only_asked(prompt, cuts.cuts), np.uint32(0), plan=cuts, room=0, target=target
+            self._llava,
+            without_unused_questions(prompt, cuts.cuts),
+            np.uint32(0),
+            plan=cuts,
+            decode_capacity=0,
+            target=target,
         )
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(lowered.out_info.cache.layers))
         return {"xla_flops": (lowered.cost_analysis() or {}).get("flops"), "cache_bytes": held}
@@ -141,7 +146,7 @@ class Measurer:
           `indices` of the questions that could be asked, `errors` of the others by index; and `found` by cell, for each
           question that could be: what was `said`, the Kullback-Leibler divergence in nats of the next token's
           distribution from vanilla's (`kl`), whether the likeliest token is vanilla's (`same_first`), and for questions
-          of the gallery what became of the image's patches (`map`, see `experiments.carve_maps`; else None).
+          of the gallery what became of the image's patches (`map`, see `experiments.reports.patch_maps`; else None).
         """
         batch = self._batch(tuple(indices))
         asked = list(keys) if batch.asked else []
@@ -179,7 +184,9 @@ class Measurer:
         shown = [(batch.asked[row], samples[batch.asked[row]]) for row in rows]
         records = [self._looker.scene(sample, index) | {"ranks": {}} for index, sample in shown]
         ranked = {
-            cell.method: replay.Asked(cell.cuts[0]) for cell in self._grid.cells.values() if replay.has_ranks(cell.cuts)
+            cell.method: replay.Request(cell.cuts[0])
+            for cell in self._grid.cells.values()
+            if replay.has_ranks(cell.cuts)
         }
         if rows:  # ranks are the same at all budgets
             for name, (_, ranks) in replay.replay(self._llava, batch.prompt, batch.seed, ranked).items():
@@ -244,10 +251,14 @@ class Measurer:
         if cell.side is not None and prompt.pixel_values is not None:
             size = cell.side * self._llava.config.vision.patch_size
             prompt = dataclasses.replace(prompt, pixel_values=_reduced(prompt.pixel_values, size=size))
-        return jax.block_until_ready(self._llava.prefill(prompt, carve=cell.cuts, seed=seed, room=self._room))
+        return jax.block_until_ready(
+            self._llava.prefill(prompt, carve=cell.cuts, seed=seed, decode_capacity=self._room)
+        )
 
     def _say(self, prefilled: prefill.Prefilled, seed: int) -> list[str]:
-        tokens = decode.finish(self._llava, prefilled, seed, max_new_tokens=self._new_tokens, choice=self._choice)
+        tokens = decode.finish(
+            self._llava, prefilled, seed, max_new_tokens=self._new_tokens, decode_config=self._decode_config
+        )
         return self._checkpoint.decode(tokens)
 
 

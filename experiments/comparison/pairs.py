@@ -11,7 +11,7 @@ import os
 
 import jax
 
-from experiments.results import cores
+from experiments.core.results import cores
 
 
 def make_room() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.comparison.cells import REFERENCE
 from experiments.comparison.tables import quality
-from models.writing import replacing
+from models.io.writing import replacing
 
 _CONTROLS = ("random", "uniform", "pooling", "norm", "downsampled")
 _MARKERS = "osD^vPX<*"  # nine and twenty colours: no two methods look alike

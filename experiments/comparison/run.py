@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from experiments import html_report, results, workers
-from experiments.calls import Call
-from experiments.carve_maps import choosing, gallery
 from experiments.comparison import plot, tables
 from experiments.comparison.measurer import Measurer
 from experiments.comparison.settings import Settings
-from experiments.evaluation.questions import QuestionSet
-from experiments.loading import BUCKET
-from models.writing import own_folder
+from experiments.core import results, workers
+from experiments.core.calls import Call
+from experiments.core.loading import BUCKET
+from experiments.data.questions import QuestionSet
+from experiments.reports import html as html_report
+from experiments.reports.patch_maps import choosing, gallery
+from models.io.writing import own_folder
 
 CELLS = 8  # that are asked at a time: what an interruption costs, at most
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from experiments.evaluation.file_questions import questions_of
-from experiments.evaluation.questions import QuestionSet
-from experiments.evaluation.scene_questions import SceneQuestions
+from experiments.data.file_questions import questions_of
+from experiments.data.questions import QuestionSet
+from experiments.data.scene_questions import SceneQuestions
 from experiments.evaluation.settings import Run
 
 

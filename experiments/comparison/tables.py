@@ -10,8 +10,8 @@ from statistics import mean, median
 from typing import Any
 
 from experiments.comparison.cells import COMPUTE, COUNT, DOWNSAMPLED, GIVEN, REFERENCE
-from experiments.results import format_bytes, format_seconds, format_table, paired_difference
-from experiments.summary import BASELINE, share
+from experiments.core.results import format_bytes, format_seconds, format_table, paired_difference
+from experiments.metrics.summary import BASELINE, share
 
 _TITLES = {
     COUNT: "Equal count: {} visual tokens left",

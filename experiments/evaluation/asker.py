@@ -8,21 +8,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import loading, methods, results
-from experiments.benchmark import timing
-from experiments.carve_maps.looking import Looker
-from experiments.evaluation.questions import batches
-from experiments.evaluation.scene_questions import SceneQuestions
+from experiments.core import loading, methods, results
+from experiments.core.memory import check_request
+from experiments.core.schedules import by_text
+from experiments.data.questions import batches
+from experiments.data.scene_questions import SceneQuestions
 from experiments.evaluation.settings import Settings
-from experiments.memory import check_request
-from experiments.schedules import by_text
+from experiments.metrics import latency as timing
+from experiments.reports.patch_maps.looking import Looker
 from models.engine import decode, prefill
-from models.engine.decode import ROOM_BUCKET
+from models.engine.decode import DECODE_CAPACITY_BUCKET
 from models.engine.plan import Carve, parse
 from models.engine.prompt import round_up
 
 MAX_NEW_TOKENS = SceneQuestions.max_new_tokens
-ROOM = round_up(MAX_NEW_TOKENS, ROOM_BUCKET)  # what `generate` leaves in the cache
+DECODE_CAPACITY = round_up(MAX_NEW_TOKENS, DECODE_CAPACITY_BUCKET)  # what `generate` leaves in the cache
 
 
 class Asker:
@@ -36,7 +36,7 @@ class Asker:
 
     Raises:
       CommandError: the model is none that the scenes are for, or cannot be carved like that.
-      Whatever `experiments.loading.load` raises.
+      Whatever `experiments.core.loading.load` raises.
     """
 
     def __init__(self, settings: Settings):
@@ -102,7 +102,9 @@ class Asker:
         seed = self._seed(indices)
 
         def prefilled(carve: Carve) -> tuple[prefill.Prefilled, float]:
-            return timing.timed(lambda: self._llava.prefill(prompt, carve=carve, seed=seed, room=ROOM))
+            return timing.timed(
+                lambda: self._llava.prefill(prompt, carve=carve, seed=seed, decode_capacity=DECODE_CAPACITY)
+            )
 
         entry: dict[str, Any] = {}
         if timed and prompt.input_ids.shape not in self._warm:
@@ -119,8 +121,8 @@ class Asker:
 
     def _say(self, prefilled: prefill.Prefilled, seed: int) -> list[str]:
         """What follows; the prompt's cache is given away."""
-        choice = decode.Choice.of(self._llava.config)
-        tokens = decode.finish(self._llava, prefilled, seed, max_new_tokens=MAX_NEW_TOKENS, choice=choice)
+        decode_config = decode.DecodeConfig.of(self._llava.config)
+        tokens = decode.finish(self._llava, prefilled, seed, max_new_tokens=MAX_NEW_TOKENS, decode_config=decode_config)
         return self._checkpoint.decode(tokens)
 
     def _records(self, indices: Sequence[int], said: Mapping[str, list[str]]) -> list[dict[str, Any]]:
@@ -153,8 +155,8 @@ class Asker:
           chosen: the questions.
 
         Returns:
-          A record per question for the gallery of results.json (`experiments.carve_maps`), and its image as the tower
-          sees it, uint8 [height, width, 3].
+          A record per question for the gallery of results.json (`experiments.reports.patch_maps`), and its image as the
+          tower sees it, uint8 [height, width, 3].
         """
         looker, depth = Looker(self._llava), self._llava.config.text.num_layers
         schedules = {name: parse(carve, num_layers=depth) for name, carve in self.methods.items()}
@@ -169,7 +171,7 @@ class Asker:
                 images[index] = seen[row]
                 records[index] = looker.scene(self._questions.sample(index), index)
                 records[index] |= {"maps": [], "ranks": {}}
-            found = looker.look(schedules, inputs, seed=self._seed(part), rows=places, room=ROOM)
+            found = looker.look(schedules, inputs, seed=self._seed(part), rows=places, decode_capacity=DECODE_CAPACITY)
             for name, (maps, ranks) in found.items():
                 answered, _ = methods.visual_tokens(self._llava, self.methods[name])
                 for number, index in enumerate(own):

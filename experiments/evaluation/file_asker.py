@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.evaluation.ahead import Ahead
-from experiments.evaluation.encoder import Encoder, Ready
-from experiments.evaluation.file_questions import questions_of
+from experiments.core.loading import load_without_weights
+from experiments.data.ahead import Ahead
+from experiments.data.encoder import Encoder, Ready
+from experiments.data.file_questions import questions_of
 from experiments.evaluation.question_asker import QuestionAsker
 from experiments.evaluation.settings import Files, Settings
-from experiments.loading import load_without_weights
 
 
 class FileAsker(QuestionAsker):
@@ -24,7 +24,7 @@ class FileAsker(QuestionAsker):
 
     Raises:
       CommandError: the file cannot be read; or see `QuestionAsker`.
-      Whatever `experiments.loading.load` raises.
+      Whatever `experiments.core.loading.load` raises.
     """
 
     def __init__(self, settings: Settings):

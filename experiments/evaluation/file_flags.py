@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import cli, preprocessing
-from experiments.cli import CommandError
-from experiments.evaluation.encoder import CONVERSATIONS
+from experiments.core import cli
+from experiments.core.cli import CommandError
+from experiments.data import preprocessing
+from experiments.data.encoder import CONVERSATIONS
 from experiments.evaluation.settings import Files
 
 

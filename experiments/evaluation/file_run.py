@@ -16,18 +16,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments import html_report, results, workers
-from experiments.calls import Call
-from experiments.cli import CommandError
-from experiments.evaluation.ahead import MOST
+from experiments.core import results, workers
+from experiments.core.calls import Call
+from experiments.core.cli import CommandError
+from experiments.core.results import format_seconds, format_table
+from experiments.data.ahead import MAX_PROCESSES
+from experiments.data.file_questions import FileQuestions, questions_of
 from experiments.evaluation.file_asker import FileAsker
-from experiments.evaluation.file_questions import FileQuestions, questions_of
 from experiments.evaluation.settings import Files, Settings
-from experiments.results import format_seconds, format_table
-from experiments.summary import BASELINE, share
-from models.writing import own_folder
+from experiments.metrics.summary import BASELINE, share
+from experiments.reports import html as html_report
+from models.io.writing import own_folder
 
-WORTH = 16  # batches of a worker, below which starting a process that reads them takes longer than it saves
+MIN_BATCHES = 16  # batches of a worker, below which starting a process that reads them takes longer than it saves
 
 
 def evaluate(settings: Settings, *, command: Sequence[str]) -> tuple[str, int]:
@@ -146,9 +147,12 @@ def ask_all(
 def calls(parts: Sequence[Sequence[int]], known: Collection[int], count: int) -> list[Call]:
     """One for each batch that is not known, with those that the same of `count` workers is likely to get next."""
     todo = [(number, part) for number, part in enumerate(parts) if not set(part) <= set(known)]
-    many = len(todo) >= WORTH * count
+    many = len(todo) >= MIN_BATCHES * count
     return [
-        Call(number, methodcaller("ask", part, [one for _, one in todo[at + count :: count][:MOST]] if many else ()))
+        Call(
+            number,
+            methodcaller("ask", part, [one for _, one in todo[at + count :: count][:MAX_PROCESSES]] if many else ()),
+        )
         for at, (number, part) in enumerate(todo)
     ]
 

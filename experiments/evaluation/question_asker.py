@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import methods, results, schedules
-from experiments.cli import CommandError
-from experiments.evaluation import likelihood
-from experiments.evaluation.encoder import Encoder, Ready
-from experiments.evaluation.questions import Readable, Sample
+from experiments.core import methods, results, schedules
+from experiments.core.cli import CommandError
+from experiments.core.loading import Inputs
+from experiments.core.memory import check_request
+from experiments.data.encoder import Encoder, Ready
+from experiments.data.questions import Readable, Sample
 from experiments.evaluation.settings import Asking, Settings
-from experiments.loading import Inputs
-from experiments.memory import check_request
+from experiments.metrics import likelihood
 from models.engine.plan import Carve, Schedule, parse
 from tokencarve_jax import plan
 
@@ -38,7 +38,7 @@ class QuestionAsker:
 
     Raises:
       CommandError: the model cannot be carved like that, or its images not be brought to a square like that.
-      Whatever `experiments.loading.load` raises.
+      Whatever `experiments.core.loading.load` raises.
     """
 
     def __init__(self, settings: Settings, asking: Asking, *, max_new_tokens: int):
@@ -106,7 +106,7 @@ class QuestionAsker:
 
         return self._each(ready, indices, only, say)
 
-    def weigh(
+    def loglikelihoods(
         self, questions: Readable, indices: Sequence[int], *, continuations: Sequence[str], only: Collection[str] | None
     ) -> list[dict[str, Any]]:
         """How well one batch's given answers follow.
@@ -128,7 +128,7 @@ class QuestionAsker:
         }
 
         def judge(inputs: Inputs, indices: Sequence[int], carve: Carve) -> list[tuple[float, bool]]:
-            return likelihood.weigh(
+            return likelihood.loglikelihoods(
                 self._llava, inputs, [answers[index] for index in indices], carve=carve, seed=self._seed(indices)
             )
 

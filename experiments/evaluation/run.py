@@ -11,15 +11,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments import html_report, results, summary, workers
-from experiments.calls import Call
-from experiments.carve_maps import choosing, gallery
-from experiments.evaluation.asker import MAX_NEW_TOKENS, ROOM, Asker
-from experiments.evaluation.questions import batches
-from experiments.evaluation.scene_questions import SceneQuestions
+from experiments.core import results, workers
+from experiments.core.calls import Call
+from experiments.data.questions import batches
+from experiments.data.scene_questions import SceneQuestions
+from experiments.data.scenes import FAMILIES
+from experiments.evaluation.asker import DECODE_CAPACITY, MAX_NEW_TOKENS, Asker
 from experiments.evaluation.settings import Settings
-from experiments.scenes import FAMILIES
-from models.writing import own_folder
+from experiments.metrics import summary
+from experiments.reports import html as html_report
+from experiments.reports.patch_maps import choosing, gallery
+from models.io.writing import own_folder
 
 TIMED_BATCHES = 20  # prefill is measured on so many of the first worker's batches
 
@@ -57,7 +59,7 @@ def _evaluate(settings: Settings, pool: workers.Pool, command: Sequence[str]) ->
         "batch_size": settings.batch_size,
         "seed": settings.seed,
         "max_new_tokens": MAX_NEW_TOKENS,
-        "room": ROOM,
+        "decode_capacity": DECODE_CAPACITY,
         "workers": pool.count,
         "machine": workers.ask_first(pool, "machine"),
         **facts,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from experiments import cli, schedules, workers
-from experiments.carve_maps import choosing
+from experiments.core import cli, schedules, workers
 from experiments.evaluation import file_flags
+from experiments.reports.patch_maps import choosing
 
 SCENES = 300
 

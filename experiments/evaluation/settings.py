@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from experiments.carve_maps import choosing
-from experiments.loading import Checkpoint, load
-from experiments.memory import Request
+from experiments.core.loading import Checkpoint, load
+from experiments.core.memory import Request
+from experiments.reports.patch_maps import choosing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,9 +15,9 @@ class Asking:
     """How the questions of a benchmark are put to a model; the defaults are LLaVA-1.5's.
 
     Attributes:
-      image_aspect_ratio: see `experiments.preprocessing`.
+      image_aspect_ratio: see `experiments.data.preprocessing`.
       border: what becomes of visual tokens that show padding alone: "keep", "last" or "drop".
-      conversation: a name of `experiments.evaluation.encoder.CONVERSATIONS`.
+      conversation: a name of `experiments.data.encoder.CONVERSATIONS`.
       max_new_tokens: of an answer; None is what LLaVA's script for such questions says.
     """
 
@@ -32,7 +32,7 @@ class Files(Asking):
     """Questions of a file, in place of those about scenes.
 
     Attributes:
-      questions: the file, see `experiments.evaluation.formats`.
+      questions: the file, see `experiments.data.formats`.
       images: folder that its images are in; None where it holds them.
       answers: where answers go: one file per method, its name before the ending; None where nobody writes them.
       limit: the first so many rows alone; None means all.
@@ -59,7 +59,7 @@ class Run:
       revision: of the model on the hub.
       clip: what tells relevance to the question, as `model`; None for nothing.
       clip_revision: of that on the hub.
-      schedules: cuts as their texts, see `experiments.schedules`: each schedule is one more method.
+      schedules: cuts as their texts, see `experiments.core.schedules`: each schedule is one more method.
       restart: forget what `out` holds of an earlier run.
       workers: how many share the questions.
       ray_address: of a Ray cluster; None stays on this machine.
@@ -87,7 +87,7 @@ class Run:
     report: bool = True
 
     def load(self, asking: Asking | None = None) -> Checkpoint:
-        """The model with its processor, and the CLIP; see `experiments.loading.load`.
+        """The model with its processor, and the CLIP; see `experiments.core.loading.load`.
 
         Args:
           asking: how questions are put; None is that of `files`, or the checkpoint's own way without them.

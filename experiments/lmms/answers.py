@@ -9,8 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments import results, workers
-from experiments.calls import Call
+from experiments.core import results, workers
+from experiments.core.calls import Call
 from experiments.lmms.requests import Read, Request, batches
 
 _WINDOW = 16  # batches for each worker that are read ahead of their answers where there are several
@@ -87,4 +87,4 @@ class Answers:
         if first.continuation is None:
             return methodcaller("answer", read, part, max_new_tokens=first.max_new_tokens, only=names)
         continuations = [requests[number].continuation for number in part]
-        return methodcaller("weigh", read, part, continuations=continuations, only=names)
+        return methodcaller("loglikelihoods", read, part, continuations=continuations, only=names)

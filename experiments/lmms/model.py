@@ -24,18 +24,18 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from experiments import results, workers
-from experiments.cli import CommandError, one_line
-from experiments.evaluation.formats import SHORT
+from experiments.core import results, workers
+from experiments.core.cli import CommandError, one_line
+from experiments.data.formats import SHORT
 from experiments.evaluation.question_asker import QuestionAsker
 from experiments.evaluation.settings import Asking, Settings
 from experiments.lmms import model_args
 from experiments.lmms.answers import Answers
 from experiments.lmms.requests import Request, options
-from models import compiled
-from models.checkpoint.table import CheckpointError
+from models import compile_cache as compiled
 from models.config import ConfigError
-from models.writing import own_folder
+from models.io.table import CheckpointError
+from models.io.writing import own_folder
 
 
 class Speaker(lmms):

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import cli, preprocessing
-from experiments.cli import CommandError
-from experiments.evaluation.encoder import CONVERSATIONS
+from experiments.core import cli
+from experiments.core.cli import CommandError
+from experiments.data import preprocessing
+from experiments.data.encoder import CONVERSATIONS
 from experiments.evaluation.settings import Asking, Settings
-from experiments.summary import BASELINE
+from experiments.metrics.summary import BASELINE
 from models.cli import DTYPES
 
 INFORMATION = {"default": "tokencarve", "svd": "tokencarve-svd", "norm": "tokencarve-norm"}
@@ -40,7 +41,7 @@ def read(given: Mapping[str, Any]) -> ModelArgs:
 
     Args:
       given: `pretrained` (a folder or an id on the hub), `revision`, `dtype`, `batch_size`, `seed`; `keep` with
-        `method` (and `information` for TokenCarve), or `schedule`, cuts as `experiments.schedules` reads them with
+        `method` (and `information` for TokenCarve), or `schedule`, cuts as `experiments.core.schedules` reads them with
         spaces between them (in quotes where they have commas); without any of these nothing is carved;
         `image_aspect_ratio`, `border`, `conversation`, `max_new_tokens` (where a task has none);
         `journal`, a folder for answers (default: results/lmms-eval), and `restart`.

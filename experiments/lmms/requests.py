@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import Image
 
-from experiments.cli import CommandError, one_line
-from experiments.evaluation import images
-from experiments.evaluation.formats import SHORT
-from experiments.evaluation.questions import Sample, alike
+from experiments.core.cli import CommandError, one_line
+from experiments.data import question_images as images
+from experiments.data.formats import SHORT
+from experiments.data.questions import Sample, alike
 
 DEFAULT_UNTIL = ("\n\n",)
 """What lmms-eval says where a task says nothing: no task's own wish, and it would cut long answers."""
@@ -106,7 +106,7 @@ class Read:
         return cls(found)
 
     def sample(self, index: int) -> Sample:
-        """See `experiments.evaluation.questions.Readable`."""
+        """See `experiments.data.questions.Readable`."""
         found = self._found[index]
         if isinstance(found, str):
             raise CommandError(found)

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from experiments.scenes import GRID
+from experiments.data.scenes import GRID
 from experiments.training.pool import IGNORE
-from models.decoders.llama import Decoder
 from models.engine.loop import Flow, run_layers
 from models.families.llava import Projector
+from models.nn.llama import Decoder
 
 
 class Answerer(nnx.Module):

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from experiments import processes
-from experiments.results import cores
-from experiments.scenes import GRID, PATCH, Labels, SceneConfig, SceneObject, make_scene
-from experiments.scenes.questions import ask
-from experiments.tiny_processor import PROMPT, build_tokenizer
+from experiments.core import processes
+from experiments.core.results import cores
+from experiments.data.scenes import GRID, PATCH, Labels, SceneConfig, SceneObject, make_scene
+from experiments.data.scenes.questions import ask
+from experiments.data.tiny_processor import PROMPT, build_tokenizer
 
 NUM_PATCHES = GRID * GRID
 IGNORE = -1  # marks tokens that no loss is taken on
@@ -25,7 +25,7 @@ HINTS = 2  # questions per image that are replaced by hints
 
 
 def flatten_patches(image: np.ndarray) -> np.ndarray:
-    """uint8 [336, 336, 3] -> [576, 3 * 14 * 14], the order of `models.towers.clip.patchify`."""
+    """uint8 [336, 336, 3] -> [576, 3 * 14 * 14], the order of `models.nn.clip.patchify`."""
     grid = image.reshape(GRID, PATCH, GRID, PATCH, 3)
     return grid.transpose(0, 2, 4, 1, 3).reshape(NUM_PATCHES, -1)
 
@@ -42,7 +42,7 @@ class Pool:
 
     Attributes:
       patches: uint8 [P, N, 588], read from disk as needed.
-      labels: int8 [P, 6, N], the fields of `experiments.scenes.Labels` in order.
+      labels: int8 [P, 6, N], the fields of `experiments.data.scenes.Labels` in order.
       objects: what stands in each scene; questions are made from it afresh.
     """
 

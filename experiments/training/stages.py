@@ -15,7 +15,7 @@ import optax
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
-from experiments.results import OtherRunError, differing, write_text
+from experiments.core.results import OtherRunError, differing, write_text
 from experiments.training.pool import NUM_PATCHES
 
 SAVE_EVERY = 100  # steps

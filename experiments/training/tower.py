@@ -16,8 +16,8 @@ import optax
 from flax import nnx
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from experiments.scenes import COLOURS, GRID, LABEL_CLASSES, SHAPES, Labels
-from models.towers.clip import ClipVisionTower
+from experiments.data.scenes import COLOURS, GRID, LABEL_CLASSES, SHAPES, Labels
+from models.nn.clip import ClipVisionTower
 
 PAIRS = len(COLOURS) * len(SHAPES)
 

@@ -19,7 +19,7 @@ from tokencarve_jax.tokens import rows
 _WHOLE = ("key", "projector")  # the same for all images
 
 
-def tell(
+def gather_evidence(
     cut: Cut,
     hidden: jax.Array,
     sequence: Sequence,
@@ -68,7 +68,7 @@ def apply(
     Returns:
       [B, S', D], the shorter sequence, [B, S'] which slots are left, and what the cut did.
     """
-    tokens, told = tell(cut, hidden, sequence, known, images=images)
+    tokens, told = gather_evidence(cut, hidden, sequence, known, images=images)
     left = cut.compressor(tokens, keep=int(cut.keep), **told)
     values, sizes, record = left.tokens.values, left.tokens.sizes, CutRecord(left.indices, left.assignment)
     batch, parts = len(hidden), 1

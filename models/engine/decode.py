@@ -14,17 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.decoders.llama import Decoder
 from models.engine.cache import Cache, KeyValue, Segment
 from models.engine.loop import Flow, run_layers
 from models.engine.prefill import Prefilled
 from models.engine.prompt import round_up
 from models.engine.sampling import GREEDY, Sampling, choose
 from models.engine.sharding import by_batch
-from models.layers.attention import attend_cached, by_head, log_sizes, seen_by_one
-from models.layers.rotary import Rotation
+from models.nn.attention import attend_cached, by_head, log_sizes, seen_by_one
+from models.nn.llama import Decoder
+from models.nn.rotary import Rotation
 
-ROOM_BUCKET = 32  # the cache's room for new tokens is rounded up to a multiple of this
+DECODE_CAPACITY_BUCKET = 32  # the cache's room for new tokens is rounded up to a multiple of this
 
 
 class _Step(Flow):
@@ -52,13 +52,13 @@ class _Step(Flow):
         """Attention to the layer's cache, with the new token in it."""
         number = self.cache.segment_of[index]
         segment, (keys, values) = self.cache.segments[number], self.cache.layers[index]
-        key, value = (by_head(x, room=0, merge=keys.ndim == 3) for x in (key, value))
+        key, value = (by_head(x, decode_capacity=0, merge=keys.ndim == 3) for x in (key, value))
         keys = jax.lax.dynamic_update_slice_in_dim(keys, key, segment.slot, axis=-2)
         values = jax.lax.dynamic_update_slice_in_dim(values, value, segment.slot, axis=-2)
         self.layers.append((keys, values))
         return attend_cached(query, keys, values, mask=self.masks[number], bias=log_sizes(segment.sizes))
 
-    def leave(self, index: int, added: jax.Array, hidden: jax.Array) -> jax.Array:
+    def after_layer(self, index: int, added: jax.Array, hidden: jax.Array) -> jax.Array:
         """[B, 1, D]."""
         del index, added
         return by_batch(hidden, self.mesh)
@@ -101,7 +101,7 @@ class Generating:
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class DecodeConfig:
     """What the loop does with logits; hashable, static.
 
     Attributes:
@@ -115,7 +115,7 @@ class Choice:
     pad_token_id: int
 
     @classmethod
-    def of(cls, config: Any, sampling: Sampling = GREEDY) -> Choice:
+    def of(cls, config: Any, sampling: Sampling = GREEDY) -> DecodeConfig:
         """As a model's configuration has it."""
         return cls(sampling, config.eos_token_ids, config.pad_token_id)
 
@@ -127,35 +127,39 @@ class Choice:
         return token, ended | (token[:, None] == stops).any(1), key
 
 
-@functools.partial(jax.jit, static_argnames=("choice",))
-def first_token(logits: jax.Array, seed: jax.Array, *, choice: Choice) -> tuple[jax.Array, jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames=("decode_config",))
+def first_token(
+    logits: jax.Array, seed: jax.Array, *, decode_config: DecodeConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Choose the token after the prompt [B]; also which rows have ended [B], and the key to go on with."""
-    return choice(logits, jnp.zeros(logits.shape[0], bool), jax.random.key(seed))
+    return decode_config(logits, jnp.zeros(logits.shape[0], bool), jax.random.key(seed))
 
 
-def begin(prefilled: Prefilled, seed: int, *, choice: Choice) -> Generating:
+def begin(prefilled: Prefilled, seed: int, *, decode_config: DecodeConfig) -> Generating:
     """Choose the token after the prompt.
 
     Args:
       prefilled: the prompt.
       seed: of sampling.
-      choice: how tokens are chosen.
+      decode_config: how tokens are chosen.
 
     Returns:
       The state that `continued` goes on from. It has the prompt's cache, which is given away there.
     """
-    return Generating(prefilled.cache, *first_token(prefilled.logits, np.uint32(seed), choice=choice))
+    return Generating(prefilled.cache, *first_token(prefilled.logits, np.uint32(seed), decode_config=decode_config))
 
 
-def finish(model: Any, prefilled: Prefilled, seed: int, *, max_new_tokens: int, choice: Choice) -> np.ndarray:
+def finish(
+    model: Any, prefilled: Prefilled, seed: int, *, max_new_tokens: int, decode_config: DecodeConfig
+) -> np.ndarray:
     """All new tokens [B, <= max_new_tokens] int32, at once; arguments are those of `begin` and `continued`."""
-    state = begin(prefilled, seed, choice=choice)
-    chunks = continued(model, state, max_new_tokens=max_new_tokens, choice=choice, chunk=max_new_tokens)
+    state = begin(prefilled, seed, decode_config=decode_config)
+    chunks = continued(model, state, max_new_tokens=max_new_tokens, decode_config=decode_config, chunk=max_new_tokens)
     return np.concatenate(list(chunks), axis=1)
 
 
 def continued(
-    model: Any, state: Generating, *, max_new_tokens: int, choice: Choice, chunk: int
+    model: Any, state: Generating, *, max_new_tokens: int, decode_config: DecodeConfig, chunk: int
 ) -> Iterator[np.ndarray]:
     """New tokens as they come: the first alone, then `chunk` at a time, until every row has ended.
 
@@ -163,9 +167,9 @@ def continued(
 
     Args:
       model: the model.
-      state: from `begin`; given away. Its cache needs room for `max_new_tokens`, rounded up to `ROOM_BUCKET`.
+      state: from `begin`; given away. Its cache holds `max_new_tokens` more, rounded up to `DECODE_CAPACITY_BUCKET`.
       max_new_tokens: in all.
-      choice: as in `begin`.
+      decode_config: as in `begin`.
       chunk: tokens between two looks of the host at the device.
 
     Yields:
@@ -174,15 +178,15 @@ def continued(
     yield np.asarray(state.token)[:, None]
     left = max_new_tokens - 1
     while left and not np.asarray(state.ended).all():
-        limit, size = min(left, chunk), round_up(min(left, chunk), ROOM_BUCKET)
-        out, written, state = decode(model, state, np.int32(limit), size=size, choice=choice)
+        limit, size = min(left, chunk), round_up(min(left, chunk), DECODE_CAPACITY_BUCKET)
+        out, written, state = decode(model, state, np.int32(limit), size=size, decode_config=decode_config)
         yield np.asarray(out)[:, : int(written)]
         left -= limit
 
 
-@functools.partial(jax.jit, static_argnames=("size", "choice"), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("size", "decode_config"), donate_argnames=("state",))
 def decode(
-    model: Any, state: Generating, limit: jax.Array, *, size: int, choice: Choice
+    model: Any, state: Generating, limit: jax.Array, *, size: int, decode_config: DecodeConfig
 ) -> tuple[jax.Array, jax.Array, Generating]:
     """Decode until every row has ended or `limit` tokens are out, in one loop on the device.
 
@@ -191,13 +195,13 @@ def decode(
       state: where decoding stands; donated. Its cache needs `limit` free slots.
       limit: int32 scalar, at most `size`.
       size: width of the result. Static.
-      choice: how tokens are chosen. Static.
+      decode_config: how tokens are chosen. Static.
 
     Returns:
       The tokens after `state.token` [B, size] int32, how many columns were written (int32 scalar), and the state
       to go on from.
     """
-    out = jnp.full((state.token.shape[0], size), choice.pad_token_id, jnp.int32)
+    out = jnp.full((state.token.shape[0], size), decode_config.pad_token_id, jnp.int32)
 
     def more(carry: tuple[Generating, jax.Array, jax.Array]) -> jax.Array:
         state, _, written = carry
@@ -206,7 +210,7 @@ def decode(
     def step(carry: tuple[Generating, jax.Array, jax.Array]) -> tuple[Generating, jax.Array, jax.Array]:
         state, out, written = carry
         logits, cache = decode_step(model, state.cache, state.token)
-        state = Generating(cache, *choice(logits, state.ended, state.key))
+        state = Generating(cache, *decode_config(logits, state.ended, state.key))
         out = jax.lax.dynamic_update_slice_in_dim(out, state.token[:, None], written, axis=1)
         return state, out, written + 1
 
@@ -215,7 +219,7 @@ def decode(
 
 
 @jax.jit
-def follow(model: Any, prefilled: Prefilled, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+def loglikelihood(model: Any, prefilled: Prefilled, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     """How likely given continuations of the prompts are, token by token over the cache.
 
     Args:

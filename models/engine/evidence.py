@@ -13,16 +13,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from models.decoders.llama import Decoder, DecoderLayer
 from models.engine.plan import Cut
 from models.engine.relevance import FEATURES
 from models.engine.sequence import Sequence
+from models.nn.llama import Decoder, DecoderLayer
 from tokencarve_jax import last_query_attention
 from tokencarve_jax.tokens import rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Passed:
+class LayerTrace:
     """What the decoder layer before a cut did.
 
     Attributes:
@@ -56,7 +56,7 @@ def of_text(sequence: Sequence) -> dict[str, Callable[[], Any]]:
 
 
 def of_layers(
-    sequence: Sequence, hidden: jax.Array, passed: Passed, behind: DecoderLayer, decoder: Decoder
+    sequence: Sequence, hidden: jax.Array, passed: LayerTrace, behind: DecoderLayer, decoder: Decoder
 ) -> dict[str, Callable[[], Any]]:
     """What the layers around a cut have to say.
 

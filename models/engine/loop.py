@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import jax
 
-from models.decoders.llama import Decoder, DecoderLayer
-from models.layers.attention import attend, window_mask
-from models.layers.rotary import Rotation
+from models.nn.attention import attend, window_mask
+from models.nn.llama import Decoder, DecoderLayer
+from models.nn.rotary import Rotation
 
 
 class Flow:
@@ -33,7 +33,7 @@ class Flow:
         self.at = self.decoder.rotation(positions)
         self.mask = window_mask(positions, lengths, self.decoder.config.sliding_window)
 
-    def enter(self, index: int, hidden: jax.Array) -> jax.Array:
+    def before_layer(self, index: int, hidden: jax.Array) -> jax.Array:
         """[B, S, D] that goes into a layer; a cut shortens it here."""
         del index
         return hidden
@@ -43,7 +43,7 @@ class Flow:
         del index
         return self.at
 
-    def asking(self, index: int, hidden: jax.Array) -> tuple[jax.Array, Rotation]:
+    def query_tokens(self, index: int, hidden: jax.Array) -> tuple[jax.Array, Rotation]:
         """The tokens whose output a layer computes: all of them."""
         return hidden, self.rotation(index)
 
@@ -52,7 +52,7 @@ class Flow:
         del index
         return attend(query, key, value, mask=self.mask, causal=True, kernel=self.kernel)
 
-    def leave(self, index: int, added: jax.Array, hidden: jax.Array) -> jax.Array:
+    def after_layer(self, index: int, added: jax.Array, hidden: jax.Array) -> jax.Array:
         """[B, S, D] that comes out of a layer; `added` is what its attention added."""
         del index, added
         return hidden
@@ -70,9 +70,9 @@ def run_layers(layers: list[DecoderLayer], hidden: jax.Array, flow: Flow) -> jax
       [B, S', D], before the final norm; S' as the flow leaves it.
     """
     for index, layer in enumerate(layers):
-        hidden = flow.enter(index, hidden)
+        hidden = flow.before_layer(index, hidden)
         key, value = layer.key_value(hidden, flow.rotation(index))
-        asking, at = flow.asking(index, hidden)
-        added = layer.self_attn.o_proj(flow.attend(index, layer.query(asking, at), key, value))
-        hidden = flow.leave(index, added, layer.finish(asking, added))
+        query_tokens, at = flow.query_tokens(index, hidden)
+        added = layer.self_attn.o_proj(flow.attend(index, layer.query(query_tokens, at), key, value))
+        hidden = flow.after_layer(index, added, layer.finish(query_tokens, added))
     return hidden

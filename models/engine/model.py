@@ -16,18 +16,19 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from models.checkpoint import hashes, hub
-from models.checkpoint.table import Table, abstract_model, load_weights
 from models.config import ConfigError, read_hf_config
-from models.decoders.llama import Decoder
 from models.engine import decode, plan, prefill
 from models.engine.loop import Flow, run_layers
+from models.engine.prefill import Prefilled
 from models.engine.prompt import BUCKET, Prompt, pack_order, round_up, within_context
-from models.engine.relevance import Asked, attach, only_asked
+from models.engine.relevance import QuestionEmbeddings, attach, without_unused_questions
 from models.engine.sampling import GREEDY, Sampling
 from models.engine.sharding import auto_mesh, place_batch, weight_sharding
 from models.engine.target import CPU, Target, target_of
-from models.engine.visual import Reading, Visual
+from models.engine.visual import TowerRequest, Visual
+from models.io import hashes, hub
+from models.io.table import Table, abstract_model, load_weights
+from models.nn.llama import Decoder
 
 
 @functools.partial(jax.jit, static_argnames=("target",))
@@ -69,7 +70,7 @@ class VisionLanguageModel(nnx.Module):
         """How the keys of checkpoints map to the model's weights."""
         raise TypeError(f"there is no table for {config!r}")
 
-    def visual(self, pixel_values: jax.Array, reading: Reading, key: jax.Array | None = None) -> Visual:
+    def visual(self, pixel_values: jax.Array, reading: TowerRequest, key: jax.Array | None = None) -> Visual:
         """Visual tokens of images, and what compressors ask for, see `Visual`."""
         raise TypeError(f"{type(self).__name__} sees no images")
 
@@ -123,7 +124,7 @@ class VisionLanguageModel(nnx.Module):
           FileNotFoundError: neither a folder nor a model id that the hub has.
           ValueError: a mesh with another axis.
         """
-        from models.checkpoint import orbax  # here, because it takes a second that `--help` should not wait for
+        from models.io import orbax  # here, because it takes a second that `--help` should not wait for
 
         folder = hub.find_checkpoint(source, revision=revision)
         if verify:
@@ -145,7 +146,7 @@ class VisionLanguageModel(nnx.Module):
         pixel_values: Any = None,
         attention_mask: Any = None,
         *,
-        relevance: Asked | None = None,
+        relevance: QuestionEmbeddings | None = None,
         per_image: bool = False,
         bucket: int = BUCKET,
         **inputs: Any,
@@ -257,17 +258,20 @@ class VisionLanguageModel(nnx.Module):
         """
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 1")
-        choice = decode.Choice.of(self.config, sampling)
+        decoding = decode.DecodeConfig.of(self.config, sampling)
         cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
         inputs["per_image"] = plan.has_budgets_per_image(cuts)
         prompt = self.prompt(input_ids, pixel_values, attention_mask, **inputs)
-        prefilled = self.prefill(prompt, carve=cuts, seed=seed, room=round_up(max_new_tokens, decode.ROOM_BUCKET))
-        state = decode.begin(prefilled, seed, choice=choice)
-        said = decode.continued(self, state, max_new_tokens=max_new_tokens, choice=choice, chunk=chunk)
+        capacity = round_up(max_new_tokens, decode.DECODE_CAPACITY_BUCKET)
+        prefilled = self.prefill(prompt, carve=cuts, seed=seed, decode_capacity=capacity)
+        state = decode.begin(prefilled, seed, decode_config=decoding)
+        tokens = decode.continued(self, state, max_new_tokens=max_new_tokens, decode_config=decoding, chunk=chunk)
         del prefilled, state  # decoding is given the cache
-        yield from said
+        yield from tokens
 
-    def prefill(self, prompt: Prompt, *, carve: plan.Carve = None, seed: int = 0, room: int = 0) -> prefill.Prefilled:
+    def prefill(
+        self, prompt: Prompt, *, carve: plan.Carve = None, seed: int = 0, decode_capacity: int = 0
+    ) -> Prefilled:
         """First half of `generate`: see `models.engine.prefill.prefill`. `carve` as for `generate`.
 
         A fraction is of N, the visual tokens of the row that has most. For LLaVA-NeXT, whose images bring any number,
@@ -278,8 +282,8 @@ class VisionLanguageModel(nnx.Module):
         """
         cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
         resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
-        prompt = only_asked(prompt, cuts)
-        return prefill.prefill(self, prompt, np.uint32(seed), plan=resolved, room=room, target=self._target())
+        options = {"plan": resolved, "decode_capacity": decode_capacity, "target": self._target()}
+        return prefill.prefill(self, without_unused_questions(prompt, cuts), np.uint32(seed), **options)
 
     def _target(self) -> Target:
         """That of the device with the weights; blocks of attention, which run anywhere, where there are none yet."""

@@ -29,9 +29,9 @@ from models.engine.relevance import FEATURES
 from models.engine.sequence import CutRecord, Sequence, Survivors
 from models.engine.sharding import by_batch
 from models.engine.target import Target
-from models.engine.visual import Reading, Visual, projection
-from models.layers.attention import attend, by_head, log_sizes
-from models.layers.rotary import Rotation
+from models.engine.visual import TowerRequest, Visual, projection
+from models.nn.attention import attend, by_head, log_sizes
+from models.nn.rotary import Rotation
 from tokencarve_jax.tokens import rows
 
 
@@ -88,7 +88,7 @@ def embed(
         return hidden, sequence, ()
     cut = plan.at(TOWER)
     reads = {*plan.reads(), *([] if sequence.asked is None else [FEATURES])}
-    visual = model.visual(prompt.pixel_values, Reading(tuple(sorted(reads)), cut, kernel), key)
+    visual = model.visual(prompt.pixel_values, TowerRequest(tuple(sorted(reads)), cut, kernel), key)
     if cut is not None:
         if prompt.border is not None or not prompt.whole:
             raise ValueError(
@@ -124,7 +124,7 @@ def _spread(
     return by_batch(hidden, mesh), sequence, (record,)
 
 
-class _Stretch:
+class SegmentBuilder:
     """The layers between two cuts, and what their caches' slots stand for."""
 
     def __init__(self, sequence: Sequence):
@@ -144,9 +144,9 @@ class _Stretch:
         self.sizes = None if self.sizes is None else rows(self.sizes, here)
         self.here = None
 
-    def segment(self, room: int) -> Segment:
-        """With `room` slots for new tokens."""
-        grow, slots = [(0, 0), (0, room)], self.valid.shape[1]
+    def segment(self, decode_capacity: int) -> Segment:
+        """With `decode_capacity` slots for new tokens."""
+        grow, slots = [(0, 0), (0, decode_capacity)], self.valid.shape[1]
         return Segment(
             valid=jnp.pad(self.valid, grow),
             positions=jnp.pad(self.positions, [*grow, (0, 0)]),
@@ -162,9 +162,9 @@ class Prefill(Flow):
     def __init__(self, model: Any, hidden: jax.Array, sequence: Sequence, plan: Plan, kernel: str, key: jax.Array):
         self.model, self.plan, self.key = model, plan, key
         self.sequence, self.records = sequence, list[CutRecord]()
-        self.stretches = [_Stretch(sequence)]
+        self.builders = [SegmentBuilder(sequence)]
         self.entered = hidden
-        self.passed: evidence.Passed | None = None
+        self.passed: evidence.LayerTrace | None = None
         super().__init__(model.decoder, sequence.positions, sequence.lengths, kernel=kernel)
         self.bias = log_sizes(sequence.slot_sizes)
 
@@ -182,23 +182,23 @@ class Prefill(Flow):
         known = self.known(cut, index, hidden)
         hidden, shorter, kept, record = cuts.apply(cut, hidden, self.sequence, known, images=self.plan.images)
         self.records.append(record)
-        for stretch in self.stretches:
+        for stretch in self.builders:
             stretch.cut(kept, full=cut.earlier == "full")
         # Gathered to the same positions, the layers so far and those to come have slots that stand for the same.
         if cut.earlier == "full" or cut.moves or shorter.weighed:
-            self.stretches.append(_Stretch(shorter))
+            self.builders.append(SegmentBuilder(shorter))
         self.sequence = shorter
         self.place(shorter.positions, shorter.lengths)
         self.bias = log_sizes(shorter.slot_sizes)
         return hidden
 
-    def enter(self, index: int, hidden: jax.Array) -> jax.Array:
+    def before_layer(self, index: int, hidden: jax.Array) -> jax.Array:
         """[B, S, D], shortened where the plan has a cut."""
         cut = self.plan.at(index if index else INPUT)
         self.entered = hidden if cut is None else self._cut(cut, index, hidden)
         return self.entered
 
-    def asking(self, index: int, hidden: jax.Array) -> tuple[jax.Array, Rotation]:
+    def query_tokens(self, index: int, hidden: jax.Array) -> tuple[jax.Array, Rotation]:
         """All tokens; in the last layer, the last one: only its output is read from here on."""
         if index + 1 < len(self.decoder.layers):
             return hidden, self.at
@@ -207,27 +207,27 @@ class Prefill(Flow):
 
     def attend(self, index: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         """Causal attention; keys and values are cached."""
-        self.stretches[-1].layers.append((key, value))
+        self.builders[-1].layers.append((key, value))
         self.query = query
         if query.shape[1] == key.shape[1]:
             return attend(query, key, value, mask=self.mask, bias=self.bias, causal=True, kernel=self.kernel)
         seen = self.sequence.seen_from(self.sequence.last[:, 0], self.decoder.config.sliding_window)
         return attend(query, key, value, mask=seen[:, None], bias=self.bias)
 
-    def leave(self, index: int, added: jax.Array, hidden: jax.Array) -> jax.Array:
+    def after_layer(self, index: int, added: jax.Array, hidden: jax.Array) -> jax.Array:
         """[B, S, D]; what a cut before the next layer may ask about is kept at hand."""
-        layer, key = self.decoder.layers[index], self.stretches[-1].layers[-1][0]
-        self.passed = evidence.Passed(layer, self.entered, self.query, key, added)
+        layer, key = self.decoder.layers[index], self.builders[-1].layers[-1][0]
+        self.passed = evidence.LayerTrace(layer, self.entered, self.query, key, added)
         return by_batch(hidden, self.model.mesh)
 
-    def cache(self, *, room: int, merge: bool) -> Cache:
-        """Everything cached, with `room` slots for new tokens."""
-        stretches = [stretch for stretch in self.stretches if stretch.layers]
-        held = functools.partial(by_head, room=room, merge=merge)
+    def cache(self, *, decode_capacity: int, merge: bool) -> Cache:
+        """Everything cached, with `decode_capacity` slots for new tokens."""
+        builders = [stretch for stretch in self.builders if stretch.layers]
+        held = functools.partial(by_head, decode_capacity=decode_capacity, merge=merge)
         return Cache(
-            layers=tuple((held(key), held(value)) for stretch in stretches for key, value in stretch.layers),
-            segments=tuple(stretch.segment(room) for stretch in stretches),
-            segment_of=tuple(number for number, stretch in enumerate(stretches) for _ in stretch.layers),
+            layers=tuple((held(key), held(value)) for stretch in builders for key, value in stretch.layers),
+            segments=tuple(stretch.segment(decode_capacity) for stretch in builders),
+            segment_of=tuple(number for number, stretch in enumerate(builders) for _ in stretch.layers),
         )
 
 
@@ -240,7 +240,7 @@ def trace(
     seed: jax.Array,
     *,
     plan: Plan,
-    room: int,
+    decode_capacity: int,
     target: Target,
     flow: Callable[..., FlowT],
 ) -> tuple[Prefilled, FlowT]:
@@ -251,7 +251,7 @@ def trace(
       prompt: see `prefill`.
       seed: see `prefill`.
       plan: see `prefill`.
-      room: see `prefill`.
+      decode_capacity: see `prefill`.
       target: see `prefill`.
       flow: `Prefill`, or one made from it that notes down what it sees.
 
@@ -263,12 +263,14 @@ def trace(
     hidden, sequence, records = embed(model, prompt, plan=plan, kernel=target.kernel, key=tower_key)
     passing = flow(model, hidden, sequence, plan, target.kernel, key)
     hidden = run_layers(model.decoder.layers, hidden, passing)
-    cache = passing.cache(room=room, merge=target.merge_heads and model.mesh is None)
+    cache = passing.cache(decode_capacity=decode_capacity, merge=target.merge_heads and model.mesh is None)
     return Prefilled(model.decoder.logits(hidden[:, 0]), cache, (*records, *passing.records)), passing
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "room", "target"))
-def prefill(model: Any, prompt: Prompt, seed: jax.Array, *, plan: Plan, room: int, target: Target) -> Prefilled:
+@functools.partial(jax.jit, static_argnames=("plan", "decode_capacity", "target"))
+def prefill(
+    model: Any, prompt: Prompt, seed: jax.Array, *, plan: Plan, decode_capacity: int, target: Target
+) -> Prefilled:
     """Run the prompt, cutting where the plan says.
 
     Args:
@@ -276,11 +278,11 @@ def prefill(model: Any, prompt: Prompt, seed: jax.Array, *, plan: Plan, room: in
       prompt: a packed batch.
       seed: uint32 scalar, for compressors that draw.
       plan: cuts with counts, as `plan.resolve` gives. Static.
-      room: slots to leave in the cache for new tokens. Static.
+      decode_capacity: slots to leave in the cache for new tokens. Static.
       target: what the program is compiled for. Static.
 
     Returns:
       Logits of the next token, the cache, and what the cuts did.
     """
-    prefilled, _ = trace(model, prompt, seed, plan=plan, room=room, target=target, flow=Prefill)
+    prefilled, _ = trace(model, prompt, seed, plan=plan, decode_capacity=decode_capacity, target=target, flow=Prefill)
     return prefilled

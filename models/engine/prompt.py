@@ -38,7 +38,7 @@ class Prompt:
         others. None where nothing is known of that.
       images: the N are so many stretches of equal length, one per image; None where a row's images share them. Static.
       whole: each stretch is all that the tower gives for its image, in order. Static.
-      relevance: the rows' questions as CLIP sees them (`models.engine.relevance.Asked`), or None.
+      relevance: the rows' questions as CLIP sees them (`models.engine.relevance.QuestionEmbeddings`), or None.
     """
 
     input_ids: Any
@@ -146,15 +146,15 @@ def make_prompt(
     shared = varies and not per_image and images > 1
     if shared:
         rows = [[np.concatenate(row)] if row else [] for row in rows]
-    stretches = 1 if shared else images
+    builders = 1 if shared else images
     each = max((len(image) for row in rows for image in row), default=0)
     each = round_up(each, VISUAL_BUCKET) if varies else each
 
     ids = np.take_along_axis(ids, pack_order(mask), 1)
     # A row with fewer visual tokens than there is room for needs padding slots that stand for the missing ones.
-    size = round_up(int((lengths + stretches * each - counts).max()), bucket)
+    size = round_up(int((lengths + builders * each - counts).max()), bucket)
     packed = np.zeros((len(ids), size), np.int32)
-    slots, features = np.zeros((2, len(ids), stretches * each), np.int32)
+    slots, features = np.zeros((2, len(ids), builders * each), np.int32)
     valid = np.zeros(slots.shape, bool)
     for row, (length, own) in enumerate(zip(lengths, rows, strict=True)):
         packed[row, :length] = ids[row, :length]

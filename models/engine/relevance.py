@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from models.engine.plan import Plan, Schedule
 from models.engine.prompt import Prompt
 from models.engine.sharding import place_batch
-from models.towers.clip_text import PatchEmbedding
-from models.towers.config import VisionConfig
+from models.nn.clip_config import VisionConfig
+from models.nn.clip_text import PatchEmbedding
 
 FEATURES = ("tower_features", -2)  # what is read in the tower for it
 _HOW = "pass relevance=models.relevance.Relevance.from_pretrained(CLIP)(questions)"
@@ -47,7 +47,7 @@ def check_tower(config: Any, tower: VisionConfig) -> None:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class QuestionEmbeddings:
     """Questions as CLIP embeds them, and what embeds patches beside them. A pytree.
 
     Attributes:
@@ -60,12 +60,12 @@ class Asked:
     valid: Any
     patches: PatchEmbedding
 
-    def placed(self, mesh: Mesh | None) -> Asked:
+    def placed(self, mesh: Mesh | None) -> QuestionEmbeddings:
         """On a mesh as batches are, the embedding's weights whole."""
         if mesh is None:
             return self
         texts, valid = place_batch((self.texts, self.valid), mesh)
-        return Asked(texts, valid, jax.device_put(self.patches, NamedSharding(mesh, PartitionSpec())))
+        return QuestionEmbeddings(texts, valid, jax.device_put(self.patches, NamedSharding(mesh, PartitionSpec())))
 
     def relevance(self, features: jax.Array, valid: jax.Array) -> jax.Array:
         """MINUS the mean over a question's pieces of cos(patch, piece), as CDPruner's code has it.
@@ -87,7 +87,7 @@ class Asked:
         return jnp.where(of_patch, relevance, relevance.min(-1, keepdims=True, where=of_patch, initial=1))
 
 
-def attach(asked: Asked | None, prompt: Prompt, config: Any, mesh: Mesh | None) -> Prompt:
+def attach(asked: QuestionEmbeddings | None, prompt: Prompt, config: Any, mesh: Mesh | None) -> Prompt:
     """A packed batch with its questions; as it is without any.
 
     Raises:
@@ -103,7 +103,7 @@ def attach(asked: Asked | None, prompt: Prompt, config: Any, mesh: Mesh | None) 
     return dataclasses.replace(prompt, relevance=asked.placed(mesh))
 
 
-def only_asked(prompt: Prompt, schedule: Schedule) -> Prompt:
+def without_unused_questions(prompt: Prompt, schedule: Schedule) -> Prompt:
     """A packed batch without questions that no cut asks about, so that its program is the same as without them.
 
     Raises:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from models.engine.plan import Cut
-from models.engine.relevance import Asked
-from models.layers.attention import seen_by_one
+from models.engine.relevance import QuestionEmbeddings
+from models.nn.attention import seen_by_one
 from tokencarve_jax.merging import median_positions
 from tokencarve_jax.sequence import splice
 from tokencarve_jax.tokens import rows
@@ -97,7 +97,7 @@ class Sequence:
     weighed: bool
     evidence: dict[tuple[str, int], jax.Array]
     text: jax.Array
-    asked: Asked | None
+    asked: QuestionEmbeddings | None
 
     @property
     def is_real(self) -> jax.Array:
@@ -199,8 +199,8 @@ def _by_position(positions: jax.Array, lengths: jax.Array) -> jax.Array:
     return jax.lax.sort(keys, num_keys=len(keys))[-1]
 
 
-def _ascending(slots: jax.Array, stretches: int) -> jax.Array:
+def _ascending(slots: jax.Array, builders: int) -> jax.Array:
     """Order [B, K] of slots [B, K] that ascend in each of the equal stretches."""
-    apart = slots.reshape(len(slots), stretches, -1)
-    first = jnp.arange(stretches, dtype=jnp.int32)[:, None] * apart.shape[2]
+    apart = slots.reshape(len(slots), builders, -1)
+    first = jnp.arange(builders, dtype=jnp.int32)[:, None] * apart.shape[2]
     return (first + jnp.argsort(apart, axis=2)).reshape(slots.shape).astype(jnp.int32)

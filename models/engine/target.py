@@ -14,7 +14,7 @@ class Target:
     """Hashable, a static argument of the compiled programs.
 
     Attributes:
-      kernel: of attention over whole sequences, see `models.layers.attention.attend`: "blocks" or "cudnn".
+      kernel: of attention over whole sequences, see `models.nn.attention.attend`: "blocks" or "cudnn".
       merge_heads: the cache has batch and key-value heads as one axis; not on a mesh, which splits both.
     """
 

@@ -16,7 +16,7 @@ Evidence = dict[tuple[str, int], jax.Array]  # by name and tower layer
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class TowerRequest:
     """What a program wants of the tower. Static.
 
     Attributes:

@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.checkpoint.table import Table
 from models.config import MAX_LAYERS, ConfigError, Fields, special_token
-from models.decoders.config import TextConfig, text_config
-from models.decoders.llama import Decoder
 from models.engine.model import VisionLanguageModel
 from models.engine.prompt import Prompt, make_prompt
-from models.engine.visual import Reading, Visual, projection
+from models.engine.visual import TowerRequest, Visual, projection
 from models.families.tables import decoder_table, projector_table, tower_table
-from models.layers.linear import ACTIVATIONS, Linear
-from models.towers.clip import BlockCut, ClipVisionTower
-from models.towers.config import VisionConfig, vision_config
+from models.io.table import Table
+from models.nn.clip import BlockCut, ClipVisionTower
+from models.nn.clip_config import VisionConfig, vision_config
+from models.nn.linear import ACTIVATIONS, Linear
+from models.nn.llama import Decoder
+from models.nn.llama_config import TextConfig, text_config
 from tokencarve_jax import Compressed, Tokens
 from tokencarve_jax.methods.tome import block_counts
 from tokencarve_jax.tokens import rows
@@ -88,7 +88,7 @@ def llava_config(
     depth = parts[0].num_layers + 1 if parts and isinstance(parts[0], VisionConfig) else MAX_LAYERS + 1
     vocabulary = parts[-1].vocab_size if parts and isinstance(parts[-1], TextConfig) else 2**31
     layers = read.wholes("vision_feature_layer", -depth, depth - 1)
-    keep_class_token = read.choice("vision_feature_select_strategy", ("default", "full")) == "full"
+    keep_class_token = read.decode_config("vision_feature_select_strategy", ("default", "full")) == "full"
     activation = read.activation("projector_hidden_act")
     image_token_id = read.whole("image_token_id", 0, vocabulary - 1)
     bias, tied = read.flag("multimodal_projector_bias"), read.flag("tie_word_embeddings")
@@ -191,10 +191,10 @@ class Llava(VisionLanguageModel):
 
     def image_features(self, pixel_values: jax.Array) -> jax.Array:
         """Visual tokens of images [images, C, image_size, image_size]: [images, N, D] in the weights' dtype."""
-        tokens = Llava.visual(self, pixel_values, Reading()).tokens
+        tokens = Llava.visual(self, pixel_values, TowerRequest()).tokens
         return tokens.reshape(len(pixel_values), -1, tokens.shape[-1])
 
-    def visual(self, pixel_values: jax.Array, reading: Reading, key: jax.Array | None = None) -> Visual:
+    def visual(self, pixel_values: jax.Array, reading: TowerRequest, key: jax.Array | None = None) -> Visual:
         """Visual tokens of images.
 
         Args:

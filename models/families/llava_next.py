@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.checkpoint.table import Table
 from models.config import Fields
 from models.engine.prompt import Prompt, make_prompt
-from models.engine.visual import Reading, Visual
+from models.engine.visual import TowerRequest, Visual
 from models.families import anyres
 from models.families.llava import Llava, LlavaConfig, llava_config
 from models.families.tables import newline_table
+from models.io.table import Table
 
 _MAX_GRIDS, _MAX_TILES = 256, 64  # published: 5 grids of up to 4 tiles, 36 of up to 36
 
@@ -110,7 +110,7 @@ class LlavaNext(Llava):
             per_image=per_image,
         )
 
-    def visual(self, pixel_values: jax.Array, reading: Reading, key: jax.Array | None = None) -> Visual:
+    def visual(self, pixel_values: jax.Array, reading: TowerRequest, key: jax.Array | None = None) -> Visual:
         """Visual tokens of all tiles, and the newline as last row; evidence is zero there.
 
         Raises:

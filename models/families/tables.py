@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import re
 
-from models.checkpoint.table import AS_IS, Ignored, Row, Table, Transform
-from models.decoders.config import TextConfig
-from models.towers.config import VisionConfig
+from models.io.table import AS_IS, Ignored, Row, Table, Transform
+from models.nn.clip_config import VisionConfig
+from models.nn.llama_config import TextConfig
 
 # What a field of a key template stands for; a name that the model does not have is found when paths are compared.
 _FIELDS = {"layer": "0|[1-9][0-9]*"}
@@ -128,7 +128,7 @@ def newline_table() -> Table:
 
 
 def clip_table() -> Table:
-    """A CLIP checkpoint, of which `models.towers.clip_text.Clip` holds a part."""
+    """A CLIP checkpoint, of which `models.nn.clip_text.Clip` holds a part."""
     text = [
         ("embeddings.token_embedding.weight", "token_embedding", AS_IS),
         ("embeddings.position_embedding.weight", "position_embedding", AS_IS),

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 from PIL import Image
 
-from experiments import loading
+from experiments.core import loading
 from tests.commands import save_checkpoint
 from tests.hostile import checkpoints, flags, images, limits, prompts, weights
 from tests.hostile.case import FAULTS, Case, Counts, run

@@ -11,9 +11,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from experiments.cli import CommandError
-from models.checkpoint.table import CheckpointError
+from experiments.core.cli import CommandError
 from models.config import ConfigError
+from models.io.table import CheckpointError
 
 LIMIT_S = 20
 """A case that takes longer hangs."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments import eval as evaluation
 from experiments import generate
-from experiments.cli import CommandError
+from experiments.core.cli import CommandError
 from models import compare, convert
 from tests.hostile.case import STARTING_S, Case
 

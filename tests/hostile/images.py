@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from experiments.images import formats, open_image
+from experiments.data.image_files import formats, open_image
 from tests.hostile.case import Case
 
 MODES = ("RGB", "L", "RGBA", "P", "1", "CMYK", "I;16", "LA", "F")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from experiments.loading import Checkpoint
-from experiments.memory import check_request
+from experiments.core.loading import Checkpoint
+from experiments.core.memory import check_request
 from tests.hostile.case import Case
 
 IMAGE = np.full((20, 30, 3), 90, np.uint8)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from models.checkpoint.table import dotted, variables_of
+from models.io.table import dotted, variables_of
 from models.llava import Llava
 from tests.kills import on_ray
 from tests.kills.processes import LIMIT_S, finish, start, until_hit, wait

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from experiments.scenes import make_scene
+from experiments.data.scenes import make_scene
 from tests.commands import save_checkpoint
 from tests.kills.processes import LIMIT_S, descendants, finish, left_over, start, until_hit, wait
 
@@ -61,7 +61,7 @@ def kill_once(argv: list[str], out: Path, target: str, after: float, generator: 
     family, workers = descendants(process.pid), workers_of(process.pid)
     hit = []
     if target != "driver" and workers:
-        hit.append(generator.choice(workers))
+        hit.append(generator.decode_config(workers))
     if target != "worker" and process.poll() is None:
         hit.append(process.pid)
     for pid in hit:

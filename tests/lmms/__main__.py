@@ -16,7 +16,7 @@ from pathlib import Path
 
 from experiments import eval as evaluation
 from experiments import reproduce
-from experiments.reproduction import sets
+from experiments.lmms.reproduction import sets
 from tests.lmms.local import CHOICE, TASK, make_task
 from tests.lmms.prompts import AROUND, PROMPTS, shown
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from experiments.scenes import FAMILIES, make_scene
+from experiments.data.scenes import FAMILIES, make_scene
 
 TASK, CHOICE = "local_scenes", "local_choice"
 DATA = """dataset_path: json

@@ -35,11 +35,11 @@ def _matrix_by_matrix(decompose: Callable[..., Any]) -> Callable[..., Any]:
 
     @call.def_vmap
     def _(axis_size: int, mapped: list[bool], *arrays: jax.Array) -> tuple[Any, Any]:
-        arrays = [
+        batched = [
             array if is_mapped else jnp.broadcast_to(array, (axis_size, *array.shape))
             for array, is_mapped in zip(arrays, mapped, strict=True)
         ]
-        out = call(*arrays)
+        out = call(*batched)
         return out, jax.tree.map(lambda _: True, out)
 
     # A function with a rule for `vmap` has none for reverse-mode gradients, hence the plain one's.
@@ -69,7 +69,8 @@ def right_singular_vectors(matrix: jax.Array) -> jax.Array:
 @_matrix_by_matrix
 def eigh(lower_triangle: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Eigenvectors [..., N, N] and ascending eigenvalues [..., N] of the symmetric matrix with this lower triangle."""
-    return tuple(lax.linalg.eigh(lower_triangle, lower=True, symmetrize_input=False))
+    vectors, values = lax.linalg.eigh(lower_triangle, lower=True, symmetrize_input=False)
+    return vectors, values
 
 
 @_matrix_by_matrix

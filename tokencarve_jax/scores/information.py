@@ -74,7 +74,7 @@ def subspace_uncertainty(tokens: ArrayLike) -> jax.Array:
     """How far the route "subspace" may be off: the standard error of its scores, over how much tokens differ in them.
 
     Near 0 it chooses what "svd" does. With 128 of 576 tokens kept, attention and information weighing half each
-    (`python -m experiments.information_routes`):
+    (`python -m experiments.studies.information_routes`):
 
         uncertainty     tokens that are those of "svd", by kind (least of any matrix)
         up to 0.03      97 to 100 % (96)

@@ -1,0 +1,1 @@
+"""What all commands stand on: the command line, settings, journals, workers."""

@@ -1,0 +1,136 @@
+"""What all commands share: flags that mean the same everywhere."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from models.cli import DTYPES, CommandError, Parser, one_line, run
+
+__all__ = [
+    "CommandError",
+    "Parser",
+    "add_clip_flags",
+    "add_keep_flag",
+    "add_model_flags",
+    "add_out_flag",
+    "add_restart_flag",
+    "check_folder",
+    "keep",
+    "one_line",
+    "positive",
+    "run",
+    "seed",
+]
+
+SHIPPED = Path(os.path.relpath(Path(__file__).parents[1] / "tiny"))
+_WHOLE = "a whole number of at least"
+
+
+def keep(text: str) -> float | int:
+    """Read `--keep`: "0.222" is a fraction, "128" a count.
+
+    >>> keep("0.222"), keep("128")
+    (0.222, 128)
+    """
+    try:
+        value: float | int = float(text) if set(text) & set(".eE") else int(text)
+    except ValueError:
+        value = 0
+    if not (value >= 1 if isinstance(value, int) else 0 < value <= 1):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a fraction of the visual tokens above 0 and up to 1, such as 0.222, "
+            "nor a count of at least 1, such as 128"
+        )
+    return value
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    return _whole(text, 1)
+
+
+def seed(text: str) -> int:
+    """Read a whole number of at least 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if not least <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {_WHOLE} {least}")
+    return value
+
+
+def add_model_flags(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """Add `--model`, `--revision` and `--dtype`; the model is the shipped one unless a `default` is given."""
+    parser.add_argument(
+        "--model",
+        default=default or str(SHIPPED),
+        metavar="FOLDER|ID",
+        help="a LLaVA: a folder in Hugging Face format (config.json and safetensors), a folder that `python -m "
+        "models.convert` made, or a model id on the hub such as llava-hf/llava-1.5-7b-hf (default: %(default)s"
+        + ("" if default else ", the small trained model of this repository")
+        + ")",
+    )
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub (default: main)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default=DTYPES[0], help="of weights and hidden states (default: %(default)s)"
+    )
+
+
+def add_clip_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--clip` and `--clip-revision`, for `experiments.core.loading.load`."""
+    parser.add_argument(
+        "--clip",
+        metavar="FOLDER|ID",
+        help="the CLIP that the model's vision tower is from, such as openai/clip-vit-large-patch14-336: a folder in "
+        "Hugging Face format or a model id on the hub; tells methods that can use it (cdpruner) how relevant each "
+        "visual token is to the question (default: they are not told)",
+    )
+    parser.add_argument(
+        "--clip-revision",
+        metavar="NAME",
+        help="its branch, tag or commit on the hub, such as one with safetensors where main has none (default: main)",
+    )
+
+
+def add_out_flag(parser: argparse.ArgumentParser, folder: str) -> None:
+    """Add `--out`, for a command that leaves its results.json in a folder."""
+    parser.add_argument(
+        "--out", type=Path, default=Path(folder), metavar="FOLDER", help="for results.json (default: %(default)s)"
+    )
+
+
+def add_restart_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--restart`, for a command that goes on with what `--out` holds."""
+    parser.add_argument("--restart", action="store_true", help="forget what FOLDER holds of an earlier run")
+
+
+def check_folder(out: Path) -> Path:
+    """What `--out` names.
+
+    Raises:
+      CommandError: a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise CommandError(f"--out {out}: there is a file of that name")
+    return out
+
+
+def add_keep_flag(parser: Any, *, default: float | int | None) -> None:
+    """Add `--keep`."""
+    unset = "all of them, nothing is carved" if default is None else str(default)
+    parser.add_argument(
+        "--keep",
+        type=keep,
+        default=default,
+        metavar="FRACTION|COUNT",
+        help="how many visual tokens are left: with a point a fraction (0.222 leaves 128 of 576), without one "
+        f"a count (128; so 1 is one token and 1.0 is all) (default: {unset})",
+    )

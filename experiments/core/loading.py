@@ -1,0 +1,291 @@
+"""A checkpoint's model and processor together: images and questions in, answers out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.core import memory
+from experiments.core.cli import CommandError
+from experiments.data import preprocessing
+from models.auto import family_of, from_pretrained
+from models.engine.model import VisionLanguageModel
+from models.engine.relevance import QuestionEmbeddings
+from models.io.hashes import of_file
+from models.io.hub import find_checkpoint
+from models.io.table import abstract_model
+from models.io.untrusted import parsing
+from models.processor import load_processor, render
+from models.relevance import Relevance
+
+BUCKET = 32
+"""Runs pad prompts to a multiple of this, twice what `generate` does: those of one run then mostly share programs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """A batch as the processor gives it.
+
+    Attributes:
+      input_ids: [B, S] integers.
+      pixel_values: [images, C, height, width] float32, with tiles for LLaVA-NeXT; None without images.
+      attention_mask: [B, S].
+      image_sizes: [images, 2], of LLaVA-NeXT's processor alone.
+      relevance: the rows' questions as CLIP sees them, of a checkpoint with one alone.
+      border: [images, N] bool, visual tokens that show nothing but padding, where cuts should take these last.
+    """
+
+    input_ids: np.ndarray
+    pixel_values: np.ndarray | None
+    attention_mask: np.ndarray
+    image_sizes: np.ndarray | None = None
+    relevance: QuestionEmbeddings | None = None
+    border: np.ndarray | None = None
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """What a model's `prompt`, `generate` and `stream` take, by their names."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A model with its processor.
+
+    Attributes:
+      folder: where it was read from.
+      llava: the model.
+      processor: its Hugging Face processor.
+      clip: tells how relevant visual tokens are to what is asked, or None.
+    """
+
+    folder: Path
+    llava: VisionLanguageModel
+    processor: Any
+    clip: Relevance | None = None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Checksums of what was loaded, as records of a run hold them."""
+        clip = {} if self.clip is None else {"clip_sha256": checksum(self.clip.folder)}
+        return {"model_sha256": checksum(self.folder)} | clip
+
+    def encode(self, images: Sequence[Sequence[Any]], prompts: Sequence[str]) -> Inputs:
+        """Put prompts into the checkpoint's chat template and run its processor.
+
+        Args:
+          images: for each prompt its images, PIL or uint8 [height, width, 3].
+          prompts: what is asked.
+
+        Returns:
+          One row per prompt.
+        """
+        turns = []
+        for prompt, own in zip(prompts, images, strict=True):
+            content = [*[{"type": "image"}] * len(own), {"type": "text", "text": prompt}]
+            turns.append([{"role": "user", "content": content}])
+        return self.encode_turns(images, turns)
+
+    def encode_turns(self, images: Sequence[Sequence[Any]], conversations: Sequence[list[dict[str, Any]]]) -> Inputs:
+        """Put conversations into the checkpoint's chat template and run its processor.
+
+        Args:
+          images: for each conversation its images, PIL or uint8 [height, width, 3].
+          conversations: turns as chat templates take them, the user's last.
+
+        Returns:
+          One row per conversation.
+        """
+        for turns in conversations:
+            self._check_texts(turns)
+        texts = [render(self.processor, turns) for turns in conversations]
+        return self.encode_texts(images, texts, questions=[_question(turns) for turns in conversations])
+
+    def encode_texts(
+        self,
+        images: Sequence[Sequence[Any]],
+        texts: Sequence[str],
+        *,
+        questions: Sequence[str] | None = None,
+        border: str = "keep",
+    ) -> Inputs:
+        """Run the checkpoint's processor on whole prompts.
+
+        Args:
+          images: for each prompt its images, PIL or uint8 [height, width, 3].
+          texts: the prompts, with a placeholder for each image.
+          questions: what a CLIP is told of each, where the checkpoint has one.
+          border: what becomes of visual tokens that show nothing but padding: "keep" treats them as all others, "last"
+            has cuts take them after all others, with "drop" they do not enter the decoder.
+
+        Returns:
+          One row per prompt.
+        """
+        flat = [image for own in images for image in own]
+        with parsing("what is asked", CommandError, "cannot be packed by the checkpoint's processor"):
+            out = self.processor(images=flat or None, text=list(texts), padding=True, return_tensors="np")
+        relevance = None if self.clip is None or questions is None else self.clip(questions)
+        inputs = Inputs(
+            out["input_ids"], out.get("pixel_values"), out["attention_mask"], out.get("image_sizes"), relevance
+        )
+        if border == "keep" or not flat:
+            return inputs
+        where = np.stack([self.border(image) for image in flat])
+        if border == "last":
+            return dataclasses.replace(inputs, border=where)
+        enters = inputs.attention_mask.astype(bool)  # a copy
+        enters[inputs.input_ids == self.llava.config.image_token_id] &= ~where.reshape(-1)
+        return dataclasses.replace(inputs, attention_mask=enters)
+
+    def border(self, image: Any) -> np.ndarray:
+        """[N] bool, which of an image's visual tokens show nothing but the padding around it."""
+        vision, first = self.llava.config.vision, self.llava.config.keep_class_token
+        side = vision.image_size // vision.patch_size
+        if self.image_aspect_ratio != "pad":
+            return np.zeros(side * side + first, bool)
+        return np.pad(preprocessing.border(preprocessing.size_of(image), side), (int(first), 0))
+
+    @property
+    def image_aspect_ratio(self) -> str:
+        """How its images become squares, see `experiments.data.preprocessing`."""
+        return preprocessing.aspect_ratio_of(self.processor.image_processor)
+
+    def _check_texts(self, turns: list[dict[str, Any]]) -> None:
+        """What the user says must be text, and hold no placeholder of an image that there is not.
+
+        Raises:
+          CommandError: it is neither.
+        """
+        placeholder = getattr(self.processor, "image_token", None)
+        for part in (part for turn in turns if turn["role"] == "user" for part in turn["content"]):
+            text = part.get("text", "")
+            if not_utf8(text):
+                raise CommandError(f"what is asked is not UTF-8: {text!r}")
+            if placeholder and placeholder in text:
+                raise CommandError(f"what is asked holds {placeholder}, which stands for an image; leave it out")
+
+    def decode(self, tokens: Any) -> list[str]:
+        """New tokens [B, T] -> stripped texts, special tokens left out."""
+        return [
+            text.strip() for text in self.processor.tokenizer.batch_decode(np.asarray(tokens), skip_special_tokens=True)
+        ]
+
+    def seen(self, pixel_values: Any) -> np.ndarray:
+        """The images as the tower sees them, cropped and scaled: uint8 [images, height, width, 3]."""
+        mean, std = (np.asarray(getattr(self.processor.image_processor, f"image_{x}")) for x in ("mean", "std"))
+        pixels = np.moveaxis(np.asarray(pixel_values, np.float64), 1, -1) * std + mean
+        return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+
+
+def _question(turns: list[dict[str, Any]]) -> str:
+    """What the last turn asks, without the template."""
+    content = turns[-1]["content"]
+    if isinstance(content, str):
+        return content
+    return " ".join(part["text"] for part in content if part["type"] == "text")
+
+
+def load(
+    source: str,
+    *,
+    dtype: str,
+    revision: str | None = None,
+    clip: str | None = None,
+    clip_revision: str | None = None,
+    image_aspect_ratio: str = "checkpoint",
+    request: memory.Request | None = None,
+) -> Checkpoint:
+    """Load model and processor, and a CLIP where one is named.
+
+    Args:
+      source: a folder, or a model id on the Hugging Face hub.
+      dtype: name of a float.
+      revision: branch, tag or commit on the hub; None is its main branch.
+      clip: as `source`, for a CLIP; None for none.
+      clip_revision: as `revision`.
+      image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.data.preprocessing`.
+      request: what will be asked at a time, where that is known; what cannot fit is refused before weights are read.
+
+    Returns:
+      All of them.
+
+    Raises:
+      CommandError: `request` does not fit; there is no such folder; it has no processor that fits, or none that can do
+        `image_aspect_ratio`; or the CLIP does not go with the model.
+      ConfigError, CheckpointError, FileNotFoundError: see `Llava.from_pretrained` and `Relevance.from_pretrained`.
+    """
+    for name in (source, *([] if clip is None else [clip])):
+        _check_folder(name)
+    folder = find_checkpoint(source, revision=revision)
+    _, config = family_of(folder)  # what is wrong with the small files shows before the weights are read
+    memory.check_config(config, jnp.dtype(dtype).itemsize, request)
+    processor = _processor(folder, image_aspect_ratio)
+    checkpoint = Checkpoint(folder, from_pretrained(folder, dtype=jnp.dtype(dtype)), processor)
+    try:
+        inputs = checkpoint.encode([[np.zeros((8, 8, 3), np.uint8)]], ["What is this?"])
+        checkpoint.llava.prompt(**inputs.named)
+    except ValueError as error:
+        raise CommandError(f"{folder}: its processor does not fit its model: {error}") from error
+    if clip is None:
+        return checkpoint
+    relevance = Relevance.from_pretrained(clip, dtype=jnp.dtype(dtype), revision=clip_revision)
+    try:
+        relevance.check(checkpoint.llava)
+    except ValueError as error:
+        raise CommandError(f"{clip} and {source} do not go together: {error}") from error
+    return dataclasses.replace(checkpoint, clip=relevance)
+
+
+def load_without_weights(folder: Path, *, image_aspect_ratio: str = "checkpoint") -> Checkpoint:
+    """What packs prompts for a checkpoint that has been loaded elsewhere: its model has shapes and no weights.
+
+    Args:
+      folder: `Checkpoint.folder` of the other.
+      image_aspect_ratio: as for `load`.
+    """
+    family, config = family_of(folder)
+    llava = abstract_model(lambda rngs: family(config, rngs=rngs))
+    return Checkpoint(folder, llava, _processor(folder, image_aspect_ratio))
+
+
+def _check_folder(name: str) -> None:
+    if Path(name).parent.is_dir() and not os.path.lexists(name):
+        raise CommandError(f"{name}: no such folder")  # and the hub need not be asked
+
+
+def _processor(folder: Path, image_aspect_ratio: str) -> Any:
+    processor = load_processor(folder)
+    processor.image_processor = preprocessing.with_aspect_ratio(processor.image_processor, image_aspect_ratio)
+    return processor
+
+
+def check_square(source: str, llava: VisionLanguageModel) -> None:
+    """The scenes show a model one square image.
+
+    Raises:
+      CommandError: it cuts images into tiles.
+    """
+    if not llava.square:
+        raise CommandError(f"{source} is a LLaVA-NeXT; the scenes are for models that see an image as one tile")
+
+
+def not_utf8(text: str) -> bool:
+    """Whether a command line or a terminal gave bytes that are no text."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def checksum(folder: Path) -> str:
+    """SHA-256 over names and contents of a checkpoint's files."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder)
+        if not any(part.startswith(".") for part in name.parts):
+            total.update(f"{name.as_posix()} {of_file(path)}\n".encode())
+    return total.hexdigest()

@@ -1,0 +1,143 @@
+"""What a request takes at least, held against what there is, before the work begins."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.core.cli import CommandError
+from experiments.core.results import format_bytes
+from experiments.metrics.costs import cache_bytes, decoder_weights
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is known of a batch before anything is read.
+
+    Attributes:
+      new_tokens: of the longest answer.
+      rows: of the batch.
+      images: of each row, at least.
+    """
+
+    new_tokens: int
+    rows: int = 1
+    images: int = 0
+
+
+def check_config(config: Any, itemsize: int, request: Request | None = None) -> None:
+    """Decoder and embedding table must fit, and the least that a request can take beside them.
+
+    Args:
+      config: of a model whose weights have not been read.
+      itemsize: bytes of a number.
+      request: what will be asked.
+
+    Raises:
+      CommandError: they do not.
+    """
+    needed = (decoder_weights(config) + config.text.vocab_size * config.text.hidden_size) * itemsize
+    if (free := available()) is not None and needed > free:
+        raise CommandError(f"the weights take {format_bytes(needed)}, and {format_bytes(free)} of memory are free")
+    if request:
+        length = 1 + request.images * config.tokens_per_image
+        _check(config, itemsize, request.rows, length, request.images, request.new_tokens, least="at least ")
+
+
+def check_request(llava: Any, inputs: Any, new_tokens: int, *, times: int = 1) -> None:
+    """Prompts and answers must fit into the model's context, and the work into memory.
+
+    Args:
+      llava: a loaded model.
+      inputs: a batch, as `experiments.core.loading.Inputs`.
+      new_tokens: of the longest answer.
+      times: the real batch has so many times the rows.
+
+    Raises:
+      CommandError: they do not; says what fits.
+    """
+    rows, length = inputs.input_ids.shape
+    tiles = 0 if inputs.pixel_values is None else int(np.prod(inputs.pixel_values.shape[:-3]))
+    itemsize = llava.decoder.embed_tokens.embedding[...].dtype.itemsize
+    _check(llava.config, itemsize, rows * times, length, tiles / rows, new_tokens)
+
+
+def _check(
+    config: Any, itemsize: int, rows: int, length: int, tiles: float, new_tokens: int, *, least: str = ""
+) -> None:
+    context = config.text.max_positions
+    if length + new_tokens > context:
+        fits = f"at most {context - length} new ones fit" if length < context else "none fits"
+        raise CommandError(f"the prompt has {least}{length} tokens and the model's context is {context}: {fits}")
+    needed = request_bytes(config, length=length + new_tokens, tiles=tiles, itemsize=itemsize)
+    free = available()
+    if free is not None and needed * rows > free:
+        raise CommandError(
+            f"{rows} prompts of {least}{length} tokens with room for {new_tokens} more take at least "
+            f"{format_bytes(needed * rows)}, and {format_bytes(free)} of memory are free: "
+            f"{int(free // needed)} at a time fit"
+        )
+
+
+def request_bytes(config: Any, *, length: int, tiles: float, itemsize: int) -> float:
+    """What one row of a batch takes at least, beside the weights: pixels, cache, and the widest layer's activations.
+
+    Args:
+      config: of a model.
+      length: tokens of the sequence and of the answer.
+      tiles: images that the tower sees.
+      itemsize: bytes of a number.
+    """
+    vision, text = config.vision, config.text
+    pixels = tiles * vision.num_channels * vision.image_size**2 * 4  # float32, as processors give them
+    tower = tiles * (vision.num_patches + 1) * (vision.hidden_size + vision.intermediate_size) * itemsize
+    layer = length * (2 * text.hidden_size + 2 * text.intermediate_size) * itemsize
+    return pixels + cache_bytes(config, length, itemsize) + max(tower, layer)
+
+
+def available() -> int | None:
+    """Bytes that this process may still take on the device that JAX uses; None where nobody says."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        return stats["bytes_limit"] - stats["bytes_in_use"] if {"bytes_limit", "bytes_in_use"} <= stats.keys() else None
+    found = [amount for amount in (_free(), _group(), _limit()) if amount is not None]
+    return max(0, min(found)) if found else None
+
+
+def _free() -> int | None:
+    """Of the machine."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _group() -> int | None:
+    """Of the container."""
+    try:
+        most, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        lines = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return most - used + int(lines.get("inactive_file", 0))  # the cache of files gives way
+    except (OSError, ValueError):  # "max" is no number
+        return None
+
+
+def _limit() -> int | None:
+    """Of `ulimit -v`."""
+    if sys.platform != "linux":
+        return None
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY:
+        return None
+    return soft - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

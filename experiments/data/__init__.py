@@ -1,0 +1,1 @@
+"""Questions and images: what is asked."""

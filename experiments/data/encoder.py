@@ -1,0 +1,123 @@
+"""From samples to a batch of whole prompts: the conversation around a question, and whether it fits the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from experiments.core.cli import CommandError, one_line
+from experiments.core.loading import Checkpoint, Inputs
+from experiments.data.questions import Readable, Sample
+from models.engine.plan import TOWER, Schedule
+from models.processor import render
+
+# Whole prompts; {images} is a placeholder and a line break for each. Those of LLaVA's `conv_templates`.
+CONVERSATIONS = {
+    "vicuna_v1": "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions. USER: {images}{text} ASSISTANT:",
+    "checkpoint": "",  # its chat template
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """Questions that are ready to be asked.
+
+    Attributes:
+      batches: the numbers of their questions, the prompts, and the most visual tokens of one; more than one where a
+        question spoilt the batch for its neighbours.
+      errors: what is wrong with each of the others.
+    """
+
+    batches: list[tuple[list[int], Inputs, int]]
+    errors: dict[int, str]
+
+
+class Encoder:
+    """Makes batches for a model.
+
+    Args:
+      checkpoint: model and processor.
+      conversation: a name of `CONVERSATIONS`.
+      border: what becomes of visual tokens that show padding alone, see `Checkpoint.encode_texts`.
+
+    Raises:
+      CommandError: images are not padded, and so have no border.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, conversation: str = "checkpoint", border: str = "keep"):
+        self._checkpoint, self._template, self._border = checkpoint, CONVERSATIONS[conversation], border
+        if border != "keep" and checkpoint.image_aspect_ratio != "pad":
+            raise CommandError(
+                f"border {border!r} is for padded images; here they are {checkpoint.image_aspect_ratio!r}"
+            )
+        context = checkpoint.llava.config.text.max_positions
+        self._context = min(context, checkpoint.processor.tokenizer.model_max_length)
+
+    def check_cuts(self, cuts: Schedule) -> None:
+        """Refuse what does not go with the border.
+
+        Raises:
+          CommandError: a cut in the tower.
+        """
+        if self._border != "keep" and any(cut.place == TOWER for cut in cuts):
+            raise CommandError(f"border {self._border!r}: a cut in the vision tower does not know of border")
+
+    def ready(self, questions: Readable, indices: Sequence[int], size: int) -> Ready:
+        """Read some questions, and pack them in batches of `size` rows."""
+        samples, errors = self.readable(questions, indices)
+        found = Ready([], errors)
+        if samples:
+            self._pack(samples, size, found)
+        return found
+
+    def _pack(self, samples: dict[int, Sample], size: int, found: Ready) -> None:
+        """All in one batch; where one of them cannot be encoded, each in its own."""
+        try:
+            inputs = self(list(samples.values()), size)
+            most = self._checkpoint.llava.prompt(**inputs.named).visual_slots.shape[1]
+        except (CommandError, ValueError, TypeError) as error:
+            if len(samples) == 1:
+                found.errors.update(dict.fromkeys(samples, f"{type(error).__name__}: {one_line(error)}"))
+                return
+            for index, sample in samples.items():
+                self._pack({index: sample}, size, found)
+        else:
+            found.batches.append((list(samples), inputs, most))
+
+    def readable(self, questions: Readable, indices: Sequence[int]) -> tuple[dict[int, Sample], dict[int, str]]:
+        """Those of the questions that can be read and fit into the model's context; what is wrong with the others."""
+        samples, errors = dict[int, Sample](), dict[int, str]()
+        for index in indices:
+            try:
+                samples[index] = self._fitting(questions.sample(index))
+            except CommandError as error:
+                errors[index] = str(error)
+        return samples, errors
+
+    def _fitting(self, sample: Sample) -> Sample:
+        tokens = len(self._checkpoint.processor.tokenizer(self._prompt(sample), verbose=False)["input_ids"])
+        tokens += len(sample.images) * (self._checkpoint.llava.config.tokens_per_image - 1)
+        if tokens > self._context:
+            raise CommandError(f"its prompt has {tokens} tokens; the model's context is {self._context}")
+        return sample
+
+    def __call__(self, samples: Sequence[Sample], size: int) -> Inputs:
+        """A batch of `size` rows: the last sample is repeated where there are fewer, so that nothing compiles anew."""
+        filled = [*samples, *[samples[-1]] * (size - len(samples))]
+        return self._checkpoint.encode_texts(
+            [sample.images for sample in filled],
+            [self._prompt(sample) for sample in filled],
+            questions=[sample.text for sample in filled],
+            border=self._border,
+        )
+
+    def _prompt(self, sample: Sample) -> str:
+        placeholder, text = self._checkpoint.processor.image_token, sample.text
+        while placeholder in text:
+            text = text.replace(placeholder, "")
+        if self._template:
+            return self._template.format(images=f"{placeholder}\n" * len(sample.images), text=text)
+        content = [*[{"type": "image"}] * len(sample.images), {"type": "text", "text": text}]
+        turns = [{"role": "user", "content": content}]
+        return render(self._checkpoint.processor, turns)

@@ -1,5 +1,0 @@
-"""A results folder as one HTML page that holds all that it needs, and asks nobody for anything."""
-
-from experiments.html_report.rendering import FILE, render, write
-
-__all__ = ["FILE", "render", "write"]

@@ -1,0 +1,1 @@
+"""What answers and programs are measured by."""

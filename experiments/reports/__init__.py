@@ -1,0 +1,1 @@
+"""Tables, figures, patch maps and pages."""

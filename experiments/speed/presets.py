@@ -1,0 +1,127 @@
+"""The models that the benchmark builds with random weights, and the prompt that it gives them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models.engine.prompt import Prompt
+from models.families.llava import LlavaConfig
+from models.llava import Llava
+from models.nn.clip_config import VisionConfig
+from models.nn.llama_config import TextConfig
+from tokencarve_jax import COMPRESSORS, Compressor
+
+SYSTEM_TOKENS = 36  # of `--prompt-tokens`, those before the image; as in the usual LLaVA-1.5 prompt
+
+
+def _llava_1_5(*, width: int, intermediate: int, layers: int, heads: int, vision: VisionConfig) -> LlavaConfig:
+    """LLaVA-1.5's architecture at some size."""
+    text = TextConfig(
+        vocab_size=32064,
+        hidden_size=width,
+        intermediate_size=intermediate,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=width // heads,
+        activation="silu",
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        rope_factor=1.0,
+        rope_sections=(width // heads // 2,),
+        attention_bias=False,
+        mlp_bias=False,
+        tie_word_embeddings=False,
+        sliding_window=None,
+        max_positions=4096,
+    )
+    return LlavaConfig(
+        vision=vision,
+        text=text,
+        image_token_id=32000,
+        feature_layers=(vision.num_layers - 1,),
+        keep_class_token=False,
+        projector_activation="gelu",
+        projector_bias=True,
+        eos_token_ids=(),  # so that every run decodes as many tokens as it was asked for
+        pad_token_id=32001,
+    )
+
+
+_CLIP_L = VisionConfig(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_layers=24,
+    num_heads=16,
+    num_channels=3,
+    image_size=336,
+    patch_size=14,
+    activation="quick_gelu",
+    layer_norm_eps=1e-5,
+)
+_CLIP_SMALL = dataclasses.replace(_CLIP_L, hidden_size=256, intermediate_size=1024, num_layers=6, num_heads=4)
+
+PRESETS: Mapping[str, LlavaConfig] = MappingProxyType(
+    {
+        "small": _llava_1_5(width=768, intermediate=2048, layers=16, heads=12, vision=_CLIP_SMALL),
+        "llava-1.5-7b": _llava_1_5(width=4096, intermediate=11008, layers=32, heads=32, vision=_CLIP_L),
+        "llava-1.5-13b": _llava_1_5(width=5120, intermediate=13824, layers=40, heads=40, vision=_CLIP_L),
+    }
+)
+
+
+def random_llava(config: LlavaConfig, dtype: Any) -> Llava:
+    """A model with random weights, made on the default device in `dtype`, one array at a time.
+
+    One program per distinct shape, so that 13 billion weights need neither a host copy nor a long compilation.
+    """
+    abstract = nnx.eval_shape(lambda: Llava(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
+    normal = jax.jit(
+        lambda key, shape: (0.02 * jax.random.normal(key, shape, dtype)).astype(dtype), static_argnames="shape"
+    )
+    key, made = jax.random.key(0), []
+    for index, (path, leaf) in enumerate(leaves):
+        name = jax.tree_util.keystr(path)
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{name} has dtype {leaf.dtype}; expected weights only")
+        if "scale" in name:
+            made.append(jnp.ones(leaf.shape, dtype))
+        elif "bias" in name:
+            made.append(jnp.zeros(leaf.shape, dtype))
+        else:
+            made.append(normal(jax.random.fold_in(key, index), leaf.shape))
+    return jax.block_until_ready(jax.tree.unflatten(structure, made))
+
+
+def inputs(config: LlavaConfig, *, batch: int, prompt_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a processor would give: 36 system tokens (or all, where there are fewer), one image, the rest of the prompt.
+
+    Returns:
+      input_ids [batch, prompt_tokens + N] int32 and pixel_values [batch, C, image_size, image_size] float32.
+    """
+    rng = np.random.default_rng(0)
+    system = min(SYSTEM_TOKENS, prompt_tokens - 1)
+    words = rng.integers(3, min(config.image_token_id, config.text.vocab_size), (batch, prompt_tokens), dtype=np.int32)
+    image = np.full((batch, config.tokens_per_image), config.image_token_id, np.int32)
+    side = config.vision.image_size
+    pixels = rng.normal(size=(batch, config.vision.num_channels, side, side)).astype(np.float32)
+    return np.concatenate([words[:, :system], image, words[:, system:]], axis=1), pixels
+
+
+def tokencarve(information: str) -> Compressor:
+    """TokenCarve by some route to its score."""
+    return COMPRESSORS["tokencarve"].replace(f"tokencarve-{information}", information=information)
+
+
+def on_device(llava: Llava, ids: np.ndarray, pixels: np.ndarray) -> Prompt:
+    """The packed prompt without padding, already on the device: its transfer is nobody's time."""
+    return jax.device_put(llava.prompt(ids, pixels, bucket=1))

@@ -1,0 +1,1 @@
+"""Commands that answer one question about the method or the machine."""

@@ -1,0 +1,284 @@
+"""Compare the routes to the information score: their error, the tokens that they choose, their time.
+
+The reference is the singular value decomposition in float64. The matrices are hidden states of a model, entering
+layers 1 to 4, and random ones that are hard in different ways. Also measured are the two routes that one would write
+in a line, without what the package does for accuracy: the thin SVD and the eigen-decomposition of H H^T.
+Prints two tables and writes results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import datetime
+import functools
+import itertools
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import tokencarve_jax as tc
+from experiments.core import cli, results
+from experiments.core.cli import CommandError
+from experiments.studies.score_matrices import from_chance, from_file, from_model, synthetic
+from tokencarve_jax.scores.information import ROUTES, subspace_uncertainty
+
+BUSY_S = 0.15  # before each timed call: longer than BLAS threads spin after the one before, whatever their setting
+_EXAMPLES = """examples:
+  python -m experiments.studies.information_routes                 the shipped model and random matrices
+  python -m experiments.studies.information_routes --model=path/to/llava --dtype=bfloat16 --scenes=4 --widths
+                                                           the hidden states of another model alone
+  python -m experiments.studies.information_routes --hidden=states.npz --scenes=0 --widths
+                                                           hidden states from anywhere
+"""
+SVD = "thin SVD"
+
+
+def thin_svd(tokens: jax.Array) -> jax.Array:
+    """The definition, written down: what all routes are timed against."""
+    u, s, _ = jnp.linalg.svd(tokens, full_matrices=False)
+    return jnp.abs(u * s[..., None, :]).sum(-1)
+
+
+def plain_gram(tokens: jax.Array) -> jax.Array:
+    """Eigenpairs of H H^T in float32 and nothing else."""
+    gram = jnp.einsum("...nd,...md->...nm", tokens, tokens, precision="highest")
+    squares, u = jnp.linalg.eigh(gram)
+    return jnp.abs(u * jnp.sqrt(jnp.maximum(squares, 0))[..., None, :]).sum(-1)
+
+
+def _route(method: str) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda tokens: tc.information_contribution(tokens, method=method))
+
+
+@functools.cache
+def calls() -> dict[str, Callable[[jax.Array], jax.Array]]:
+    """Every route of the package, and the two plain ones. On a CPU "jacobi" is "gram", and is left out."""
+    names = [name for name in ROUTES if name != "jacobi" or jax.default_backend() != "cpu"]
+    return {name: _route(name) for name in names} | {SVD: jax.jit(thin_svd), "plain Gram": jax.jit(plain_gram)}
+
+
+def chosen(tokens: jax.Array, attention: jax.Array, contribution: np.ndarray, keep: float | int) -> set[int]:
+    """The final K that follow from a given score, by the package's own later steps."""
+    # A diagonal matrix has its diagonal as score, exactly: any score, whatever made it, enters through `features`.
+    # Ranks and not values, so that float32 does not round two scores together.
+    points = np.argsort(np.argsort(-contribution, kind="stable"), kind="stable")
+    features = jnp.diag(jnp.asarray(len(points) - points, jnp.float32))
+    return set(tc.carve(tokens, attention, keep=keep, features=features, information="norm").indices.tolist())
+
+
+def compare(tokens: np.ndarray, attention: np.ndarray, keep: float | int) -> dict[str, dict[str, float]]:
+    """Per route the errors of C relative to the mean of C, and the share of the K tokens that float64 takes."""
+    rows, weights = jnp.asarray(tokens, jnp.float32), jnp.asarray(attention, jnp.float32)
+    u, s, _ = np.linalg.svd(np.asarray(rows, np.float64), full_matrices=False)
+    exact = np.abs(u * s).sum(-1)
+    wanted = chosen(rows, weights, exact, keep)
+    found = {}
+    for name, call in calls().items():
+        score = np.asarray(call(rows), np.float64)
+        error = np.abs(score - exact) / (exact.mean() or 1)
+        same = len(wanted & chosen(rows, weights, score, keep)) / len(wanted)
+        found[name] = {"median_error": float(np.median(error)), "largest_error": float(error.max()), "same": same}
+    return found
+
+
+def summarise(cases: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Over matrices of one kind."""
+    return {
+        name: {
+            "median_error": statistics.median(case[name]["median_error"] for case in cases),
+            "largest_error": max(case[name]["largest_error"] for case in cases),
+            "same": statistics.mean(case[name]["same"] for case in cases),
+            "fewest_same": min(case[name]["same"] for case in cases),
+        }
+        for name in calls()
+    }
+
+
+def time_matrices(shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, jax.Array]:
+    """Two of them, [N, D] or [B, N, D]: LAPACK's solvers do less where singular values decay, as those of hidden states
+    do.
+    """
+    *batch, n, d = shape
+    kind = "decay 1/j^0.5"
+    decaying = [next(m for name, m in synthetic(n, d, rng) if name == kind) for _ in range(math.prod(batch))]
+    found = {kind: np.reshape(decaying, shape), "Gaussian": rng.normal(size=shape)}
+    return {name: jnp.asarray(matrices, jnp.float32) for name, matrices in found.items()}
+
+
+def times(matrices: dict[str, jax.Array], repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each call on each matrix, in turns, so that all see the same machine, and a busy one: in a model,
+    layers run before, and cores that slept are slow at first.
+    """
+    layer = jax.jit(lambda tokens: jnp.einsum("...nd,...md->...nm", tokens, tokens))
+    taken = {matrix: {name: list[float]() for name in calls()} for matrix in matrices}
+    for repeat in tqdm(range(-1, repeats), desc="timing", file=sys.stderr, disable=None):
+        for (matrix, tokens), (name, call) in itertools.product(matrices.items(), calls().items()):
+            busy = time.perf_counter() + (BUSY_S if repeat >= 0 else 0)
+            while time.perf_counter() < busy:
+                layer(tokens).block_until_ready()
+            start = time.perf_counter()
+            call(tokens).block_until_ready()
+            if repeat >= 0:
+                taken[matrix][name].append(time.perf_counter() - start)
+    return taken
+
+
+def agreement_table(agreement: dict[str, dict[str, dict[str, float]]], doubt: dict[str, list[float]]) -> str:
+    """Largest error, the same tokens on average and at least, in percent; and what "subspace" says of itself."""
+
+    def cell(r: dict[str, float]) -> str:
+        error = f"{r['largest_error']:.0e}".replace("e-0", "e-").replace("e+0", "e+")
+        return f"{error} {100 * r['same']:5.1f} ({100 * r['fewest_same']:3.0f})"
+
+    return results.format_table(
+        ["matrix", *calls(), "uncertainty"],
+        [
+            [name, *map(cell, routes.values()), f"{statistics.mean(doubt[name]):.2f}"]
+            for name, routes in agreement.items()
+        ],
+    )
+
+
+def time_table(taken: dict[str, dict[str, list[float]]]) -> str:
+    """Median and fastest, and how many times faster than the thin SVD by either."""
+    rows = []
+    for matrix, routes in taken.items():
+        for name, seconds in routes.items():
+            middle, least = statistics.median(seconds), min(seconds)
+            ratios = statistics.median(routes[SVD]) / middle, min(routes[SVD]) / least
+            rows.append([matrix, name, f"{1e3 * middle:.1f}", f"{1e3 * least:.1f}", *(f"{r:.1f}" for r in ratios)])
+    return results.format_table(["matrix", "route", "median ms", "fastest ms", "thin SVD / it", "of the fastest"], rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is compared and timed; the fields are the command's flags, and its `--help` explains them."""
+
+    model: str
+    revision: str | None
+    dtype: str
+    keep: float | int
+    scenes: int
+    hidden: Path | None
+    tokens: int
+    widths: Sequence[int]
+    seeds: int
+    seed: int
+    time_width: int
+    batch: int
+    repeats: int
+    out: Path
+
+
+def measure(settings: Settings, *, command: Sequence[str]) -> None:
+    """Compare the routes, time them, print both tables and write results.json.
+
+    Args:
+      settings: what to compare and time.
+      command: what is put on record as having asked for it.
+
+    Raises:
+      CommandError: `keep` or a file does not fit; says which.
+    """
+    if settings.out.exists() and not settings.out.is_dir():
+        raise CommandError(f"{settings.out}: there is a file of that name")
+    rng = np.random.default_rng(settings.seed)
+    found: dict[str, list[dict[str, dict[str, float]]]] = collections.defaultdict(list)
+    doubt: dict[str, list[float]] = collections.defaultdict(list)
+    uncertainty = jax.jit(subspace_uncertainty)
+    sources = itertools.chain(
+        from_model(settings.model, settings.dtype, settings.scenes, revision=settings.revision),
+        from_file(settings.hidden, rng),
+        from_chance(settings.tokens, settings.widths, settings.seeds, rng),
+    )
+    for name, tokens, attention in tqdm(sources, desc="comparing", unit=" matrices", file=sys.stderr, disable=None):
+        try:
+            kept = tc.plan(len(tokens), settings.keep).kept
+        except ValueError as error:
+            raise CommandError(f"keep={settings.keep}: {error}") from error
+        if kept == len(tokens):
+            raise CommandError(f"keep={settings.keep} leaves all {kept} tokens of {name!r}: nothing to choose")
+        found[name].append(compare(tokens, attention, settings.keep))
+        doubt[name].append(float(uncertainty(jnp.asarray(tokens, jnp.float32))))
+    agreement = {name: summarise(cases) for name, cases in found.items()}
+    shape = (
+        (settings.tokens, settings.time_width)
+        if settings.batch == 1
+        else (settings.batch, settings.tokens, settings.time_width)
+    )
+    taken = times(time_matrices(shape, rng), settings.repeats)
+    about = results.machine()
+    if agreement:
+        print("Largest error of C / mean C; then, in %, the same tokens as float64 on average (and at least);")
+        print('last, the uncertainty that "subspace" finds by itself\n')
+        print(agreement_table(agreement, doubt))
+    size = " x ".join(map(str, shape))
+    print(f"\nTimes at {size} on {about['device']}, {about['cores']} cores, {settings.repeats} rounds\n")
+    print(time_table(taken))
+    value: dict[str, Any] = {
+        "command": list(command),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "settings": results.plain(settings),
+        "machine": about,
+        "versions": results.versions(),
+        "matrices": {name: len(cases) for name, cases in found.items()},
+        "agreement": agreement,
+        "uncertainty": doubt,
+        "seconds": taken,
+    }
+    settings.out.mkdir(parents=True, exist_ok=True)
+    results.write_json(settings.out / "results.json", value)
+    print(f"\nEvery figure and time: {settings.out / 'results.json'}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the flags, measure, and say what went wrong in one line."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = cli.Parser(prog="python -m experiments.studies.information_routes", description=__doc__, epilog=_EXAMPLES)
+    cli.add_model_flags(parser)
+    cli.add_keep_flag(parser, default=0.222)
+    whole: dict[str, Any] = {"type": cli.positive, "metavar": "COUNT"}
+    parser.add_argument(
+        "--scenes",
+        type=cli.seed,
+        default=8,
+        metavar="COUNT",
+        help="held-out scenes that the model sees; 0 loads no model (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--hidden", type=Path, metavar="FILE", help="an .npz of arrays [..., N, D] to compare the routes on too"
+    )
+    parser.add_argument("--tokens", default=576, help="N of the random matrices (default: %(default)s)", **whole)
+    parser.add_argument(
+        "--widths",
+        nargs="*",
+        default=[1024, 192],
+        help="D of them, above and below N; may be none (default: 1024 192)",
+        **whole,
+    )
+    parser.add_argument("--seeds", default=3, help="random matrices of each kind (default: %(default)s)", **whole)
+    parser.add_argument("--seed", type=cli.seed, default=0, help="of attention at random (default: %(default)s)")
+    parser.add_argument("--time-width", default=4096, help="D of the timing (default: %(default)s)", **whole)
+    parser.add_argument("--batch", default=1, help="matrices at a time in the timing (default: %(default)s)", **whole)
+    parser.add_argument("--repeats", default=25, help="rounds of the timing (default: %(default)s)", **whole)
+    cli.add_out_flag(parser, "results/information_routes")
+
+    def body(flags: argparse.Namespace) -> None:
+        measure(Settings(**vars(flags)), command=["python", "-m", "experiments.studies.information_routes", *argv])
+
+    return cli.run(body, parser, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,1 +1,0 @@
-"""Language decoders: embeddings to logits, layer by layer."""

@@ -1,0 +1,51 @@
+"""From what a user names to a local folder: a folder as it is, or a model of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from models.io.untrusted import file_problem
+
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")  # config, tokenizer and processor
+# Pickles are not among them: they can run any code when opened.
+_FILES = [*SMALL_FILES, "*.safetensors"]
+
+
+def find_checkpoint(source: str | Path, *, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint, downloaded first where `source` is a model id.
+
+    Token, cache folder and offline mode are those of huggingface_hub (`HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE`).
+
+    Args:
+      source: a local folder, or a model id such as "llava-hf/llava-1.5-7b-hf".
+      revision: branch, tag or commit on the hub; None is its main branch.
+
+    Returns:
+      The folder.
+
+    Raises:
+      FileNotFoundError: neither a folder, nor a model id that can be had, or one without safetensors.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    name = str(source)
+    if os.path.lexists(folder):
+        raise FileNotFoundError(f"{name} {file_problem(folder) or 'is a file'}; expected a folder, or a model id")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+        raise FileNotFoundError(f"{name} is not a folder; expected one, or a model id such as llava-hf/llava-1.5-7b-hf")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(f"{name} is no local folder and cannot be had from the hub: {reason}") from error
+    if not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"{name} has no safetensors on the hub; weights as pickles (.bin) are refused, because they can run any "
+            "code when opened"
+        )
+    return folder

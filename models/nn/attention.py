@@ -1,0 +1,191 @@
+"""Scaled dot-product attention, over a whole sequence and over a cache, and who sees whom.
+
+Axis letters: B batch, S sequence (queries), T keys, H heads, G key-value heads, d head width, A axes of a position.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+QUERY_BLOCK = 128  # queries at a time in `attend`
+
+
+def _attend_block(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, bias: jax.Array | None
+) -> jax.Array:
+    """Softmax attention, head by head: [..., R, d] to [..., T, d], mask [..., R, T], bias [..., 1, T].
+
+    The division comes last, over d numbers and not over T.
+    """
+    logits = jnp.einsum("...rd,...td->...rt", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    if bias is not None:
+        logits = logits + bias
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    total = weights.sum(-1, keepdims=True)
+    out = jnp.einsum("...rt,...td->...rd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return (out / total).astype(query.dtype)
+
+
+def _by_blocks(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: jax.Array | None,
+    bias: jax.Array | None,
+    causal: bool,
+) -> jax.Array:
+    """`attend`, a block of queries at a time: its scores stay near the processor, and no key behind it is read."""
+    batch, length, heads, width = query.shape
+    _, keys, groups, _ = key.shape
+    key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+    query = jnp.swapaxes(query.reshape(batch, length, groups, -1, width), 1, 2)  # [B, G, S, R, d]
+    shared = heads // groups  # queries that read the same key head: rows of one matrix
+    if mask is None and causal:
+        mask = jnp.tri(length, keys, dtype=bool)[None]
+    elif mask is not None:
+        mask = jnp.broadcast_to(mask, (batch, length, keys))
+    blocks = []
+    for start in range(0, length, QUERY_BLOCK):
+        rows = slice(start, min(start + QUERY_BLOCK, length))
+        seen = slice(rows.stop if causal else keys)
+        part = None if mask is None else jnp.repeat(mask[:, None, rows, seen], shared, axis=2)
+        lift = None if bias is None else bias[:, None, None, seen]
+        block = query[:, :, rows].reshape(batch, groups, -1, width)
+        blocks.append(_attend_block(block, key[:, :, seen], value[:, :, seen], part, lift))
+    out = jnp.concatenate(blocks, axis=2).reshape(batch, groups, length, shared * width)
+    return jnp.swapaxes(out, 1, 2).reshape(batch, length, heads * width)
+
+
+def fits_cudnn(dtype: jax.typing.DTypeLike, head_dim: int) -> bool:
+    """Whether cuDNN's fused attention takes heads of this dtype and width, on NVIDIA's Ampere and later."""
+    return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    causal: bool = False,
+    kernel: str = "blocks",
+) -> jax.Array:
+    """Scaled dot-product attention, grouped-query heads included, softmax in float32.
+
+    Args:
+      query: [B, S, H, d].
+      key: [B, T, G, d], H a multiple of G.
+      value: [B, T, G, d].
+      mask: bool, broadcastable to [B, S, T]; True where a query may look. None: everywhere, or what `causal` allows.
+      bias: [B, T] float32, added to the logits of each key.
+      causal: query s looks at no key behind s. With a mask it is a promise about that mask.
+      kernel: "blocks": a block of queries at a time, on any device. "cudnn": one fused kernel where there is neither
+        mask nor bias and cuDNN takes heads like these, blocks elsewhere; such a program runs on NVIDIA GPUs only.
+
+    Returns:
+      [B, S, H * d] in the query's dtype. A query that may look nowhere gives finite numbers.
+    """
+    if kernel == "cudnn" and mask is None and bias is None and fits_cudnn(query.dtype, query.shape[-1]):
+        out = jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
+        return out.reshape(*query.shape[:2], -1)
+    return _by_blocks(query, key, value, mask=mask, bias=bias, causal=causal)
+
+
+def log_sizes(sizes: jax.Array | None) -> jax.Array | None:
+    """What is added to the logits of keys that stand for several tokens (ToMe, arXiv 2210.09461).
+
+    As many copies of one key get as much attention as one key with the logarithm of their number on its logit.
+    """
+    return None if sizes is None else jnp.log(jnp.where(sizes > 0, sizes, 1))
+
+
+def by_head(x: jax.Array, *, decode_capacity: int, merge: bool) -> jax.Array:
+    """Keys or values in the order that `attend_cached` reads.
+
+    Args:
+      x: [B, S, G, d].
+      decode_capacity: slots to add.
+      merge: batch and heads into one axis.
+
+    Returns:
+      [B * G, S + room, d], or [B, G, S + room, d] where they are not merged.
+    """
+    x = jnp.pad(jnp.swapaxes(x, 1, 2), [(0, 0), (0, 0), (0, decode_capacity), (0, 0)])
+    return x.reshape(-1, *x.shape[2:]) if merge else x
+
+
+def attend_cached(
+    query: jax.Array, keys: jax.Array, values: jax.Array, *, mask: jax.Array, bias: jax.Array | None = None
+) -> jax.Array:
+    """Attention of one new token per row to its cache, softmax in float32.
+
+    The cache stands head by head, so that every product reads keys and values where they are. From [B, T, G, d] a
+    batched matrix product would first copy all of them into this order, in every layer of every step; and from
+    [B, G, T, d], which XLA reshapes to one batch axis, it copies them once more.
+
+    Args:
+      query: [B, 1, H, d].
+      keys: from `by_head`, H a multiple of G.
+      values: from `by_head`.
+      mask: [B, T] bool, True where the token may look.
+      bias: [B, T] float32, added to the logits of each key.
+
+    Returns:
+      [B, 1, H * d] in the query's dtype.
+    """
+    batch, _, heads, width = query.shape
+    *leading, slots, _ = keys.shape
+    groups = keys.size // (batch * slots * width)
+
+    def per_head(x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x[:, None], (batch, groups, slots)).reshape(*leading, 1, slots)
+
+    lift = None if bias is None else per_head(bias)
+    out = _attend_block(query.reshape(*leading, heads // groups, width), keys, values, per_head(mask), lift)
+    return out.reshape(batch, 1, heads * width)
+
+
+def window_mask(positions: jax.Array, lengths: jax.Array, window: int | None) -> jax.Array | None:
+    """Who sees whom in rows that are padded at the end, where causality alone does not say it.
+
+    None without a window: padding stands behind every real token, so that none looks at it. For lengths = [3], window
+    2 and positions 0, 1, 5, 6 (rows are queries)::
+
+        1 0 0 0
+        1 1 0 0
+        0 0 1 0
+        0 0 0 0   <- padding; its output is never used
+
+    Args:
+      positions: [B, S, A] int32 rotary positions; the first axis counts.
+      lengths: [B] int32, real tokens of each row.
+      window: a query sees keys less than `window` positions back (Mistral), or None.
+
+    Returns:
+      [B, S, S] bool, or None.
+    """
+    if window is None:
+        return None
+    slots, place = jnp.arange(positions.shape[1]), positions[..., 0]
+    mask = (slots[None, :] <= slots[:, None])[None] & (slots[None, None, :] < lengths[:, None, None])
+    return mask & (place[:, :, None] - place[:, None, :] < window)
+
+
+def seen_by_one(valid: jax.Array, position: jax.Array, positions: jax.Array, window: int | None) -> jax.Array:
+    """What one token per row, behind all others, looks at.
+
+    Args:
+      valid: [B, T] bool.
+      position: [B] int32, of the token.
+      positions: [B, T, A] int32.
+      window: as in `window_mask`.
+
+    Returns:
+      [B, T] bool.
+    """
+    return valid if window is None else valid & (position[:, None] - positions[..., 0] < window)

@@ -1,0 +1,123 @@
+"""The Llama decoder family (arXiv 2302.13971; Mistral included) in Flax NNX, with Hugging Face's attribute names.
+
+A layer is pure pieces around attention, so that `models.engine.loop` decides what is attended to and what is cached::
+
+    query, (key, value) = layer.query(x, rotation), layer.key_value(x, rotation)
+    x = layer.finish(x, layer.self_attn.o_proj(attend(query, key, value)))
+
+Axis letters: B batch, S sequence, D width, H heads, G key-value heads, d head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.nn.linear import ACTIVATIONS, Linear
+from models.nn.llama_config import TextConfig
+from models.nn.rotary import Rotation, rotate, rotation
+
+
+class Attention(nnx.Module):
+    """The four projections of grouped-query attention."""
+
+    def __init__(self, config: TextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        width, bias = config.hidden_size, config.attention_bias
+        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = Linear(width, queries, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.k_proj = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.v_proj = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.o_proj = Linear(queries, width, use_bias=bias, dtype=dtype, rngs=rngs)
+
+
+class Mlp(nnx.Module):
+    """Gated feed-forward network."""
+
+    def __init__(self, config: TextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.activation = config.activation
+        self.gate_proj = Linear(width, inner, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.up_proj = Linear(width, inner, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.down_proj = Linear(inner, width, use_bias=bias, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, S, D] -> [B, S, D]."""
+        return self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
+
+
+def _rms_norm(config: TextConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, param_dtype=dtype, rngs=rngs)
+
+
+class DecoderLayer(nnx.Module):
+    """One pre-norm block."""
+
+    def __init__(self, config: TextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.head_dim = config.head_dim
+        self.input_layernorm = _rms_norm(config, dtype, rngs)
+        self.self_attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.post_attention_layernorm = _rms_norm(config, dtype, rngs)
+        self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:2], -1, self.head_dim)
+
+    def query(self, x: jax.Array, at: Rotation) -> jax.Array:
+        """[B, S, D] -> rotated queries [B, S, H, d]."""
+        return rotate(self._heads(self.self_attn.q_proj(self.input_layernorm(x))), at)
+
+    def key_value(self, x: jax.Array, at: Rotation) -> tuple[jax.Array, jax.Array]:
+        """[B, S, D] -> rotated keys and values, each [B, S, G, d]."""
+        normed = self.input_layernorm(x)
+        key, value = self.self_attn.k_proj(normed), self.self_attn.v_proj(normed)
+        return rotate(self._heads(key), at), self._heads(value)
+
+    def plain_key(self, x: jax.Array) -> jax.Array:
+        """[B, S, D] -> keys before rotary embedding, heads side by side, [B, S, G * d]."""
+        return self.self_attn.k_proj(self.input_layernorm(x))
+
+    def finish(self, x: jax.Array, added: jax.Array) -> jax.Array:
+        """Residual and MLP.
+
+        Args:
+          x: [B, S, D], the layer's input.
+          added: [B, S, D], what attention adds to it, output projection included.
+
+        Returns:
+          [B, S, D], the layer's output.
+        """
+        x = x + added
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nnx.Module):
+    """Embedding, layers, final norm and output head. Random weights until a checkpoint is loaded."""
+
+    def __init__(self, config: TextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.config = config
+        self.embed_tokens = nnx.Embed(config.vocab_size, config.hidden_size, param_dtype=dtype, rngs=rngs)
+        self.layers = nnx.List([DecoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
+        self.norm = _rms_norm(config, dtype, rngs)
+        self.lm_head = (  # a tied head has no weights of its own
+            None
+            if config.tie_word_embeddings
+            else Linear(config.hidden_size, config.vocab_size, use_bias=False, dtype=dtype, rngs=rngs)
+        )
+
+    def rotation(self, positions: jax.Array) -> Rotation:
+        """Rotary angles of `positions` [B, S, A] int32."""
+        config = self.config
+        return rotation(
+            positions,
+            head_dim=config.head_dim,
+            theta=config.rope_theta,
+            factor=config.rope_factor,
+            sections=config.rope_sections,
+        )
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Final norm and output head: [..., D] -> [..., V] float32."""
+        hidden = self.norm(hidden)
+        weight = self.embed_tokens.embedding[...] if self.lm_head is None else self.lm_head.weight[...]
+        return jnp.einsum("...d,vd->...v", hidden, weight, preferred_element_type=jnp.float32)
