@@ -21,9 +21,9 @@ from experiments.comparison.cells import DOWNSAMPLED, default_methods
 from experiments.comparison.run import compare
 from experiments.comparison.settings import Settings
 from experiments.core import cli, methods
-from experiments.core.cli import CommandError
 from experiments.core.results import resuming
 from experiments.evaluation import run_flags
+from models.errors import CommandError
 
 _EXAMPLES = """examples:
   python -m experiments.compare                           all methods, 128 and 64 of 576 visual tokens

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.core import cli, methods
-from experiments.core.cli import CommandError
 from experiments.core.results import resuming
 from experiments.evaluation import file_run, run_flags
 from experiments.evaluation.run import evaluate
 from experiments.evaluation.settings import Settings
+from models.errors import CommandError
 
 _EXAMPLES = """examples:
   python -m experiments.eval                              the shipped model, 128 of 576 visual tokens left

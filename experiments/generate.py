@@ -20,7 +20,6 @@ import jax
 from PIL import Image
 
 from experiments.core import cli, loading, methods, schedules
-from experiments.core.cli import CommandError
 from experiments.core.memory import Request, check_request
 from experiments.core.results import format_bytes, format_seconds
 from experiments.data import conversation, preprocessing
@@ -29,6 +28,7 @@ from experiments.reports import pictures
 from models.engine.decode import DECODE_CAPACITY_BUCKET, DecodeConfig, finish
 from models.engine.plan import Carve, has_budgets_per_image, parse, resolve
 from models.engine.prompt import round_up
+from models.errors import CommandError
 from models.io.untrusted import file_problem
 
 _EXAMPLES = """examples:

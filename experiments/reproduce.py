@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.core import cli, workers
-from experiments.core.cli import CommandError
 from experiments.core.results import resuming
 from experiments.evaluation import file_flags
 from experiments.evaluation.settings import Asking
@@ -24,6 +23,7 @@ from experiments.lmms.model_args import INFORMATION
 from experiments.lmms.reproduction import harness, run
 from experiments.lmms.reproduction.sets import SETS
 from experiments.lmms.reproduction.settings import Column, Settings
+from models.errors import CommandError
 
 _MODEL = "llava-hf/llava-1.5-7b-hf"
 _EXAMPLES = f"""needs lmms-eval: {harness.INSTALL}

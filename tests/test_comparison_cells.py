@@ -8,9 +8,9 @@ from scipy.stats import entropy
 from experiments.comparison import measurer, tables
 from experiments.comparison.cells import COMPUTE, COUNT, GIVEN, grid
 from experiments.core import loading
-from experiments.core.cli import CommandError
 from experiments.metrics import costs as floors
 from experiments.speed import presets
+from models.errors import CommandError
 
 SEVEN = presets.PRESETS["llava-1.5-7b"]
 LENGTH = 652

@@ -11,13 +11,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments.core import results
-from experiments.core.cli import CommandError
 from experiments.core.workers import Alone
 from experiments.evaluation.question_asker import QuestionAsker
 from experiments.evaluation.settings import Asking
 from experiments.lmms import model_args
 from experiments.lmms.answers import Answers
 from experiments.lmms.requests import Read, Request, batches, options
+from models.errors import CommandError
 from tests.commands import save_checkpoint
 from tests.question_files import noise
 

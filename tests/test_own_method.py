@@ -11,7 +11,7 @@ import pytest
 from experiments import eval as evaluation
 from experiments import rank
 from experiments.core import methods
-from experiments.core.cli import CommandError
+from models.errors import CommandError
 from tests.commands import failure
 from tokencarve_jax import COMPRESSORS, Compressor, Tokens
 

@@ -15,7 +15,7 @@ import ray
 from experiments import eval as evaluation
 from experiments.core import ray_workers, workers
 from experiments.core.calls import Call
-from experiments.core.cli import CommandError
+from models.errors import CommandError
 from tests.commands import failure, save_checkpoint
 from tests.kills import on_ray as kills
 from tests.stub_workers import Differing, Failing, Making

@@ -18,7 +18,6 @@ from experiments.attention_rank import drawing, report, statement
 from experiments.attention_rank.settings import Settings
 from experiments.attention_rank.watching import answer, watched
 from experiments.core import loading, methods, results
-from experiments.core.cli import CommandError
 from experiments.data.questions import batches
 from experiments.data.scene_questions import SceneQuestions
 from experiments.data.scenes import FAMILIES
@@ -28,6 +27,7 @@ from experiments.metrics.summary import BASELINE
 from models.engine.plan import TOKENCARVE_LAYER, Plan, parse, resolve
 from models.engine.prompt import Prompt
 from models.engine.target import CPU
+from models.errors import CommandError
 from models.io.writing import own_folder
 from tokencarve_jax import plan as count
 

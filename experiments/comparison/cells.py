@@ -15,10 +15,10 @@ from types import MappingProxyType
 from typing import Any
 
 from experiments.core import methods, schedules
-from experiments.core.cli import CommandError
 from experiments.metrics.costs import prefill_flops
 from experiments.metrics.summary import BASELINE
 from models.engine.plan import TOWER, Carve, Schedule, parse, resolve, tokens_by_layer
+from models.errors import CommandError
 from tokencarve_jax import plan
 from tokencarve_jax.methods.tome import block_counts
 

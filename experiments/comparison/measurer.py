@@ -17,7 +17,6 @@ from experiments.comparison.cells import Cell, Grid, grid
 from experiments.comparison.own_time import Own
 from experiments.comparison.settings import Settings
 from experiments.core import cli, methods, results
-from experiments.core.cli import CommandError
 from experiments.core.loading import BUCKET
 from experiments.core.memory import check_request
 from experiments.data.encoder import Encoder
@@ -29,6 +28,7 @@ from models.engine import decode, plan, prefill
 from models.engine.prompt import Prompt, round_up
 from models.engine.relevance import without_unused_questions
 from models.engine.target import target_of
+from models.errors import CommandError
 
 _CODE = (  # what decides what is measured; tables and plot can change
     "experiments/comparison/cells.py",

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.core import memory
-from experiments.core.cli import CommandError
 from experiments.data import preprocessing
 from models.auto import family_of, from_pretrained
 from models.engine.model import VisionLanguageModel
 from models.engine.relevance import QuestionEmbeddings
+from models.errors import CommandError
 from models.io.hashes import of_file
 from models.io.hub import find_checkpoint
 from models.io.table import abstract_model

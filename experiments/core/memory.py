@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.core.cli import CommandError
 from experiments.core.results import format_bytes
 from experiments.metrics.costs import cache_bytes, decoder_weights
+from models.errors import CommandError
 
 _CGROUP = Path("/sys/fs/cgroup")
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from experiments.core.cli import CommandError
 from experiments.metrics.costs import prefill_flops
 from experiments.metrics.summary import BASELINE
 from models.engine.official import layer_average, pyramiddrop_schedule, sparsevlm_schedule
 from models.engine.plan import TOKENCARVE_LAYER, Carve, Schedule, parse, resolve
+from models.errors import CommandError
 from tokencarve_jax import COMPRESSORS, Compressor
 
 # The authors' cuts at several layers, to a count that is the average over the layers

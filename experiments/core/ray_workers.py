@@ -18,11 +18,9 @@ from ray.exceptions import RayError, RayTaskError
 from tqdm import tqdm
 
 from experiments.core.calls import Call, Worker
-from experiments.core.cli import CommandError, one_line
 from experiments.core.results import cores, differing
 from models import interrupts
-from models.config import ConfigError
-from models.io.table import CheckpointError
+from models.errors import CheckpointError, CommandError, ConfigError, one_line
 
 ATTEMPTS = 4  # at one call, or at starting a worker, before its loss is no accident
 _REACH_S = 10

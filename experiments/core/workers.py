@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from experiments.core.calls import Call, Worker
-from experiments.core.cli import CommandError, positive
+from experiments.core.cli import positive
+from models.errors import CommandError
 
 
 class Pool(Protocol):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from experiments.core.cli import CommandError, one_line
 from experiments.core.loading import Checkpoint, Inputs
 from experiments.data.questions import Readable, Sample
 from models.engine.plan import TOWER, Schedule
+from models.errors import CommandError, one_line
 from models.processor import render
 
 # Whole prompts; {images} is a placeholder and a line break for each. Those of LLaVA's `conv_templates`.

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.core.cli import CommandError
 from experiments.data import formats
 from experiments.data import question_images as images
 from experiments.data.questions import Sample, alike
 from experiments.evaluation.settings import Files
+from models.errors import CommandError
 
 
 class FileQuestions:

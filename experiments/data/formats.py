@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.core.cli import CommandError
+from models.errors import CommandError
 
 PLACEHOLDER = "<image>"
 LETTER = "Answer with the option's letter from the given choices directly."

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.core.cli import CommandError
+from models.errors import CommandError
 
 ASPECT_RATIOS = ("pad", "crop", "checkpoint")
 BORDERS = ("keep", "last", "drop")

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.core import cli
-from experiments.core.cli import CommandError
 from experiments.data import preprocessing
 from experiments.data.encoder import CONVERSATIONS
 from experiments.evaluation.settings import Files
+from models.errors import CommandError
 
 
 def add_flags(parser: argparse.ArgumentParser, *, answers: bool) -> None:

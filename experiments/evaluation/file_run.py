@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from experiments.core import results, workers
 from experiments.core.calls import Call
-from experiments.core.cli import CommandError
 from experiments.core.results import format_seconds, format_table
 from experiments.data.ahead import MAX_PROCESSES
 from experiments.data.file_questions import FileQuestions, questions_of
@@ -26,6 +25,7 @@ from experiments.evaluation.file_asker import FileAsker
 from experiments.evaluation.settings import Files, Settings
 from experiments.metrics.summary import BASELINE, share
 from experiments.reports import html as html_report
+from models.errors import CommandError
 from models.io.writing import own_folder
 
 MIN_BATCHES = 16  # batches of a worker, below which starting a process that reads them takes longer than it saves

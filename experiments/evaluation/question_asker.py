@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from experiments.core import methods, results, schedules
-from experiments.core.cli import CommandError
 from experiments.core.loading import Inputs
 from experiments.core.memory import check_request
 from experiments.data.encoder import Encoder, Ready
@@ -19,6 +18,7 @@ from experiments.data.questions import Readable, Sample
 from experiments.evaluation.settings import Asking, Settings
 from experiments.metrics import likelihood
 from models.engine.plan import Carve, Schedule, parse
+from models.errors import CommandError
 from tokencarve_jax import plan
 
 _PROBE = Sample("", "What is this?", (np.zeros((8, 8, 3), np.uint8),), None, 0)

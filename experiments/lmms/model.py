@@ -25,7 +25,6 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from experiments.core import results, workers
-from experiments.core.cli import CommandError, one_line
 from experiments.data.formats import SHORT
 from experiments.evaluation.question_asker import QuestionAsker
 from experiments.evaluation.settings import Asking, Settings
@@ -33,8 +32,7 @@ from experiments.lmms import model_args
 from experiments.lmms.answers import Answers
 from experiments.lmms.requests import Request, options
 from models import compile_cache as compiled
-from models.config import ConfigError
-from models.io.table import CheckpointError
+from models.errors import CheckpointError, CommandError, ConfigError, one_line
 from models.io.writing import own_folder
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.core import cli
-from experiments.core.cli import CommandError
 from experiments.data import preprocessing
 from experiments.data.encoder import CONVERSATIONS
 from experiments.evaluation.settings import Asking, Settings
 from experiments.metrics.summary import BASELINE
 from models.cli import DTYPES
+from models.errors import CommandError
 
 INFORMATION = {"default": "tokencarve", "svd": "tokencarve-svd", "norm": "tokencarve-norm"}
 """Routes to TokenCarve's information score, as rows of the registry."""

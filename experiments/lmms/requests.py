@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import Image
 
-from experiments.core.cli import CommandError, one_line
 from experiments.data import question_images as images
 from experiments.data.formats import SHORT
 from experiments.data.questions import Sample, alike
+from models.errors import CommandError, one_line
 
 DEFAULT_UNTIL = ("\n\n",)
 """What lmms-eval says where a task says nothing: no task's own wish, and it would cut long answers."""

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.core.cli import CommandError, one_line
 from experiments.lmms.plugin import MODEL_ID
 from experiments.lmms.reproduction.sets import JUDGE, Set
 from experiments.lmms.requests import options
+from models.errors import CommandError, one_line
 from models.io.untrusted import parsing
 
 VERSION = "0.7.3"

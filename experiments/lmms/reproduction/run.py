@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from experiments.core import results, workers
-from experiments.core.cli import CommandError
 from experiments.data.encoder import CONVERSATIONS
 from experiments.data.formats import SHORT
 from experiments.evaluation.question_asker import QuestionAsker
@@ -19,6 +18,7 @@ from experiments.lmms.reproduction.harness import Harness
 from experiments.lmms.reproduction.sets import Set, named
 from experiments.lmms.reproduction.settings import Settings
 from experiments.lmms.requests import Request
+from models.errors import CommandError
 from models.io.writing import own_folder
 
 _CODE = ("experiments/lmms", "experiments/lmms/reproduction")

@@ -16,10 +16,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from experiments.core.cli import CommandError, one_line
 from experiments.core.results import write_text
 from experiments.reports.html.kinds import page_of
 from experiments.reports.html.page import Page
+from models.errors import CommandError, one_line
 
 FILE = "report.html"
 LIMIT = 14_500_000  # bytes of a page, about: a gallery that would go beyond is cut short

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from experiments.core.cli import CommandError
 from experiments.data.questions import QuestionSet
+from models.errors import CommandError
 
 DEFAULT = 12  # four of each family of questions about scenes
 _LOOKED_AT = 10  # times as many are read at most
