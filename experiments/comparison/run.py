@@ -19,9 +19,8 @@ from experiments.core import results, workers
 from experiments.core.calls import Call
 from experiments.core.loading import BUCKET
 from experiments.data.questions import QuestionSet
-from experiments.reports import figures
+from experiments.reports import figures, gallery
 from experiments.reports import html as html_report
-from experiments.reports.patch_maps import choosing, gallery
 from models.io.writing import own_folder
 
 CELLS = 8  # that are asked at a time: what an interruption costs, at most
@@ -68,7 +67,7 @@ def _compare(settings: Settings, pool: workers.Pool, command: Sequence[str]) -> 
     journal = results.Journal(settings.out / "measured.jsonl", about, restart=settings.restart)
     if journal.entries:
         print(f"Going on from {journal.path}; --restart measures anew.", file=sys.stderr)
-    chosen = choosing.choose(questions, settings.gallery)
+    chosen = gallery.choose(questions, settings.gallery)
     answers = Answers(keys, chosen)
     _ask_all(settings, questions, pool, journal, answers)
     samples, known = answers.samples(questions), answers.known
