@@ -17,7 +17,7 @@ from experiments.data.scene_questions import SceneQuestions
 from experiments.data.scenes import FAMILIES, make_scene
 from experiments.evaluation.asker import DECODE_CAPACITY, Asker
 from experiments.reports import html as html_report
-from experiments.reports.patch_maps import fates
+from experiments.reports.patch_maps.maps import arrays_of
 from experiments.reports.pictures import GAP, scale_of
 from models.engine import prefill
 from tests.commands import DAMAGES, KEEPS, SIDE, VISUAL, answer_alone, damage, failure, save_checkpoint
@@ -135,7 +135,7 @@ class TestGallery:
                     maps = [one for one in records[start + row]["maps"] if one["method"] == name]
                     assert [one["visual_tokens"] for one in maps if not one["answered"]] == [4, 2]
                     (one,) = (one for one in maps if one["answered"])
-                    survivors, assignment = fates.assignment(VISUAL, one)
+                    survivors, assignment = arrays_of(one, VISUAL)
                     np.testing.assert_array_equal(survivors, cut.indices[row])
                     np.testing.assert_array_equal(assignment, cut.assignment[row])
 

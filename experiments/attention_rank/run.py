@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.attention_rank import drawing, report, statement
+from experiments.attention_rank import report, statement
 from experiments.attention_rank.settings import Settings
 from experiments.attention_rank.watching import answer, watched
 from experiments.core import loading, methods, results
@@ -24,6 +24,7 @@ from experiments.data.scenes import FAMILIES
 from experiments.evaluation.asker import MAX_NEW_TOKENS
 from experiments.metrics.rank import TOLERANCE, measure
 from experiments.metrics.summary import BASELINE
+from experiments.reports import figures
 from models.engine.plan import TOKENCARVE_LAYER, Plan, parse, resolve
 from models.engine.prompt import Prompt
 from models.engine.target import CPU
@@ -224,6 +225,6 @@ def _write(settings: Settings, asker: Asker, journal: results.Journal, head: dic
     )
     results.write_text(out / "table.md", text + "\n")
     results.write_text(out / "layers.csv", report.csv_text(rows, TOKENS))
-    drawing.save(drawing.against_accuracy(rows, first=TOKENCARVE_LAYER), out / "accuracy.png")
-    drawing.save(drawing.by_layer(rows, first=TOKENCARVE_LAYER), out / "layers.png")
+    figures.save(figures.accuracy_by_rank(rows, first=TOKENCARVE_LAYER), out / "accuracy.png")
+    figures.save(figures.rank_by_layer(rows, first=TOKENCARVE_LAYER), out / "layers.png")
     return f"{text}\n\nEvery figure: {out / 'results.json'} and layers.csv; drawn: accuracy.png and layers.png."

@@ -22,8 +22,9 @@ from experiments.core.memory import check_request
 from experiments.data.encoder import Encoder
 from experiments.data.questions import Sample
 from experiments.metrics.summary import BASELINE
-from experiments.reports.patch_maps import choosing, replay
-from experiments.reports.patch_maps.looking import Looker
+from experiments.reports import gallery
+from experiments.reports.patch_maps import replay
+from experiments.reports.patch_maps.recorder import PatchMapRecorder
 from models.engine import decode, plan, prefill
 from models.engine.prompt import Prompt, round_up
 from models.engine.relevance import without_unused_questions
@@ -89,8 +90,8 @@ class Measurer:
             self._encoder.check_cuts(cell.cuts)
         self._threads = pairs.at_a_time()  # cells, in compiling too
         self._own: dict[str, Own] = {}
-        self._looker = Looker(self._llava)
-        self._chosen = frozenset(choosing.choose(self._questions, settings.gallery))
+        self._recorder = PatchMapRecorder(self._llava)
+        self._chosen = frozenset(gallery.choose(self._questions, settings.gallery))
         self._batch = functools.lru_cache(maxsize=1)(self._read)  # cells come a few at a time
 
     def identity(self) -> dict[str, Any]:
@@ -163,7 +164,7 @@ class Measurer:
             "kl": [round(float(nats), 9) for nats in divergence(batch.vanilla, logits)],
             "same_first": (logits.argmax(-1) == batch.vanilla.argmax(-1)).tolist(),
             "map": [
-                self._looker.maps(prefilled.cuts, [row])[0] if index in self._chosen else None
+                self._recorder.maps(prefilled.cuts, [row])[0] if index in self._chosen else None
                 for row, index in enumerate(batch.asked)
             ],
         }
@@ -182,7 +183,7 @@ class Measurer:
         batch = self._batch(tuple(indices))
         rows = [row for row, index in enumerate(batch.asked) if index in self._chosen]
         shown = [(batch.asked[row], samples[batch.asked[row]]) for row in rows]
-        records = [self._looker.scene(sample, index) | {"ranks": {}} for index, sample in shown]
+        records = [self._recorder.scene(sample, index) | {"ranks": {}} for index, sample in shown]
         ranked = {
             cell.method: replay.Request(cell.cuts[0])
             for cell in self._grid.cells.values()
@@ -190,7 +191,7 @@ class Measurer:
         }
         if rows:  # ranks are the same at all budgets
             for name, (_, ranks) in replay.replay(self._llava, batch.prompt, batch.seed, ranked).items():
-                for record, own in zip(records, self._looker.ranks(ranks, rows), strict=True):
+                for record, own in zip(records, self._recorder.ranks(ranks, rows), strict=True):
                     record["ranks"][name] = own
         images = [self._checkpoint.seen(self._encoder([sample], 1).pixel_values)[0] for _, sample in shown]
         return records, images

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from experiments.comparison import plot, tables
+from experiments.comparison import tables
 from experiments.comparison.measurer import Measurer
 from experiments.comparison.settings import Settings
 from experiments.core import results, workers
 from experiments.core.calls import Call
 from experiments.core.loading import BUCKET
 from experiments.data.questions import QuestionSet
+from experiments.reports import figures, gallery
 from experiments.reports import html as html_report
-from experiments.reports.patch_maps import choosing, gallery
 from models.io.writing import own_folder
 
 CELLS = 8  # that are asked at a time: what an interruption costs, at most
@@ -67,7 +67,7 @@ def _compare(settings: Settings, pool: workers.Pool, command: Sequence[str]) -> 
     journal = results.Journal(settings.out / "measured.jsonl", about, restart=settings.restart)
     if journal.entries:
         print(f"Going on from {journal.path}; --restart measures anew.", file=sys.stderr)
-    chosen = choosing.choose(questions, settings.gallery)
+    chosen = gallery.choose(questions, settings.gallery)
     answers = Answers(keys, chosen)
     _ask_all(settings, questions, pool, journal, answers)
     samples, known = answers.samples(questions), answers.known
@@ -106,7 +106,7 @@ def _compare(settings: Settings, pool: workers.Pool, command: Sequence[str]) -> 
     results.write_json(out / "results.json", report)
     results.write_text(out / "table.md", tables.markdown(rows, notes) + "\n")
     results.write_text(out / "table.csv", tables.csv_text(rows))
-    plot.save(rows, out / "accuracy.png")
+    figures.save(figures.accuracy_by_flops(rows), out / "accuracy.png")
     gallery.save(shown, images, out)
     files = ", ".join(str(out / name) for name in ("table.md", "table.csv", "results.json", "accuracy.png"))
     where = f"With all columns: {files}."

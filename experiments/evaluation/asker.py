@@ -15,7 +15,7 @@ from experiments.data.questions import batches
 from experiments.data.scene_questions import SceneQuestions
 from experiments.evaluation.settings import Settings
 from experiments.metrics import latency as timing
-from experiments.reports.patch_maps.looking import Looker
+from experiments.reports.patch_maps.recorder import PatchMapRecorder
 from models.engine import decode, prefill
 from models.engine.decode import DECODE_CAPACITY_BUCKET
 from models.engine.plan import Carve, parse
@@ -158,7 +158,7 @@ class Asker:
           A record per question for the gallery of results.json (`experiments.reports.patch_maps`), and its image as the
           tower sees it, uint8 [height, width, 3].
         """
-        looker, depth = Looker(self._llava), self._llava.config.text.num_layers
+        recorder, depth = PatchMapRecorder(self._llava), self._llava.config.text.num_layers
         schedules = {name: parse(carve, num_layers=depth) for name, carve in self.methods.items()}
         records, images = dict[int, dict[str, Any]](), dict[int, np.ndarray]()
         for part in batches(len(self._questions), self._settings.batch_size):
@@ -169,9 +169,11 @@ class Asker:
             seen = self._checkpoint.seen(inputs.pixel_values)
             for index, row in zip(own, places, strict=True):
                 images[index] = seen[row]
-                records[index] = looker.scene(self._questions.sample(index), index)
+                records[index] = recorder.scene(self._questions.sample(index), index)
                 records[index] |= {"maps": [], "ranks": {}}
-            found = looker.look(schedules, inputs, seed=self._seed(part), rows=places, decode_capacity=DECODE_CAPACITY)
+            found = recorder.record(
+                schedules, inputs, seed=self._seed(part), rows=places, decode_capacity=DECODE_CAPACITY
+            )
             for name, (maps, ranks) in found.items():
                 answered, _ = methods.visual_tokens(self._llava, self.methods[name])
                 for number, index in enumerate(own):

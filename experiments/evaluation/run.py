@@ -19,8 +19,8 @@ from experiments.data.scenes import FAMILIES
 from experiments.evaluation.asker import DECODE_CAPACITY, MAX_NEW_TOKENS, Asker
 from experiments.evaluation.settings import Settings
 from experiments.metrics import summary
+from experiments.reports import gallery
 from experiments.reports import html as html_report
-from experiments.reports.patch_maps import choosing, gallery
 from models.io.writing import own_folder
 
 TIMED_BATCHES = 20  # prefill is measured on so many of the first worker's batches
@@ -71,7 +71,7 @@ def _evaluate(settings: Settings, pool: workers.Pool, command: Sequence[str]) ->
     facts = workers.ask_first(pool, "describe")
     rows = [row | facts[row["method"]] for row in summary.rows(records, tokens=compared, entries=journal.entries)]
     text = summary.table(rows, scenes=settings.scenes, settings=about)
-    chosen = choosing.choose(SceneQuestions(settings.scenes, settings.seed), settings.gallery)
+    chosen = gallery.choose(SceneQuestions(settings.scenes, settings.seed), settings.gallery)
     shown, images = workers.ask_first(pool, "look", chosen)
     gallery.save(shown, images, out)
     saved = gallery.draw(shown, images, compared, out)

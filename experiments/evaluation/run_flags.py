@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.core import cli, schedules, workers
 from experiments.evaluation import file_flags
-from experiments.reports.patch_maps import choosing
+from experiments.reports.gallery import DEFAULT as GALLERY
 
 SCENES = 300
 
@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser, *, answers: bool) -> None:
     parser.add_argument(
         "--gallery",
         type=cli.positive,
-        default=choosing.DEFAULT,
+        default=GALLERY,
         metavar="COUNT",
         help="how many questions about scenes the report shows with image and carve maps (default: %(default)s)",
     )

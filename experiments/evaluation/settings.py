@@ -7,7 +7,7 @@ from pathlib import Path
 
 from experiments.core.loading import Checkpoint, load
 from experiments.core.memory import Request
-from experiments.reports.patch_maps import choosing
+from experiments.reports.gallery import DEFAULT as GALLERY
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Run:
     workers: int = 1
     ray_address: str | None = None
     files: Files | None = None
-    gallery: int = choosing.DEFAULT
+    gallery: int = GALLERY
     report: bool = True
 
     def load(self, asking: Asking | None = None) -> Checkpoint:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.metrics.summary import BASELINE
-from experiments.reports.patch_maps.gallery import image_path
+from experiments.reports.gallery import image_path
 
 _LOOKS_AT = {  # evidence, as `tokencarve_jax.EVIDENCE` names it, in words
     "query_attention": "the attention of the question's last token",
