@@ -14,15 +14,24 @@ questions (--workers); the answers are those of one.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments.core import cli, methods
-from experiments.core.results import resuming
-from experiments.evaluation import file_run, run_flags
-from experiments.evaluation.run import evaluate
-from experiments.evaluation.settings import Settings
+from experiments.core import cli, methods, results, schedules
+from experiments.core.config import RunConfig
+from experiments.core.journal import resuming
+from experiments.core.runner import Runner
+from experiments.data.questions import QuestionSet
+from experiments.evaluation import files, flags, scenes
+from experiments.evaluation.answers import SHAPE, Answers
+from experiments.evaluation.cells import AtOneBudget
+from experiments.evaluation.gallery import LookAtScenes
+from experiments.evaluation.worker import ModelWorker, WorkerConfig
+from experiments.reports import gallery, html
 from models.errors import CommandError
 
 _EXAMPLES = """examples:
@@ -41,21 +50,141 @@ _EXAMPLES = """examples:
 """
 
 
-def _settings(flags: argparse.Namespace) -> Settings:
-    common = run_flags.common(flags)
-    files = common["files"]
-    out = flags.out or (files.answers.with_suffix("") if files else Path("results") / f"eval-{flags.keep}")
-    return Settings(**common, keep=flags.keep, methods=tuple(flags.methods), out=cli.check_folder(out))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """One evaluation.
+
+    Attributes:
+      run: where and by whom.
+      worker: what is asked, and how.
+      title: what was asked for.
+      keep: the budget.
+      own_methods: what changes with the file of a method of the user's own, by its name.
+      answers: where answers to a question file go; None for scenes.
+      gallery: how many questions have their images and patch maps recorded.
+      report: write report.html at the end.
+    """
+
+    run: RunConfig
+    worker: WorkerConfig
+    title: str
+    keep: float | int
+    own_methods: Sequence[tuple[str, str]]
+    answers: Path | None
+    gallery: int
+    report: bool
 
 
-def _run(settings: Settings, command: Sequence[str]) -> None:
-    if settings.files is None:
-        print(evaluate(settings, command=command))
-        return
-    text, failed = file_run.evaluate(settings, command=command)
-    print(text)
-    if failed:
-        raise CommandError(f"{failed} questions could not be asked; {settings.out / 'results.json'} says why")
+def _config(given: argparse.Namespace, command: Sequence[str]) -> EvalConfig:
+    questions, own = flags.questions(given), schedules.by_text(given.schedule)
+    compared = [(method, given.keep) for method in methods.named(given.methods, taken=own)]
+    comparison = AtOneBudget(tuple(compared), tuple(own.items()), square=given.answers is None)
+    worker = WorkerConfig(
+        model=flags.model(given),
+        prompt=flags.prompt(given, questions.prompt),
+        questions=questions,
+        comparison=comparison,
+        batch_size=given.batch_size,
+        seed=given.seed,
+    )
+    out = given.answers.with_suffix("") if given.answers else Path("results") / f"eval-{given.keep}"
+    return EvalConfig(
+        run=flags.run(given, given.out or out, command),
+        worker=worker,
+        title=given.questions,
+        keep=given.keep,
+        own_methods=tuple(methods.own(comparison.compressors).items()),
+        answers=given.answers,
+        gallery=given.gallery,
+        report=not given.no_report,
+    )
+
+
+def evaluate(config: EvalConfig) -> tuple[str, int]:
+    """Make an evaluation, or go on with one.
+
+    Returns:
+      The table, and where everything else is; and how many questions could not be asked.
+
+    Raises:
+      CommandError: the run cannot be made; says why.
+      OSError: the folder cannot be written to, or another process does so.
+    """
+    worker, questions = config.worker, config.worker.questions.load()
+    kind = "eval" if config.answers is None else "questions"
+    with Runner(config.run, kind, functools.partial(ModelWorker, worker)) as runner:
+        facts = runner.first(ModelWorker.describe)
+        settings = runner.settings(
+            keep=config.keep,
+            methods=list(facts),
+            own_methods=dict(config.own_methods),
+            border=worker.prompt.border,
+            conversation=worker.prompt.conversation,
+            dtype=worker.model.dtype,
+            batch_size=worker.batch_size,
+            seed=worker.seed,
+        )
+        if config.answers is not None:
+            for name in facts:
+                files.path_of(config.answers, name)
+        journal = runner.journal("answers.jsonl", settings, shape=SHAPE)
+        answers = Answers(list(facts), journal, len(questions))
+        finish = _scenes if config.answers is None else _file
+        text, where, failed = finish(config, runner, questions, answers, facts, settings)
+        if config.report:
+            where += f" To look at in a browser: {html.write(config.run.out)}."
+    return f"{text}\n\n{where}", failed
+
+
+Facts = Mapping[str, Mapping[str, Any]]
+
+
+def _scenes(
+    config: EvalConfig, runner: Runner, questions: QuestionSet, answers: Answers, facts: Facts, settings: dict[str, Any]
+) -> tuple[str, str, int]:
+    out = config.run.out
+    scenes.ask(runner, questions, answers, batch_size=config.worker.batch_size)
+    rows, samples = scenes.rows(answers, questions, facts), answers.records(questions)
+    shown, images = runner.first(LookAtScenes(gallery.choose(questions, config.gallery)))
+    gallery.save(shown, images, out)
+    pictures = ", ".join(map(str, gallery.draw(shown, images, facts, out)))
+    count = len({sample["scene"] for sample in samples})
+    text = scenes.table(rows, title=config.worker.questions.title, settings=settings)
+    report = {
+        "model": config.worker.model.source,
+        "scenes": count,
+        "settings": settings,
+        "methods": rows,
+        "gallery": shown,
+        "samples": samples,
+    }
+    runner.write(report, {"table.txt": text + "\n"})
+    return text, f"All answers and settings: {out / 'results.json'}. Pictures: {pictures}.", 0
+
+
+def _file(
+    config: EvalConfig, runner: Runner, questions: QuestionSet, answers: Answers, facts: Facts, settings: dict[str, Any]
+) -> tuple[str, str, int]:
+    out, model = config.run.out, config.worker.model.source
+    assert config.answers is not None
+    spent = files.ask(runner, questions, answers, batch_size=config.worker.batch_size)
+    paths = files.write(config.answers, questions, answers, model=Path(model).name, keep=config.keep)
+    rows = files.rows(answers, questions, {name: fact["tokens"] for name, fact in facts.items()})
+    samples, failed = files.records(answers, questions)
+    report = {
+        "model": model,
+        "questions": config.title,
+        "settings": settings,
+        "methods": rows,
+        "failed": failed,
+        "samples": samples,
+    }
+    text = files.table(rows, total=len(questions), failed=len(failed))
+    runner.write(report, {"table.txt": text + "\n"})
+    if spent["wall"]:
+        results.write_json(out / "seconds.json", spent)  # by itself: all other files are the same in every run
+        text += f"\n{files.where_time_went(spent, runner.pool.count)}"
+    return text, f"Answers: {', '.join(map(str, paths))}. All settings: {out / 'results.json'}.", len(failed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,11 +207,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="where everything is written (default: results/eval-KEEP, or see --answers)",
     )
-    run_flags.add_flags(parser, answers=True)
+    flags.add_flags(parser, answers=True)
 
-    def body(flags: argparse.Namespace) -> None:
+    def body(given: argparse.Namespace) -> None:
+        config = _config(given, ["python", "-m", "experiments.eval", *argv])
         with resuming():
-            _run(_settings(flags), ["python", "-m", "experiments.eval", *argv])
+            text, failed = evaluate(config)
+        print(text)
+        if failed:
+            raise CommandError(f"{failed} questions could not be asked; {config.run.out / 'results.json'} says why")
 
     return cli.run(body, parser, argv, interrupted="interrupted; the same command goes on from here")
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from experiments.attention_rank.run import run
 from experiments.attention_rank.settings import DEFAULT_METHODS, Settings
 from experiments.core import cli, methods
-from experiments.core.results import resuming
+from experiments.core.journal import resuming
 
 _EXAMPLES = """examples:
   python -m experiments.rank                        the shipped model, 128 and 64 of 576 visual tokens left

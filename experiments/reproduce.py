@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.core import cli, workers
-from experiments.core.results import resuming
-from experiments.evaluation import file_flags
+from experiments.core.journal import resuming
+from experiments.evaluation import flags as shared
 from experiments.evaluation.settings import Asking
 from experiments.lmms.model_args import INFORMATION
 from experiments.lmms.reproduction import harness, run
@@ -60,7 +60,7 @@ def _settings(flags: argparse.Namespace) -> Settings:
         sets=tuple(flags.tasks),
         include=tuple(flags.include),
         columns=columns,
-        asking=Asking(image_aspect_ratio=flags.image_aspect_ratio, border=flags.border, conversation=flags.conv_mode),
+        asking=shared.prompt(flags, Asking()),
         limit=flags.limit,
     )
 
@@ -98,7 +98,7 @@ def _parser() -> cli.Parser:
         help="routes to the information score, columns of their own: svd is exact, as released; default is what "
         "everything else here uses; norm does without a decomposition (default: svd)",
     )
-    file_flags.add_asking_flags(parser)
+    shared.add_prompt_flags(parser)
     parser.add_argument(
         "--batch-size", type=cli.positive, default=1, metavar="QUESTIONS", help="at a time (default: 1, as the paper)"
     )

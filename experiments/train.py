@@ -21,7 +21,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from experiments.core import cli
-from experiments.core.results import OtherRunError
+from experiments.core.journal import OtherRunError
 from experiments.data.tiny_processor import VOCABULARY, save_processor
 from experiments.training.decoder import Answerer, answer_logits, answer_loss, place_loss
 from experiments.training.pool import NUM_PATCHES, Pool, QuestionTokens, choose_patches, make_pool

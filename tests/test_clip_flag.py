@@ -4,13 +4,13 @@ import io
 import json
 
 import pytest
+from experiments.evaluation.asker import MAX_NEW_TOKENS
 from PIL import Image
 
 from experiments import eval as evaluation
 from experiments import generate
 from experiments.core import loading, methods
 from experiments.data.scenes import make_scene
-from experiments.evaluation.asker import MAX_NEW_TOKENS
 from tests.clips import make_clip
 from tests.commands import SIDE, VISUAL, failure, save_checkpoint
 

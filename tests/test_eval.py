@@ -9,13 +9,13 @@ from statistics import median
 
 import numpy as np
 import pytest
+from experiments.evaluation.asker import DECODE_CAPACITY, Asker
 from PIL import Image
 
 from experiments import eval as evaluation
 from experiments.core import loading, results
 from experiments.data.scene_questions import SceneQuestions
 from experiments.data.scenes import FAMILIES, make_scene
-from experiments.evaluation.asker import DECODE_CAPACITY, Asker
 from experiments.reports import html as html_report
 from experiments.reports.patch_maps.maps import arrays_of
 from experiments.reports.pictures import GAP, scale_of

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.data import preprocessing
+from experiments.core import preprocessing
 from experiments.data.image_files import open_image
 from experiments.data.tiny_processor import build_processor
 from models.errors import CommandError

@@ -3,13 +3,13 @@
 import json
 
 import pytest
+from experiments.evaluation.file_asker import FileAsker
 from PIL import Image
 
 from experiments import eval as evaluation
 from experiments.core import loading
 from experiments.data.ahead import Ahead
 from experiments.evaluation import file_run
-from experiments.evaluation.file_asker import FileAsker
 from tests.commands import failure
 from tests.question_files import KEEP, POPE, SUFFIX, SYSTEM, flags, make_folder
 

@@ -11,10 +11,10 @@ from operator import methodcaller
 
 import pytest
 import ray
+from experiments.core.calls import Call
 
 from experiments import eval as evaluation
 from experiments.core import ray_workers, workers
-from experiments.core.calls import Call
 from models.errors import CommandError
 from tests.commands import failure, save_checkpoint
 from tests.kills import on_ray as kills

@@ -18,20 +18,20 @@ from experiments.attention_rank import report, statement
 from experiments.attention_rank.settings import Settings
 from experiments.attention_rank.watching import answer, watched
 from experiments.core import loading, methods, results
-from experiments.data.questions import batches
+from experiments.core.journal import Journal
 from experiments.data.scene_questions import SceneQuestions
-from experiments.data.scenes import FAMILIES
-from experiments.evaluation.asker import MAX_NEW_TOKENS
+from experiments.evaluation.cells import AtOneBudget
 from experiments.metrics.rank import TOLERANCE, measure
 from experiments.metrics.summary import BASELINE
 from experiments.reports import figures
-from models.engine.plan import TOKENCARVE_LAYER, Plan, parse, resolve
+from models.engine.plan import TOKENCARVE_LAYER, Plan, resolve
 from models.engine.prompt import Prompt
 from models.engine.target import CPU
 from models.errors import CommandError
 from models.io.writing import own_folder
 from tokencarve_jax import plan as count
 
+MAX_NEW_TOKENS = SceneQuestions.max_new_tokens
 BATCH = 6  # questions at a time
 BUCKET = 32  # questions of any length share one compiled program per method
 TOKENS = ("all", "visual")  # those whose attention output is measured
@@ -68,10 +68,11 @@ def cases(llava: Any, settings: Settings) -> list[Case]:
         )
     found = [Case(BASELINE, visual, "", Plan())]
     for keep in settings.keep:
-        for name, carve in methods.to_compare(llava, keep, settings.methods).items():
+        compared = AtOneBudget(tuple((method, keep) for method in methods.named(settings.methods)))
+        for name, cell in compared.cells(llava, length=0).items():
             if name == BASELINE:
                 continue
-            plan = resolve(parse(carve, num_layers=layers), visual)
+            plan = resolve(cell.cuts, visual)
             if not plan.cuts:
                 raise CommandError(f"--keep {keep} leaves all of the {visual} visual tokens; expected fewer")
             found.append(Case(name, count(visual, keep).kept, plan.cuts[0].compressor.at, plan))
@@ -163,7 +164,7 @@ def run(settings: Settings, *, command: Sequence[str]) -> str:
             "versions": results.versions(),
             "code_sha256": results.code_checksum("experiments/attention_rank"),
         }
-        journal = results.Journal(settings.out / "measured.jsonl", about, restart=settings.restart)
+        journal = Journal(settings.out / "measured.jsonl", about, restart=settings.restart)
         if journal.entries:
             print(f"Going on from {journal.path}; --restart measures anew.", file=sys.stderr)
         _ask_all(asker, journal, settings.limit)
@@ -174,12 +175,12 @@ def _key(entry: dict[str, Any]) -> tuple[int, str, int]:
     return entry["batch"], entry["method"], entry["visual_tokens"]
 
 
-def _ask_all(asker: Asker, journal: results.Journal, scenes: int) -> None:
+def _ask_all(asker: Asker, journal: Journal, scenes: int) -> None:
     """Have everything asked that the journal does not hold yet."""
     have = {_key(entry): len(entry["said"]) for entry in journal.entries}
-    work = list(itertools.product(enumerate(batches(scenes * len(FAMILIES), BATCH)), asker.cases))
+    work = list(itertools.product(enumerate(SceneQuestions(scenes, 0).batches(BATCH)), asker.cases))
 
-    def done(number: int, indices: range, case: Case) -> bool:
+    def done(number: int, indices: Sequence[int], case: Case) -> bool:
         return have.get((number, case.method, case.kept), 0) >= len(indices)
 
     left = [(number, indices, case) for (number, indices), case in work if not done(number, indices, case)]
@@ -199,7 +200,7 @@ def _questions(settings: Settings) -> Iterator[dict[str, Any]]:
         yield {"sample": index, "family": one.family, "question": one.text, "answer": one.answer}
 
 
-def _write(settings: Settings, asker: Asker, journal: results.Journal, head: dict[str, Any]) -> str:
+def _write(settings: Settings, asker: Asker, journal: Journal, head: dict[str, Any]) -> str:
     questions = list(_questions(settings))
     newest = {_key(entry): entry for entry in journal.entries}
     numbers = range(len(range(0, len(questions), BATCH)))

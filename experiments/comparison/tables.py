@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
-from experiments.comparison.cells import COMPUTE, COUNT, DOWNSAMPLED, GIVEN, REFERENCE
-from experiments.core.results import format_bytes, format_seconds, format_table, paired_difference
-from experiments.metrics.summary import BASELINE, share
+from experiments.comparison.cells import COMPUTE, COUNT, DOWNSAMPLED, GIVEN, REFERENCE, Line
+from experiments.core.methods import BASELINE
+from experiments.core.results import format_bytes, format_seconds, format_table
+from experiments.data.questions import QuestionSet
+from experiments.evaluation.answers import Answers, agreement
+from experiments.metrics.summary import accuracy, paired_difference
 
 _TITLES = {
     COUNT: "Equal count: {} visual tokens left",
@@ -23,68 +25,63 @@ _HEADS = {COUNT: "{} left", COMPUTE: "cost of {}", GIVEN: "as given"}
 
 
 def rows(
-    grid: Mapping[str, Any],
+    facts: Mapping[str, Mapping[str, Any]],
+    lines: Sequence[Line],
+    answers: Answers,
+    questions: QuestionSet,
     *,
-    known: Mapping[str, Mapping[int, Mapping[str, Any]]],
-    questions: Sequence[Mapping[str, Any]],
     costs: Mapping[str, Mapping[str, Any]],
     times: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> list[dict[str, Any]]:
     """What the tables say, in numbers.
 
     Args:
-      grid: from `Measurer.describe`.
-      known: answers by cell and question.
-      questions: that were asked, each with `sample`, `scene`, `family`, and what is `right` by cell.
+      facts: from `ModelWorker.describe`.
+      lines: of the tables.
+      answers: of all cells.
+      questions: that were asked.
       costs: by cell.
       times: by cell, seconds of each round.
 
     Returns:
-      Vanilla, and one row for each line of the grid; JSON types, None where a number does not exist.
+      Vanilla, and one row for each line; JSON types, None where a number does not exist.
     """
-    right = {key: [question["right"][key] for question in questions] for key in known}
-    scored = [row for row, mark in enumerate(right[BASELINE]) if mark is not None]
-    scenes = [questions[row]["scene"] for row in scored]
-    families = dict.fromkeys(filter(None, (question["family"] for question in questions)))
-    reference = {line["budget"]: line["key"] for line in grid["lines"] if line["method"] == REFERENCE}
-
-    def accuracy(key: str) -> dict[str, Any]:
-        parts = {family: [row for row in scored if questions[row]["family"] == family] for family in families}
-        return {name: share([right[key][row] for row in own]) for name, own in (parts | {"overall": scored}).items()}
-
-    def difference(first: str, second: str) -> list[float | None]:
-        """Paired, second less first, with half of its 95 % interval."""
-        one, other = ([right[key][row] for row in scored] for key in (first, second))
-        average, half_width = paired_difference(one, other, scenes)
-        return [average, None if math.isnan(half_width) else half_width]
+    scores = {name: answers.scores(questions, name) for name in facts}
+    scored = [row for row, mark in enumerate(scores[BASELINE]) if mark is not None]
+    right = {name: [bool(marks[row]) for row in scored] for name, marks in scores.items()}
+    about = [questions.record(answers.asked[row]) for row in scored]
+    scenes, families = ([record[name] for record in about] for name in ("scene", "family"))
+    reference = {line.budget: line.key for line in lines if line.method == REFERENCE}
 
     measured = {}
-    for key, cell in grid["cells"].items():
-        answers, vanilla = ([known[one][question["sample"]] for question in questions] for one in (key, BASELINE))
+    for key, fact in facts.items():
+        kl, same_first = answers.column(key, "kl"), answers.column(key, "same_first")
         measured[key] = {
-            **cell,
+            **fact,
             **costs[key],
             "cell": key,
-            "accuracy": accuracy(key) if scored else None,
-            "of_vanilla": None,
-            "to_vanilla": difference(BASELINE, key) if scored else None,
-            "same_answer": mean(one["said"] == other["said"] for one, other in zip(answers, vanilla, strict=True)),
-            "same_first_token": mean(answer["same_first"] for answer in answers),
-            "kl_mean": mean(answer["kl"] for answer in answers),
-            "kl_max": max(answer["kl"] for answer in answers),
+            "accuracy": accuracy(right[key], families) if scored else None,
+            "of_vanilla": sum(right[key]) / sum(right[BASELINE]) if sum(right[BASELINE]) else None,
+            "to_vanilla": paired_difference(right[BASELINE], right[key], scenes) if scored else None,
+            "same_answer": agreement(answers, key),
+            "same_first_token": mean(same_first),
+            "kl_mean": mean(kl),
+            "kl_max": max(kl),
             "prefill_s": median(times[key]["prefill_s"]),
             "own_s": median(times[key]["own_s"]),
         }
-        if of_vanilla := sum(right[BASELINE][row] for row in scored):
-            measured[key]["of_vanilla"] = sum(right[key][row] for row in scored) / of_vanilla
     out = [{"budget": None, "basis": None, "why_not": "", **measured[BASELINE], "to_reference": None}]
-    for line in grid["lines"]:
-        row = {name: line[name] for name in ("budget", "basis", "method", "why_not")}
-        if line["key"] is not None:
-            row |= measured[line["key"]]
-            row["to_reference"] = None
-            if line["budget"] is not None and scored:
-                row["to_reference"] = difference(reference[line["budget"]], line["key"])
+    for line in lines:
+        row: dict[str, Any] = {
+            "budget": line.budget,
+            "basis": line.basis,
+            "method": line.method,
+            "why_not": line.why_not,
+        }
+        if line.key is not None:
+            row |= measured[line.key] | {"to_reference": None}
+            if (tokencarve := reference.get(line.budget)) is not None and scored:
+                row["to_reference"] = paired_difference(right[tokencarve], right[line.key], scenes)
         out.append(row)
     return out
 

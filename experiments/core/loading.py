@@ -12,8 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.core import memory
-from experiments.data import preprocessing
+from experiments.core import memory, preprocessing
 from models.auto import family_of, from_pretrained
 from models.engine.model import VisionLanguageModel
 from models.engine.relevance import QuestionEmbeddings
@@ -154,7 +153,7 @@ class Checkpoint:
 
     @property
     def image_aspect_ratio(self) -> str:
-        """How its images become squares, see `experiments.data.preprocessing`."""
+        """How its images become squares, see `experiments.core.preprocessing`."""
         return preprocessing.aspect_ratio_of(self.processor.image_processor)
 
     def _check_texts(self, turns: list[dict[str, Any]]) -> None:
@@ -210,7 +209,7 @@ def load(
       revision: branch, tag or commit on the hub; None is its main branch.
       clip: as `source`, for a CLIP; None for none.
       clip_revision: as `revision`.
-      image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.data.preprocessing`.
+      image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.core.preprocessing`.
       request: what will be asked at a time, where that is known; what cannot fit is refused before weights are read.
 
     Returns:

@@ -17,8 +17,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from tqdm import tqdm
 
-from experiments.core.calls import Call, Worker
-from experiments.core.results import cores, differing
+from experiments.core.journal import differing
+from experiments.core.results import cores
+from experiments.core.workers import Call, Worker
 from models import interrupts
 from models.errors import CheckpointError, CommandError, ConfigError, one_line
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from experiments.core.config import PromptConfig
 from experiments.core.loading import Checkpoint, Inputs
 from experiments.data.questions import Readable, Sample
 from models.engine.plan import TOWER, Schedule
@@ -38,15 +39,15 @@ class Encoder:
 
     Args:
       checkpoint: model and processor.
-      conversation: a name of `CONVERSATIONS`.
-      border: what becomes of visual tokens that show padding alone, see `Checkpoint.encode_texts`.
+      prompt: how questions are put.
 
     Raises:
       CommandError: images are not padded, and so have no border.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, conversation: str = "checkpoint", border: str = "keep"):
-        self._checkpoint, self._template, self._border = checkpoint, CONVERSATIONS[conversation], border
+    def __init__(self, checkpoint: Checkpoint, prompt: PromptConfig):
+        self._checkpoint, self._template, border = checkpoint, CONVERSATIONS[prompt.conversation], prompt.border
+        self._border = border
         if border != "keep" and checkpoint.image_aspect_ratio != "pad":
             raise CommandError(
                 f"border {border!r} is for padded images; here they are {checkpoint.image_aspect_ratio!r}"

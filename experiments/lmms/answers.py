@@ -9,8 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments.core import results, workers
-from experiments.core.calls import Call
+from experiments.core import workers
+from experiments.core.journal import Journal
+from experiments.core.workers import Call
 from experiments.lmms.requests import Read, Request, batches
 
 _WINDOW = 16  # batches for each worker that are read ahead of their answers where there are several
@@ -29,7 +30,7 @@ class Answers:
     def __init__(
         self,
         pool: workers.Pool,
-        journal: results.Journal,
+        journal: Journal,
         *,
         batch_size: int,
         others: Sequence[dict[str, Any]] = (),

@@ -25,6 +25,7 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from experiments.core import results, workers
+from experiments.core.journal import Journal
 from experiments.data.formats import SHORT
 from experiments.evaluation.question_asker import QuestionAsker
 from experiments.evaluation.settings import Asking, Settings
@@ -157,7 +158,7 @@ def about(settings: Settings, asking: Asking, pool: workers.Pool) -> dict[str, A
         "dtype": settings.dtype,
         "batch_size": settings.batch_size,
         "seed": settings.seed,
-        "machine": workers.ask_first(pool, "machine"),
+        "machine": results.machine(),
         **facts,
     }
 
@@ -180,9 +181,9 @@ def open_answers(settings: Settings, asking: Asking, pool: workers.Pool, *, part
     stack = contextlib.ExitStack()
     stack.enter_context(own_folder(own))
     atexit.register(stack.close)
-    journal = results.Journal(own / "answers.jsonl", told, restart=settings.restart)
+    journal = Journal(own / "answers.jsonl", told, restart=settings.restart)
     paths = [path for path in sorted(own.parent.glob("*/answers.jsonl")) if path.parent != own]
-    others = [] if settings.restart else [results.Journal(path, told) for path in paths]
+    others = [] if settings.restart else [Journal(path, told) for path in paths]
     if journal.entries:
         print(f"Going on from {journal.path}; restart=True asks anew.", file=sys.stderr)
     entries = [entry for other in others for entry in other.entries]

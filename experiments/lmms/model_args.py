@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.core import cli
-from experiments.data import preprocessing
+from experiments.core import cli, preprocessing
 from experiments.data.encoder import CONVERSATIONS
 from experiments.evaluation.settings import Asking, Settings
 from experiments.metrics.summary import BASELINE

@@ -8,7 +8,8 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 
-from experiments.core import results, workers
+from experiments.core import results, runner, workers
+from experiments.core.journal import Journal
 from experiments.data.encoder import CONVERSATIONS
 from experiments.data.formats import SHORT
 from experiments.evaluation.question_asker import QuestionAsker
@@ -97,7 +98,7 @@ def reproduce(settings: Settings, *, command: Sequence[str]) -> tuple[str, list[
     make = functools.partial(QuestionAsker, settings, settings.asking, max_new_tokens=SHORT)
     with (
         own_folder(settings.out),
-        workers.start(make, workers=settings.workers, address=settings.ray_address) as pool,
+        runner.start(make, workers=settings.workers, address=settings.ray_address) as pool,
     ):
         asked = [one for one in sets if one.name not in skipped]
         run = _Run(settings, harness, pool)
@@ -122,14 +123,14 @@ class _Run:
         self._settings, self._harness = settings, harness
         self.about = about(settings, settings.asking, pool)
         restart, out = settings.restart, settings.out
-        journal = results.Journal(out / "answers.jsonl", self.about, restart=restart)
+        journal = Journal(out / "answers.jsonl", self.about, restart=restart)
         packages = ("lmms_eval", "datasets")
         self.told = self.about | {
             "limit": settings.limit,
             "harness": {name: importlib.metadata.version(name) for name in packages},
             "code_sha256": results.code_checksum(*_CODE),
         }
-        self._marks = results.Journal(out / "scores.jsonl", self.told, restart=restart)
+        self._marks = Journal(out / "scores.jsonl", self.told, restart=restart)
         if journal.entries:
             print(f"Going on from {out}; --restart asks anew.", file=sys.stderr)
         self.answers = Answers(pool, journal, batch_size=settings.batch_size)

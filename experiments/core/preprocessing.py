@@ -93,5 +93,5 @@ def add_aspect_ratio_flag(parser: argparse._ActionsContainer, *, default: str) -
         choices=ASPECT_RATIOS,
         default=default,
         help="how images become squares: padded with the mean colour, as LLaVA-1.5 is evaluated, cropped around the "
-        "centre, or as the checkpoint's own processor does it (default: %(default)s)",
+        f"centre, or as the checkpoint's own processor does it (default: {default})",
     )
