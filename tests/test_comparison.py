@@ -15,7 +15,7 @@ from experiments.core.results import format_seconds, wilson
 from experiments.data.scene_questions import SceneQuestions
 from experiments.data.scenes import make_scene
 from experiments.reports import html as html_report
-from experiments.reports.html.words import with_interval
+from experiments.reports.tables import with_interval
 from tests.commands import VISUAL, answer_alone, failure, save_checkpoint
 from tests.test_own_method import METHOD
 from tokencarve_jax import plan

@@ -12,7 +12,7 @@ from experiments.attention_rank.run import Asker
 from experiments.core import loading
 from experiments.data.scenes import make_scene
 from experiments.reports import html as html_report
-from experiments.reports.html.words import with_interval
+from experiments.reports.tables import with_interval
 from tests.commands import VISUAL, failure, save_checkpoint
 
 SCENES, KEEPS = 3, (6, 3)

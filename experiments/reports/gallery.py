@@ -17,7 +17,7 @@ from models.errors import CommandError
 
 DEFAULT = 12  # questions that are shown: four of each family of questions about scenes
 _LOOKED_AT = 10  # times as many are read at most
-_QUALITY = 75  # of WebP
+QUALITY = 75  # of WebP
 
 
 def choose(questions: QuestionSet, count: int) -> list[int]:
@@ -47,7 +47,7 @@ def image_path(out: Path, sample: int) -> Path:
 def save(records: Sequence[Mapping[str, Any]], images: Sequence[np.ndarray], out: Path) -> None:
     """Write each record's image as the tower sees it."""
     for record, image in zip(records, images, strict=True):
-        pictures.save(Image.fromarray(image), image_path(out, record["sample"]), quality=_QUALITY)
+        pictures.save(Image.fromarray(image), image_path(out, record["sample"]), quality=QUALITY)
 
 
 def draw(
