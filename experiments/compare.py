@@ -21,7 +21,6 @@ from experiments.comparison.run import CompareConfig, compare
 from experiments.core import cli, methods, schedules
 from experiments.core.journal import resuming
 from experiments.evaluation import flags, pairs
-from experiments.evaluation.worker import WorkerConfig
 from models.errors import CommandError
 
 _EXAMPLES = """examples:
@@ -37,18 +36,10 @@ _EXAMPLES = """examples:
 
 
 def _config(given: argparse.Namespace, command: Sequence[str]) -> CompareConfig:
-    questions = flags.questions(given)
-    worker = WorkerConfig(
-        model=flags.model(given),
-        prompt=flags.prompt(given, questions.prompt),
-        questions=questions,
-        comparison=AtBudgets.of(given.methods or default_methods(), given.keep, schedules.by_text(given.schedule)),
-        batch_size=given.batch_size,
-        seed=given.seed,
-    )
+    comparison = AtBudgets.of(given.methods or default_methods(), given.keep, schedules.by_text(given.schedule))
     return CompareConfig(
         run=flags.run(given, given.out, command),
-        worker=worker,
+        worker=flags.worker(given, comparison),
         rounds=given.rounds,
         gallery=given.gallery,
         report=not given.no_report,

@@ -57,9 +57,8 @@ class EvalConfig:
     Attributes:
       run: where and by whom.
       worker: what is asked, and how.
+      about: more of the settings that are put on record.
       title: what was asked for.
-      keep: the budget.
-      own_methods: what changes with the file of a method of the user's own, by its name.
       answers: where answers to a question file go; None for scenes.
       gallery: how many questions have their images and patch maps recorded.
       report: write report.html at the end.
@@ -67,33 +66,23 @@ class EvalConfig:
 
     run: RunConfig
     worker: WorkerConfig
+    about: Mapping[str, Any]
     title: str
-    keep: float | int
-    own_methods: Sequence[tuple[str, str]]
     answers: Path | None
     gallery: int
     report: bool
 
 
 def _config(given: argparse.Namespace, command: Sequence[str]) -> EvalConfig:
-    questions, own = flags.questions(given), schedules.by_text(given.schedule)
-    compared = [(method, given.keep) for method in methods.named(given.methods, taken=own)]
-    comparison = AtOneBudget(tuple(compared), tuple(own.items()), square=given.answers is None)
-    worker = WorkerConfig(
-        model=flags.model(given),
-        prompt=flags.prompt(given, questions.prompt),
-        questions=questions,
-        comparison=comparison,
-        batch_size=given.batch_size,
-        seed=given.seed,
-    )
+    schedule_rows = schedules.by_text(given.schedule)
+    compared = tuple((method, given.keep) for method in methods.named(given.methods, taken=schedule_rows))
+    comparison = AtOneBudget(compared, tuple(schedule_rows.items()), square=given.answers is None)
     out = given.answers.with_suffix("") if given.answers else Path("results") / f"eval-{given.keep}"
     return EvalConfig(
         run=flags.run(given, given.out or out, command),
-        worker=worker,
+        worker=flags.worker(given, comparison),
+        about={"keep": given.keep, "own_methods": methods.own(comparison.compressors)},
         title=given.questions,
-        keep=given.keep,
-        own_methods=tuple(methods.own(comparison.compressors).items()),
         answers=given.answers,
         gallery=given.gallery,
         report=not given.no_report,
@@ -110,71 +99,56 @@ def evaluate(config: EvalConfig) -> tuple[str, int]:
       CommandError: the run cannot be made; says why.
       OSError: the folder cannot be written to, or another process does so.
     """
-    worker, questions = config.worker, config.worker.questions.load()
+    questions, finish = config.worker.questions.load(), _scenes if config.answers is None else _file
     kind = "eval" if config.answers is None else "questions"
-    with Runner(config.run, kind, functools.partial(ModelWorker, worker)) as runner:
+    with Runner(config.run, kind, functools.partial(ModelWorker, config.worker)) as runner:
         facts = runner.first(ModelWorker.describe)
-        settings = runner.settings(
-            keep=config.keep,
-            methods=list(facts),
-            own_methods=dict(config.own_methods),
-            border=worker.prompt.border,
-            conversation=worker.prompt.conversation,
-            dtype=worker.model.dtype,
-            batch_size=worker.batch_size,
-            seed=worker.seed,
-        )
         if config.answers is not None:
-            for name in facts:
-                files.path_of(config.answers, name)
+            files.check_names(facts)
+        settings = runner.settings(**config.about, methods=list(facts), **config.worker.about())
         journal = runner.journal("answers.jsonl", settings, shape=SHAPE)
         answers = Answers(list(facts), journal, len(questions))
-        finish = _scenes if config.answers is None else _file
-        text, where, failed = finish(config, runner, questions, answers, facts, settings)
+        text, where, failed = finish(config, runner, questions, answers, facts)
         if config.report:
             where += f" To look at in a browser: {html.write(config.run.out)}."
     return f"{text}\n\n{where}", failed
 
 
 Facts = Mapping[str, Mapping[str, Any]]
+_All = tuple[str, str, int]  # the table, where everything else is, and how many could not be asked
 
 
-def _scenes(
-    config: EvalConfig, runner: Runner, questions: QuestionSet, answers: Answers, facts: Facts, settings: dict[str, Any]
-) -> tuple[str, str, int]:
-    out = config.run.out
+def _scenes(config: EvalConfig, runner: Runner, questions: QuestionSet, answers: Answers, facts: Facts) -> _All:
+    settings, out = answers.journal.settings, config.run.out
     scenes.ask(runner, questions, answers, batch_size=config.worker.batch_size)
-    rows, samples = scenes.rows(answers, questions, facts), answers.records(questions)
+    rows = scenes.rows(answers, questions, facts)
     shown, images = runner.first(LookAtScenes(gallery.choose(questions, config.gallery)))
     gallery.save(shown, images, out)
     pictures = ", ".join(map(str, gallery.draw(shown, images, facts, out)))
-    count = len({sample["scene"] for sample in samples})
-    text = scenes.table(rows, title=config.worker.questions.title, settings=settings)
+    samples = [questions.record(index) | answers.predictions(index) for index in answers.asked]
     report = {
         "model": config.worker.model.source,
-        "scenes": count,
+        "scenes": len({sample["scene"] for sample in samples}),
         "settings": settings,
         "methods": rows,
         "gallery": shown,
         "samples": samples,
     }
+    text = scenes.table(rows, title=config.worker.questions.title, settings=settings)
     runner.write(report, {"table.txt": text + "\n"})
     return text, f"All answers and settings: {out / 'results.json'}. Pictures: {pictures}.", 0
 
 
-def _file(
-    config: EvalConfig, runner: Runner, questions: QuestionSet, answers: Answers, facts: Facts, settings: dict[str, Any]
-) -> tuple[str, str, int]:
-    out, model = config.run.out, config.worker.model.source
-    assert config.answers is not None
+def _file(config: EvalConfig, runner: Runner, questions: QuestionSet, answers: Answers, facts: Facts) -> _All:
     spent = files.ask(runner, questions, answers, batch_size=config.worker.batch_size)
-    paths = files.write(config.answers, questions, answers, model=Path(model).name, keep=config.keep)
-    rows = files.rows(answers, questions, {name: fact["tokens"] for name, fact in facts.items()})
-    samples, failed = files.records(answers, questions)
+    assert config.answers is not None
+    name, out = Path(config.worker.model.source).name, config.run.out
+    paths = files.write(config.answers, questions, answers, model=name, keep=config.about["keep"])
+    rows, (samples, failed) = files.rows(answers, questions, facts), files.records(answers, questions)
     report = {
-        "model": model,
+        "model": config.worker.model.source,
         "questions": config.title,
-        "settings": settings,
+        "settings": answers.journal.settings,
         "methods": rows,
         "failed": failed,
         "samples": samples,

@@ -19,14 +19,13 @@ from experiments.core import methods
 from experiments.core.methods import BASELINE, Method
 from experiments.evaluation.cells import Cell
 from experiments.metrics.costs import prefill_flops
+from experiments.reports.compare_tables import COMPUTE, COUNT, GIVEN, REFERENCE
 from models.engine.model import VisionLanguageModel
 from models.engine.plan import Schedule, resolve
 from models.errors import CommandError
 from tokencarve_jax import plan
 
-REFERENCE = "tokencarve"
 DOWNSAMPLED = "downsampled"  # no method: the image at a lower resolution, enlarged again
-COUNT, COMPUTE, GIVEN = "count", "compute", "given"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +36,7 @@ class Line:
       budget: visual tokens that were asked for; None for a schedule of the user's own.
       basis: "count", "compute", or "given" for that.
       method: by name.
-      key: of its cell; None where there is none.
-      why_not: what stands in the way then.
+      key: of its cell, or None with the reason in `why_not`.
     """
 
     budget: int | None
@@ -89,11 +87,7 @@ class AtBudgets:
     def of(
         cls, names: Sequence[str], keeps: Sequence[float | int], schedules: Mapping[str, Schedule] | None = None
     ) -> AtBudgets:
-        """From names of methods; TokenCarve is compared in any case.
-
-        Raises:
-          CommandError: there is no such method, or two have one name.
-        """
+        """From names of methods, beside TokenCarve; errors as in `methods.named`."""
         wanted = [name for name in dict.fromkeys([REFERENCE, *names]) if name != DOWNSAMPLED]
         found = methods.named(wanted, taken=(DOWNSAMPLED,))
         return cls(found, tuple(keeps), tuple((schedules or {}).items()), DOWNSAMPLED in names)
@@ -122,7 +116,7 @@ class AtBudgets:
             lines.append(Line(budget, basis, cell.method, key))
 
         for budget in budgets:
-            most = _flops(config, _at(config, self.methods[0], budget), length)
+            most = prefill_flops(config, length, _at(config, self.methods[0], budget).cuts)
             for method, basis in itertools.product(self.methods, (COUNT, COMPUTE)):
                 try:
                     kept = budget if basis == COUNT else _largest(config, method, most, length)
@@ -157,17 +151,13 @@ def _at(config: Any, method: Method, keep: int) -> Cell:
     return _cell(config, method.name, method.schedule(keep, num_layers=depth, num_visual=visual))
 
 
-def _flops(config: Any, cell: Cell, length: int) -> int:
-    return prefill_flops(config, length, cell.cuts)
-
-
 def _largest(config: Any, method: Method, most: int, length: int) -> int:
     """The largest budget that costs no more FLOPs than `most`; a smaller one too is only ever too small to be."""
     low, high = 1, config.tokens_per_image
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            fits = _flops(config, _at(config, method, middle), length) <= most
+            fits = prefill_flops(config, length, _at(config, method, middle).cuts) <= most
         except ValueError:
             fits = True
         low, high = (middle, high) if fits else (low, middle)

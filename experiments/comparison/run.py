@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.comparison import calls, tables
+from experiments.comparison import calls
 from experiments.comparison.calls import Cost, Time
+from experiments.comparison.rows import notes, rows
 from experiments.core.config import RunConfig
 from experiments.core.journal import Journal
 from experiments.core.loading import BUCKET
@@ -21,7 +22,7 @@ from experiments.evaluation import answers as asking
 from experiments.evaluation.answers import Answers, Ask
 from experiments.evaluation.gallery import LookAtBatch, MapProbe
 from experiments.evaluation.worker import ModelWorker, WorkerConfig
-from experiments.reports import figures, gallery, html
+from experiments.reports import compare_tables, figures, gallery, html
 from models.errors import CommandError
 
 CELLS = 8  # that are asked at a time: what an interruption costs, at most
@@ -68,14 +69,7 @@ def compare(config: CompareConfig) -> tuple[str, int]:
     worker, questions, out = config.worker, config.worker.questions.load(), config.run.out
     with Runner(config.run, "compare", functools.partial(ModelWorker, worker)) as runner:
         facts, (lines, length) = runner.first(ModelWorker.describe), runner.first(calls.lines)
-        settings = runner.settings(
-            dtype=worker.model.dtype,
-            batch_size=worker.batch_size,
-            seed=worker.seed,
-            bucket=BUCKET,
-            border=worker.prompt.border,
-            conversation=worker.prompt.conversation,
-        )
+        settings = runner.settings(bucket=BUCKET, **worker.about())
         journal = runner.journal("measured.jsonl", settings, shape=SHAPE)
         answers = Answers(list(facts), journal, len(questions))
         chosen = frozenset(gallery.choose(questions, config.gallery))
@@ -86,12 +80,11 @@ def compare(config: CompareConfig) -> tuple[str, int]:
         times = _times(runner, journal, list(facts), batch, config.rounds)
         shown, images = _look(runner, parts, answers, chosen)
 
-        rows = tables.rows(facts, lines, answers, questions, costs=costs, times=times)
+        found = rows(facts, lines, answers, questions, costs=costs, times=times)
         failed = [{"sample": index, "error": error} for index, error in sorted(answers.errors.items())]
-        source = worker.questions.title
-        notes = tables.notes(
-            rows,
-            source=source,
+        said = notes(
+            found,
+            source=worker.questions.title,
             asked=len(answers.asked),
             failed=len(failed),
             length=length,
@@ -100,23 +93,24 @@ def compare(config: CompareConfig) -> tuple[str, int]:
         )
         report = {
             "model": worker.model.source,
-            "source": source,
+            "source": worker.questions.title,
             "settings": settings | {"rounds": config.rounds},
-            "rows": rows,
-            "notes": notes,
+            "rows": found,
+            "notes": said,
             "gallery": shown,
             "failed": failed,
             "samples": _samples(answers, questions),
         }
-        text = {"table.md": tables.markdown(rows, notes) + "\n", "table.csv": tables.csv_text(rows)}
-        runner.write(report, text)
-        figures.save(figures.accuracy_by_flops(rows), out / "accuracy.png")
+        table = "\n\n".join([compare_tables.markdown(found), "\n".join(f"- {note}" for note in said)])
+        texts = {"table.md": table + "\n", "table.csv": compare_tables.csv_text(found)}
+        runner.write(report, texts)
+        figures.save(figures.accuracy_by_flops(found), out / "accuracy.png")
         gallery.save(shown, images, out)
-        files = ", ".join(str(out / name) for name in (*text, "results.json", "accuracy.png"))
+        files = ", ".join(str(out / name) for name in (*texts, "results.json", "accuracy.png"))
         where = f"With all columns: {files}."
         if config.report:
             where += f" To look at in a browser: {html.write(out)}."
-    return f"{tables.plain(rows, notes)}\n\n{where}", len(failed)
+    return "\n\n".join([compare_tables.plain(found), "\n".join(said), where]), len(failed)
 
 
 def _ask(runner: Runner, parts: Sequence[Sequence[int]], answers: Answers, chosen: frozenset[int]) -> None:
@@ -187,9 +181,11 @@ def _look(
 
 
 def _samples(answers: Answers, questions: QuestionSet) -> list[dict[str, Any]]:
-    """Records with what is right of every cell's answer, None where nobody knows."""
+    """Records with every cell's answer, and whether it is right (None where nobody knows)."""
     right = {name: answers.scores(questions, name) for name in answers.known}
     return [
-        record | {"right": {name: marks[row] for name, marks in right.items()}}
-        for row, record in enumerate(answers.records(questions))
+        questions.record(index)
+        | {"right": {name: marks[row] for name, marks in right.items()}}
+        | answers.predictions(index)
+        for row, index in enumerate(answers.asked)
     ]

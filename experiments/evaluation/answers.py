@@ -69,34 +69,26 @@ class Answers:
         self.known: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in cells}
         self.errors: dict[int, str] = {}
         self.journal, self._total = journal, total
-        for number, entry in enumerate(journal.entries, 2):
+        for line, entry in enumerate(journal.entries, 2):
             if "indices" in entry:
-                self._check(entry, number)
-                self._take(entry)
+                self._take(entry, line)
 
-    def _check(self, entry: Mapping[str, Any], line: int) -> None:
-        for name, columns in entry["found"].items():
-            for column, values in columns.items():
-                if len(values) != len(entry["indices"]):
-                    where = f"{column} of {name} has {len(values)} values for {len(entry['indices'])} questions"
-                    raise OtherRunError(f"{self.journal.path} is damaged in line {line}: {where}")
-
-    def add(self, entry: dict[str, Any]) -> int:
-        """Write an entry down; gives how many answers are new."""
-        before = self.count
+    def add(self, entry: dict[str, Any]) -> None:
+        """Write an entry down."""
         self.journal.add(entry)
-        self._take(entry)
-        return self.count - before
+        self._take(entry, len(self.journal.entries) + 1)
 
-    def _take(self, entry: Mapping[str, Any]) -> None:
-        for text, error in entry["errors"].items():
-            if (index := int(text)) < self._total:
-                self.errors[index] = error
-        for name in self.known.keys() & entry["found"].keys():
-            columns = entry["found"][name]
-            for row, index in enumerate(entry["indices"]):
-                if index < self._total:
-                    self.known[name][index] = {column: values[row] for column, values in columns.items()}
+    def _take(self, entry: Mapping[str, Any], line: int) -> None:
+        indices = entry["indices"]
+        self.errors |= {int(index): error for index, error in entry["errors"].items() if int(index) < self._total}
+        for name, columns in entry["found"].items():
+            if any(len(values) != len(indices) for values in columns.values()):
+                problem = f"{name} has not one value for each of {len(indices)} questions"
+                raise OtherRunError(f"{self.journal.path} is damaged in line {line}: {problem}")
+            if name in self.known:
+                rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+                own = zip(indices, rows, strict=True)
+                self.known[name] |= {index: row for index, row in own if index < self._total}
 
     def missing(self, indices: Sequence[int], mapped: Collection[int] = ()) -> list[str]:
         """The cells that have not been asked yet about all of these questions, or have no maps of those `mapped`."""
@@ -122,20 +114,22 @@ class Answers:
         """What was found of a cell, for each of `asked`."""
         return [self.known[name][index][column] for index in self.asked]
 
+    def agreement(self, name: str) -> float | None:
+        """The share of a cell's answers that are vanilla's; None where nothing was answered."""
+        pairs = list(zip(self.column(name), self.column(BASELINE), strict=True))
+        return sum(own == vanilla for own, vanilla in pairs) / len(pairs) if pairs else None
+
     def scores(self, questions: QuestionSet, name: str) -> list[bool | None]:
-        """What is right of a cell's answers, for each of `asked`."""
-        return [questions.score(index, self.known[name][index]["prediction"]) for index in self.asked]
+        """Whether a cell answered each of `asked` rightly; None where nobody knows."""
+        return [questions.score(index, text) for index, text in zip(self.asked, self.column(name), strict=True)]
 
-    def records(self, questions: QuestionSet) -> list[dict[str, Any]]:
-        """All questions of `asked` with what every cell answered, as results.json has them."""
-        return [
-            questions.record(index)
-            | {"predictions": {name: found[index]["prediction"] for name, found in self.known.items()}}
-            for index in self.asked
-        ]
+    def scored(self, questions: QuestionSet) -> tuple[dict[str, list[bool]], list[dict[str, Any]]]:
+        """Of the questions whose answers are known, by cell whether it is right; and their records."""
+        marks = {name: self.scores(questions, name) for name in self.known}
+        rows = [row for row, mark in enumerate(marks[BASELINE]) if mark is not None]
+        right = {name: [bool(own[row]) for row in rows] for name, own in marks.items()}
+        return right, [questions.record(self.asked[row]) for row in rows]
 
-
-def agreement(answers: Answers, name: str) -> float | None:
-    """The share of a cell's answers that are vanilla's; None where nothing was answered."""
-    pairs = list(zip(answers.column(name), answers.column(BASELINE), strict=True))
-    return sum(own == vanilla for own, vanilla in pairs) / len(pairs) if pairs else None
+    def predictions(self, index: int) -> dict[str, Any]:
+        """What all cells answered to a question."""
+        return {"predictions": {name: found[index]["prediction"] for name, found in self.known.items()}}

@@ -7,20 +7,21 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.core import results
 from experiments.core.methods import BASELINE
-from experiments.core.results import format_seconds, format_table
+from experiments.core.results import format_seconds
 from experiments.core.runner import Runner
 from experiments.core.workers import Call
 from experiments.data.ahead import MAX_PROCESSES
 from experiments.data.questions import QuestionSet
-from experiments.evaluation.answers import Answers, Ask, agreement
-from experiments.evaluation.scenes import percent
+from experiments.evaluation.answers import Answers, Ask
 from experiments.metrics.summary import share
+from experiments.reports import tables
+from experiments.reports.tables import Column, percent, with_interval
 from models.errors import CommandError
 
 MIN_BATCHES = 16  # batches of a worker, below which starting a process that reads them takes longer than it saves
@@ -33,44 +34,46 @@ def ask(runner: Runner, questions: QuestionSet, answers: Answers, *, batch_size:
       Seconds of this run by what they were spent on, summed over the workers, with "wall" by the clock.
     """
     parts, cells, count = questions.batches(batch_size), list(answers.known), runner.pool.count
-    todo = [part for part in parts if answers.missing(part)]
+    todo, calls = [part for part in parts if answers.missing(part)], []
     many = len(todo) >= MIN_BATCHES * count
-    calls = []
     for number, part in enumerate(todo):  # with those that the same worker is likely to get next
         then = todo[number + count :: count][:MAX_PROCESSES] if many else ()
         calls.append(Call(tuple(part), Ask(part, cells, then=then)))
     total, start, spent = sum(map(len, parts)), time.perf_counter(), Counter[str]()
-    initial = answers.count // len(cells) + len(answers.errors)
+    known = answers.count // len(cells) + len(answers.errors)
 
     def size(entry: Mapping[str, Any]) -> int:
         return len(entry["indices"]) + len(entry["errors"])
 
-    for _, entry in runner.do(calls, total=total, initial=initial, unit=" questions", size=size):
+    for _, entry in runner.do(calls, total=total, initial=known, unit=" questions", size=size):
         spent.update(entry.pop("seconds"))
         answers.add(entry)
     return {**spent, "wall": time.perf_counter() - start if spent else 0.0}
 
 
-def path_of(path: Path, method: str) -> Path:
-    """Where the answers of a method go: out.jsonl -> out-tokencarve.jsonl.
+def check_names(methods: Iterable[str]) -> None:
+    """Refuse methods whose names cannot be part of a file's.
 
     Raises:
-      CommandError: the method's name cannot be part of a file's.
+      CommandError: says which.
     """
-    if not re.fullmatch(r"[\w.+@=, -]+", method):
-        raise CommandError(f"method {method!r}: give it a name that a file can have")
-    return path.with_name(f"{path.stem}-{method}{path.suffix}")
+    for method in methods:
+        if not re.fullmatch(r"[\w.+@=, -]+", method):
+            raise CommandError(f"method {method!r}: give it a name that a file can have")
 
 
 def write(path: Path, questions: QuestionSet, answers: Answers, *, model: str, keep: float | int) -> list[Path]:
-    """Write a file of answers for each method, the same one whatever came in between; gives their paths.
+    """Write the answers of each method, the same ones whatever came in between: out.jsonl -> out-tokencarve.jsonl.
 
     Args:
-      path: that of each is made of.
+      path: that of each method's file is made of.
       questions: that were asked; rows that could not be have no answer.
       answers: to them.
       model: its name.
       keep: the budget.
+
+    Returns:
+      The files.
     """
     paths, source = [], questions.identity().get("questions_sha256", type(questions).__name__)
     for method in answers.known:
@@ -81,56 +84,48 @@ def write(path: Path, questions: QuestionSet, answers: Answers, *, model: str, k
             name = f"{source} {model_id} {index}"
             about = {"answer_id": uuid.uuid5(uuid.NAMESPACE_OID, name).hex, "model_id": model_id, "metadata": {}}
             lines.append(json.dumps(questions.scorer_line(index, text) | about) + "\n")
-        paths.append(path_of(path, method))
+        paths.append(path.with_name(f"{path.stem}-{method}{path.suffix}"))
         paths[-1].parent.mkdir(parents=True, exist_ok=True)
         results.write_text(paths[-1], "".join(lines))
     return paths
 
 
-def rows(answers: Answers, questions: QuestionSet, tokens: Mapping[str, int]) -> list[dict[str, Any]]:
-    """What the table says, in numbers; one entry per method.
-
-    Args:
-      answers: to all rows that can be asked.
-      questions: with what is right, where that is known.
-      tokens: visual tokens behind the last cut, by method.
-    """
-    out = []
-    for name, left in tokens.items():
-        right = [mark for mark in answers.scores(questions, name) if mark is not None]
-        accuracy = share(right) if right else None
-        same = agreement(answers, name)
-        out.append({"method": name, "visual_tokens": left, "accuracy": accuracy, "same_answer": same})
-    return out
+def rows(answers: Answers, questions: QuestionSet, facts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the table says, in numbers; one entry per method. Arguments as for `scenes.rows`."""
+    right, _ = answers.scored(questions)
+    return [
+        {
+            "method": name,
+            "visual_tokens": fact["tokens"],
+            "accuracy": share(right[name]) if right[name] else None,
+            "same_answer": answers.agreement(name),
+        }
+        for name, fact in facts.items()
+    ]
 
 
 def records(answers: Answers, questions: QuestionSet) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Records of the rows that were answered, with their predictions, and of the others, with what is wrong."""
-    known, asked = answers.known, answers.asked
-    answered = [
-        questions.place(index) | {"predictions": {name: found[index]["prediction"] for name, found in known.items()}}
-        for index in asked
-    ]
-    failed = [
-        questions.place(index) | {"error": answers.errors.get(index) or questions.problem(index)}
-        for index in sorted(set(range(len(questions))) - set(asked))
-    ]
-    return answered, failed
+    asked = answers.asked
+    left = sorted({*range(len(questions))}.difference(asked))
+    return (
+        [questions.place(index) | answers.predictions(index) for index in asked],
+        [questions.place(index) | {"error": answers.errors.get(index, questions.problem(index))} for index in left],
+    )
 
 
 def table(rows: Sequence[Mapping[str, Any]], *, total: int, failed: int) -> str:
     """The table and what one has to know to read it."""
-    scored, cells = rows[0]["accuracy"] is not None, []
-    for row in rows:
-        cells.append([row["method"], str(row["visual_tokens"])])
-        if scored:
-            accuracy = row["accuracy"]
-            cells[-1].append(f"{percent(accuracy['share'])} ± {50 * (accuracy['high'] - accuracy['low']):.1f}")
-        cells[-1].append(percent(row["same_answer"]))
+    columns: list[Column] = [
+        ("", lambda row: row["method"]),
+        ("visual tokens", lambda row: str(row["visual_tokens"])),
+        ("same answer", lambda row: percent(row["same_answer"])),
+    ]
     note = f"{total - failed} of {total} questions answered."
-    if scored:
-        note += f" Accuracy: equal to the file's answer, of {rows[0]['accuracy']['of']}; ± is a 95 % interval."
-    return "\n".join([format_table(["", "visual tokens", *["accuracy"] * scored, "same answer"], cells), "", note])
+    if accuracy := rows[0]["accuracy"]:
+        columns.insert(2, ("accuracy", lambda row: with_interval(row["accuracy"])))
+        note += f" Accuracy: equal to the file's answer, of {accuracy['of']}; ± is a 95 % interval."
+    return "\n".join([tables.plain(tables.cells(columns, rows)), "", note])
 
 
 def where_time_went(spent: Mapping[str, float], count: int) -> str:

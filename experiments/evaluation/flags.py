@@ -13,6 +13,8 @@ from experiments.core.config import ModelConfig, PromptConfig, RunConfig
 from experiments.data import registry
 from experiments.data.encoder import CONVERSATIONS
 from experiments.data.questions import QuestionSource
+from experiments.evaluation.cells import Comparison
+from experiments.evaluation.worker import WorkerConfig
 from experiments.reports.gallery import DEFAULT as GALLERY
 from models.errors import CommandError
 
@@ -99,6 +101,19 @@ def prompt(flags: argparse.Namespace, base: PromptConfig) -> PromptConfig:
     names = (field.name for field in dataclasses.fields(PromptConfig))
     given = {name: getattr(flags, name, None) for name in names}
     return dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def worker(flags: argparse.Namespace, comparison: Comparison) -> WorkerConfig:
+    """What is asked, and how. Errors as in `questions`."""
+    asked = questions(flags)
+    return WorkerConfig(
+        model=model(flags),
+        prompt=prompt(flags, asked.prompt),
+        questions=asked,
+        comparison=comparison,
+        batch_size=flags.batch_size,
+        seed=flags.seed,
+    )
 
 
 def model(flags: argparse.Namespace) -> ModelConfig:

@@ -7,21 +7,22 @@ from statistics import median
 from typing import Any
 
 from experiments.core.methods import BASELINE
-from experiments.core.results import format_bytes, format_seconds, format_table
+from experiments.core.results import format_bytes, format_seconds
 from experiments.core.runner import Runner
 from experiments.core.workers import Call
 from experiments.data.questions import QuestionSet
-from experiments.evaluation.answers import Answers, Ask, agreement
+from experiments.evaluation.answers import Answers, Ask
 from experiments.metrics.summary import accuracy, paired_difference
+from experiments.reports import tables
+from experiments.reports.tables import Column, percent, points, ratio, with_interval
 
 TIMED_BATCHES = 20  # prefill is measured on so many of the first worker's batches
 
 
 def ask(runner: Runner, questions: QuestionSet, answers: Answers, *, batch_size: int) -> None:
     """Have all batches asked that the journal does not hold yet, and some of them timed."""
-    cells, count = list(answers.known), runner.pool.count
+    cells, count, calls = list(answers.known), runner.pool.count, []
     have_times = {entry["indices"][0] for entry in answers.journal.entries if "prefill_s" in entry}
-    calls = []
     for number, part in enumerate(questions.batches(batch_size)):
         if answers.missing(part):
             # The first worker's share, so that the others have something to do too, however few batches there are.
@@ -29,9 +30,14 @@ def ask(runner: Runner, questions: QuestionSet, answers: Answers, *, batch_size:
             timed = of_first == 0 and share < TIMED_BATCHES and part[0] not in have_times
             calls.append(Call(number, Ask(part, cells, timed=timed), first=timed))
     done = answers.count // len(cells)
-    bar = {"unit": " questions", "first": "compiling", "description": "asking"}
     for _, entry in runner.do(
-        calls, total=len(questions), initial=done, size=lambda entry: len(entry["indices"]), **bar
+        calls,
+        total=len(questions),
+        initial=done,
+        unit=" questions",
+        first="compiling",
+        description="asking",
+        size=lambda entry: len(entry["indices"]),
     ):
         del entry["seconds"]
         answers.add(entry)
@@ -48,15 +54,13 @@ def rows(answers: Answers, questions: QuestionSet, facts: Mapping[str, Mapping[s
     Returns:
       JSON types; None where a number does not exist.
     """
-    about = [questions.record(index) for index in answers.asked]
+    right, about = answers.scored(questions)
     families, scenes = ([record[name] for record in about] for name in ("family", "scene"))
-    right = {name: [bool(mark) for mark in answers.scores(questions, name)] for name in facts}
     timed = [entry for entry in answers.journal.entries if "prefill_s" in entry]
+    first: dict[str, float] = next((entry["first_call_s"] for entry in timed if "first_call_s" in entry), {})
     out = []
     for name, fact in facts.items():
-        seconds = [entry["prefill_s"][name] for entry in timed]
-        first = [entry["first_call_s"][name] for entry in timed if "first_call_s" in entry]
-        reference = sum(right[BASELINE])
+        seconds, reference = [entry["prefill_s"][name] for entry in timed], sum(right[BASELINE])
         difference, half_width = paired_difference(right[BASELINE], right[name], scenes)
         out.append(
             {
@@ -67,11 +71,11 @@ def rows(answers: Answers, questions: QuestionSet, facts: Mapping[str, Mapping[s
                 "of_vanilla": sum(right[name]) / reference if reference else None,
                 "difference": difference,
                 "difference_half_width": half_width,
-                "same_answer": agreement(answers, name),
+                "same_answer": answers.agreement(name),
                 "cache_bytes": timed[0]["cache_bytes"][name],
                 "prefill_s": median(seconds),
                 "prefill_runs": len(seconds),
-                "first_call_s": first[0] if first else None,
+                "first_call_s": first.get(name),
                 **{key: fact[key] for key in ("place", "reads", "paper", "flops")},
             }
         )
@@ -80,44 +84,30 @@ def rows(answers: Answers, questions: QuestionSet, facts: Mapping[str, Mapping[s
 
 def table(rows: Sequence[Mapping[str, Any]], *, title: str, settings: Mapping[str, Any]) -> str:
     """The table and what one has to know to read it."""
-    families = [name for name in rows[0]["accuracy"] if name != "overall"]
-    header = ["", "visual tokens", *families, "overall", "of vanilla", "same answer", "KV cache", "prefill", "speed"]
-    cells = []
-    for row in rows:
-        overall = row["accuracy"]["overall"]
-        cells.append(
-            [
-                row["method"],
-                str(row["visual_tokens"]),
-                *(percent(row["accuracy"][family]["share"]) for family in families),
-                f"{percent(overall['share'])} ± {50 * (overall['high'] - overall['low']):.1f}",
-                percent(row["of_vanilla"]),
-                percent(row["same_answer"]),
-                format_bytes(row["cache_bytes"]),
-                format_seconds(row["prefill_s"]),
-                f"{rows[0]['prefill_s'] / row['prefill_s']:.2f}x",
-            ]
-        )
-    differences = "; ".join(
-        f"{row['method']} {100 * row['difference']:+.1f}"
-        + (f" ± {100 * row['difference_half_width']:.1f}" if row["difference_half_width"] is not None else "")
-        for row in rows[1:]
-    )
+    vanilla, *others = rows
+    families = [name for name in vanilla["accuracy"] if name != "overall"]
+    columns: list[Column] = [
+        ("", lambda row: row["method"]),
+        ("visual tokens", lambda row: str(row["visual_tokens"])),
+        *((name, lambda row, name=name: percent(row["accuracy"][name]["share"])) for name in families),
+        ("overall", lambda row: with_interval(row["accuracy"]["overall"])),
+        ("of vanilla", lambda row: percent(row["of_vanilla"])),
+        ("same answer", lambda row: percent(row["same_answer"])),
+        ("KV cache", lambda row: format_bytes(row["cache_bytes"])),
+        ("prefill", lambda row: format_seconds(row["prefill_s"])),
+        ("speed", lambda row: f"{ratio(vanilla['prefill_s'], row['prefill_s']):.2f}x"),
+    ]
+    differences = (f"{row['method']} {points(row['difference'], row['difference_half_width'])}" for row in others)
     notes = [
-        f"{rows[0]['accuracy']['overall']['of']} questions about {title}; ± is a 95 % interval.",
-        f"Against vanilla on the same questions, in points: {differences}.",
+        f"{vanilla['accuracy']['overall']['of']} questions about {title}; ± is a 95 % interval.",
+        f"Against vanilla on the same questions, in points: {'; '.join(differences)}.",
         f"KV cache: keys and values held per question, room for {settings['decode_capacity']} new tokens included.",
         f"Prefill: a batch of {settings['batch_size']}, vision tower included, compiled before; median of "
-        f"{rows[0]['prefill_runs']}.",
+        f"{vanilla['prefill_runs']}.",
     ]
-    if len({row["visual_tokens"] for row in rows[1:]}) > 1:  # schedules, which are to be compared by their averages
+    if len({row["visual_tokens"] for row in others}) > 1:  # schedules, which are to be compared by their averages
         averages = ", ".join(f"{row['method']} {row['layer_average']:.1f}" for row in rows)
         notes.insert(1, f"Visual tokens: behind the last cut; on average over the decoder's layers: {averages}.")
     if settings["workers"] > 1:
         notes.append(f"Asked by {settings['workers']} workers; prefill is of the first, while the others were busy.")
-    return "\n".join([format_table(header, cells), "", *notes])
-
-
-def percent(value: float | None) -> str:
-    """0.125 -> "12.5 %"; "n/a" for None."""
-    return "n/a" if value is None else f"{100 * value:.1f} %"
+    return "\n".join([tables.plain(tables.cells(columns, rows)), "", *notes])

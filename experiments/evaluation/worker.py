@@ -49,6 +49,11 @@ class WorkerConfig:
     batch_size: int
     seed: int
 
+    def about(self) -> dict[str, Any]:
+        """What answers depend on beside questions and comparison, as JSON types."""
+        prompt = {"border": self.prompt.border, "conversation": self.prompt.conversation}
+        return {**prompt, "dtype": self.model.dtype, "batch_size": self.batch_size, "seed": self.seed}
+
 
 class ModelWorker:
     """Holds a model and its questions.

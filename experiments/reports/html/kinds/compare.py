@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.comparison.tables import parts
 from experiments.core.results import format_bytes, format_seconds
+from experiments.reports.compare_tables import parts
 from experiments.reports.html.charts import AS_VANILLA, RIGHT, accuracy_at, bars, family, overall, points, quality
 from experiments.reports.html.page import Figure, Page, Table, facts
 from experiments.reports.html.scenes import gallery
