@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from experiments.comparison.cells import default_methods
-from experiments.core.results import wilson
 from experiments.data.scenes import make_scene
+from experiments.metrics.summary import wilson
 from experiments.reports.gallery import image_path
 from experiments.reports.patch_maps import maps as patch_maps
 
