@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import operator
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from experiments.core.runner import Runner
 from experiments.data.questions import QuestionSet
 from experiments.evaluation import files, flags, scenes
 from experiments.evaluation.answers import SHAPE, Answers
-from experiments.evaluation.cells import AtOneBudget
+from experiments.evaluation.cells import AtOneBudget, Cell
 from experiments.evaluation.gallery import LookAtScenes
 from experiments.evaluation.worker import ModelWorker, WorkerConfig
 from experiments.reports import gallery, html
@@ -57,8 +58,8 @@ class EvalConfig:
     Attributes:
       run: where and by whom.
       worker: what is asked, and how.
-      about: more of the settings that are put on record.
-      title: what was asked for.
+      keep: the budget.
+      title: of the questions, as they were asked for.
       answers: where answers to a question file go; None for scenes.
       gallery: how many questions have their images and patch maps recorded.
       report: write report.html at the end.
@@ -66,7 +67,7 @@ class EvalConfig:
 
     run: RunConfig
     worker: WorkerConfig
-    about: Mapping[str, Any]
+    keep: float | int
     title: str
     answers: Path | None
     gallery: int
@@ -81,7 +82,7 @@ def _config(given: argparse.Namespace, command: Sequence[str]) -> EvalConfig:
     return EvalConfig(
         run=flags.run(given, given.out or out, command),
         worker=flags.worker(given, comparison),
-        about={"keep": given.keep, "own_methods": methods.own(comparison.compressors)},
+        keep=given.keep,
         title=given.questions,
         answers=given.answers,
         gallery=given.gallery,
@@ -105,7 +106,9 @@ def evaluate(config: EvalConfig) -> tuple[str, int]:
         facts = runner.first(ModelWorker.describe)
         if config.answers is not None:
             files.check_names(facts)
-        settings = runner.settings(**config.about, methods=list(facts), **config.worker.about())
+        cells: Mapping[str, Cell] = runner.first(operator.attrgetter("cells"))
+        own = methods.own(cut.compressor for cell in cells.values() for cut in cell.cuts)
+        settings = runner.settings(keep=config.keep, methods=list(facts), own_methods=own, **config.worker.about())
         journal = runner.journal("answers.jsonl", settings, shape=SHAPE)
         answers = Answers(list(facts), journal, len(questions))
         text, where, failed = finish(config, runner, questions, answers, facts)
@@ -125,7 +128,7 @@ def _scenes(config: EvalConfig, runner: Runner, questions: QuestionSet, answers:
     shown, images = runner.first(LookAtScenes(gallery.choose(questions, config.gallery)))
     gallery.save(shown, images, out)
     pictures = ", ".join(map(str, gallery.draw(shown, images, facts, out)))
-    samples = [questions.record(index) | answers.predictions(index) for index in answers.asked]
+    samples = answers.records(questions)
     report = {
         "model": config.worker.model.source,
         "scenes": len({sample["scene"] for sample in samples}),
@@ -143,7 +146,7 @@ def _file(config: EvalConfig, runner: Runner, questions: QuestionSet, answers: A
     spent = files.ask(runner, questions, answers, batch_size=config.worker.batch_size)
     assert config.answers is not None
     name, out = Path(config.worker.model.source).name, config.run.out
-    paths = files.write(config.answers, questions, answers, model=name, keep=config.about["keep"])
+    paths = files.write(config.answers, questions, answers, model=name, keep=config.keep)
     rows, (samples, failed) = files.rows(answers, questions, facts), files.records(answers, questions)
     report = {
         "model": config.worker.model.source,

@@ -74,12 +74,7 @@ class Method:
     compressor: Compressor | None
 
     def schedule(self, keep: float | int, *, num_layers: int, num_visual: int) -> Schedule:
-        """The cuts that leave so many tokens: one where the compressor is meant to work, or the official ones.
-
-        Args:
-          keep: a fraction or a count; for official schedules the average over the layers.
-          num_layers: of the decoder.
-          num_visual: tokens before the first cut.
+        """The cut that leaves so many tokens where the compressor is meant to work, or official cuts of that average.
 
         Raises:
           TypeError, ValueError: there is no such schedule.
@@ -127,11 +122,7 @@ def own(compressors: Iterable[Compressor]) -> dict[str, str]:
 
 
 def check_evidence(cuts: Schedule, *, clip: Any) -> None:
-    """Find out before the work that a method needs a CLIP and there is none.
-
-    Raises:
-      ValueError: a method lacks its evidence.
-    """
+    """Raise ValueError, before the work, where a method needs a CLIP and there is none."""
     for one in cuts if clip is None else ():
         if "relevance" in one.compressor.required:
             name = one.compressor.name

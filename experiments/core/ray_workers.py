@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
 import ray
@@ -57,17 +56,11 @@ class _Host:
 
 
 class _Place:
-    """Where a worker is, and after its loss the next one.
+    """Where a worker is, and after its loss the next one."""
 
-    Attributes:
-      actor: its process.
-      doing: what comes of what it does now; None when it is idle.
-      call: what it does now; None when it is starting or idle.
-    """
-
-    actor: Any
-    doing: ray.ObjectRef | None
-    call: Call | None
+    actor: Any  # its process
+    doing: ray.ObjectRef | None  # what comes of what it does now; None when it is idle
+    call: Call | None  # what it does now; None when it is starting or idle
 
 
 class RayPool:
@@ -109,9 +102,7 @@ class RayPool:
             self._stack = self._stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     def run(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Any]]:

@@ -10,7 +10,6 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
@@ -35,11 +34,8 @@ def start(make: Callable[[], Worker], *, workers: int = 1, address: str | None =
       workers: how many; each has a GPU of its own where there are GPUs, and its share of the cores otherwise.
       address: of a running Ray cluster, "auto" for the one on this machine; None starts Ray here where it is needed.
 
-    Yields:
-      The pool.
-
     Raises:
-      CommandError: several are asked for and Ray is not installed; or see `experiments.core.ray_workers`.
+      CommandError: several are asked for and Ray is not installed; or see `RayPool`.
       Whatever `make` raises.
     """
     if workers == 1 and address is None:
@@ -91,9 +87,7 @@ class Runner:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     def first(self, work: Callable[[Any], T]) -> T:
@@ -125,16 +119,9 @@ class Runner:
         description: str | None = None,
         size: Callable[[Any], int] = lambda found: 1,
     ) -> Iterator[tuple[Call, Any]]:
-        """Have calls done, as `Pool.run`, with a progress bar.
+        """Have calls done, as `Pool.run`, with a progress bar of `total` units, of which a result has its `size`.
 
-        Args:
-          calls: what is left to do.
-          total: of units.
-          initial: units that are known already.
-          unit: what is counted.
-          first: what stands before the bar until something is there.
-          description: what stands there then.
-          size: units of a result.
+        `first` stands before the bar until something is there, `description` then; `initial` units are known already.
         """
         quiet = None if total else True
         with tqdm(initial=initial, total=total, desc=first, unit=unit, file=sys.stderr, disable=quiet) as bar:
@@ -158,11 +145,7 @@ def _machine(worker: Worker) -> dict[str, Any]:
 
 
 def check_kind(out: Path, kind: str) -> None:
-    """Refuse a folder of other results.
-
-    Raises:
-      CommandError: what is there is of another kind.
-    """
+    """Raise CommandError for a folder with results of another kind."""
     for path in (out / name for name in _KEPT):
         if path.exists() and (found := _kind(path)) not in ("", kind):
             raise CommandError(f"{out} holds results of the kind {found!r}, not {kind!r}; pass another --out")

@@ -19,7 +19,6 @@ class Worker(Protocol):
 
     def identity(self) -> Mapping[str, Any]:
         """What must be the same for all workers of a run, as JSON types: versions, code, weights."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +37,7 @@ class Call:
 
 
 class Pool(Protocol):
-    """The workers of a run.
-
-    Attributes:
-      count: how many there are.
-      identity: what they agree in.
-    """
+    """The workers of a run: how many there are, and what they agree in."""
 
     count: int
     identity: Mapping[str, Any]
@@ -54,11 +48,7 @@ class Pool(Protocol):
 
 
 class Alone:
-    """A pool of one worker that lives in this process.
-
-    Args:
-      worker: does everything, in order.
-    """
+    """A pool of one worker, in this process; it does everything in order."""
 
     def __init__(self, worker: Worker):
         self.count, self.identity, self._worker = 1, worker.identity(), worker

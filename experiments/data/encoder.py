@@ -25,8 +25,8 @@ class Ready:
     """Questions that are ready to be asked.
 
     Attributes:
-      batches: the numbers of their questions, the prompts, and the most visual tokens of one; more than one where a
-        question spoilt the batch for its neighbours.
+      batches: numbers of questions, their prompts, and the most visual tokens of one; several where a question spoilt
+        the batch for its neighbours.
       errors: what is wrong with each of the others.
     """
 
@@ -56,18 +56,18 @@ class Encoder:
         self._context = min(context, checkpoint.processor.tokenizer.model_max_length)
 
     def check_cuts(self, cuts: Schedule) -> None:
-        """Refuse what does not go with the border.
-
-        Raises:
-          CommandError: a cut in the tower.
-        """
+        """Raise CommandError for a cut in the tower, which knows nothing of the border."""
         if self._border != "keep" and any(cut.place == TOWER for cut in cuts):
             raise CommandError(f"border {self._border!r}: a cut in the vision tower does not know of border")
 
     def ready(self, questions: Readable, indices: Sequence[int], size: int) -> Ready:
         """Read some questions, and pack them in batches of `size` rows."""
-        samples, errors = self.readable(questions, indices)
-        found = Ready([], errors)
+        samples, found = dict[int, Sample](), Ready([], {})
+        for index in indices:
+            try:
+                samples[index] = self._fitting(questions.sample(index))
+            except CommandError as error:
+                found.errors[index] = str(error)
         if samples:
             self._pack(samples, size, found)
         return found
@@ -85,16 +85,6 @@ class Encoder:
                 self._pack({index: sample}, size, found)
         else:
             found.batches.append((list(samples), inputs, most))
-
-    def readable(self, questions: Readable, indices: Sequence[int]) -> tuple[dict[int, Sample], dict[int, str]]:
-        """Those of the questions that can be read and fit into the model's context; what is wrong with the others."""
-        samples, errors = dict[int, Sample](), dict[int, str]()
-        for index in indices:
-            try:
-                samples[index] = self._fitting(questions.sample(index))
-            except CommandError as error:
-                errors[index] = str(error)
-        return samples, errors
 
     def _fitting(self, sample: Sample) -> Sample:
         tokens = len(self._checkpoint.processor.tokenizer(self._prompt(sample), verbose=False)["input_ids"])

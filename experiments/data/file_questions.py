@@ -15,16 +15,12 @@ from models.errors import CommandError
 
 
 class FileQuestions(QuestionSet):
-    """The rows of a file, in its order, those that cannot be asked too.
+    """The rows of a file (see `experiments.data.formats`), in its order, those that cannot be asked too.
 
     Args:
-      path: see `experiments.data.formats`.
+      path: of the file.
       folder: that the images are in; None where the file holds them, or needs none.
       limit: the first so many rows alone; None means all.
-
-    Attributes:
-      rows: as read.
-      max_new_tokens: what LLaVA's script for such files says.
 
     Raises:
       CommandError: the file cannot be read as a whole, there is no such folder, or none is given that is needed.

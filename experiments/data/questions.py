@@ -16,35 +16,21 @@ from experiments.core.config import PromptConfig
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One question.
+    """One question."""
 
-    Attributes:
-      id: what its source calls it; need not be unique.
-      text: what is asked, without placeholders for images.
-      images: what it is about, PIL or uint8 [height, width, 3]; may be empty.
-      answer: the right one, or None where it is not known.
-      group: samples of one group are not independent: they are about one scene.
-      family: which kind of question, or "".
-    """
-
-    id: str | int
-    text: str
-    images: tuple[Any, ...]
-    answer: str | None
-    group: int
-    family: str = ""
+    id: str | int  # what its source calls it; need not be unique
+    text: str  # what is asked, without placeholders for images
+    images: tuple[Any, ...]  # what it is about, PIL or uint8 [height, width, 3]; may be empty
+    answer: str | None  # the right one, where it is known
+    group: int  # samples of one group are about one scene, and not independent
+    family: str = ""  # which kind of question
 
 
 class Readable(Protocol):
     """Questions by number."""
 
     def sample(self, index: int) -> Sample:
-        """Question number `index`, from 0 on, its images read.
-
-        Raises:
-          CommandError: it cannot be asked, such as for a damaged image; the others can.
-        """
-        ...
+        """Question number `index`, from 0 on, its images read; CommandError where it alone cannot be asked."""
 
 
 class QuestionSet(abc.ABC):
@@ -111,15 +97,9 @@ class QuestionSource(Protocol):
     @property
     def title(self) -> str:
         """What tables call it."""
-        ...
 
     def load(self) -> QuestionSet:
-        """The questions.
-
-        Raises:
-          CommandError: there is no such set, or it cannot be read.
-        """
-        ...
+        """The questions; CommandError where there are none that can be read."""
 
 
 def alike(lengths: Mapping[int, int], size: int) -> list[list[int]]:

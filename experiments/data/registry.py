@@ -31,17 +31,7 @@ QUESTION_SETS: dict[str, Make] = {
 
 
 def source(name: str, *, images: Path | None, limit: int | None, seed: int) -> QuestionSource:
-    """The source that a name or a path stands for.
-
-    Args:
-      name: a row of `QUESTION_SETS`, or a path with the ending of one.
-      images: the folder of its images.
-      limit: how many questions, or scenes; None is the set's own.
-      seed: of what is drawn.
-
-    Raises:
-      CommandError: there is no such row.
-    """
+    """What a row's name, or a path with such an ending, stands for; see `Make`. CommandError where there is no row."""
     make = QUESTION_SETS.get(name) or QUESTION_SETS.get(Path(name).suffix)
     if make is None:
         endings = ", ".join(key for key in QUESTION_SETS if key.startswith("."))

@@ -130,6 +130,10 @@ class Answers:
         right = {name: [bool(own[row]) for row in rows] for name, own in marks.items()}
         return right, [questions.record(self.asked[row]) for row in rows]
 
+    def records(self, questions: QuestionSet) -> list[dict[str, Any]]:
+        """Records of `asked`, with what all cells answered."""
+        return [questions.record(index) | self.predictions(index) for index in self.asked]
+
     def predictions(self, index: int) -> dict[str, Any]:
         """What all cells answered to a question."""
         return {"predictions": {name: found[index]["prediction"] for name, found in self.known.items()}}

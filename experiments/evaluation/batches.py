@@ -26,21 +26,13 @@ EXAMPLE = Sample("", "What is this?", (np.zeros((8, 8, 3), np.uint8),), None, 0)
 
 @dataclasses.dataclass
 class Batch:
-    """Questions that are asked together.
+    """Questions that are asked together."""
 
-    Attributes:
-      indices: their numbers; the prompts' further rows repeat the last.
-      inputs: the prompts.
-      most: visual tokens of the row that has most.
-      seed: of methods that draw; that of the first question, whoever asks.
-      vanilla: [B, V] logits of the first token with all visual tokens, once they are known.
-    """
-
-    indices: list[int]
-    inputs: Inputs
-    most: int
-    seed: int
-    vanilla: np.ndarray | None = None
+    indices: list[int]  # their numbers; the prompts' further rows repeat the last
+    inputs: Inputs  # the prompts
+    most: int  # visual tokens of the row that has most
+    seed: int  # of methods that draw
+    vanilla: np.ndarray | None = None  # [B, V] logits of the first token with all visual tokens, once they are known
     _packed: dict[bool, Prompt] = dataclasses.field(default_factory=dict)
 
     def prompt(self, model: VisionLanguageModel, cuts: Schedule) -> Prompt:
@@ -53,7 +45,7 @@ class Batch:
 
 
 class Batches:
-    """Makes the batches of a worker.
+    """Makes the batches of a worker, with its `encoder`, from its own `questions` or others.
 
     Args:
       checkpoint: model and processor.
@@ -61,10 +53,6 @@ class Batches:
       prompt: how they are put.
       size: rows of a batch.
       seed: of methods that draw.
-
-    Attributes:
-      questions: the worker's own.
-      encoder: makes prompts.
 
     Raises:
       CommandError: the questions cannot be read, or `prompt` asks for what the images do not have.

@@ -10,40 +10,23 @@ from experiments.core import methods
 from experiments.core.methods import BASELINE, Method
 from models.engine.model import VisionLanguageModel
 from models.engine.plan import TOWER, Schedule, parse, resolve, tokens_by_layer
-from tokencarve_jax import Compressor, plan
+from tokencarve_jax import plan
 from tokencarve_jax.methods.tome import block_counts
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One way to ask. Hashable.
+    """One way to ask. Hashable."""
 
-    Attributes:
-      method: its name in tables.
-      cuts: in the order in which they happen; none for vanilla.
-      tokens: visual tokens of one image in the last layer.
-      average: visual tokens, mean over the decoder's layers.
-      side: of the raster of patches that an image is brought to the resolution of; None leaves it as it is.
-    """
-
-    method: str
-    cuts: Schedule
-    tokens: int
-    average: float
-    side: int | None = None
+    method: str  # its name in tables
+    cuts: Schedule  # in the order in which they happen; none for vanilla
+    tokens: int  # visual tokens of one image in the last layer
+    average: float  # visual tokens, mean over the decoder's layers
+    side: int | None = None  # of the raster of patches that an image is brought to the resolution of
 
     @classmethod
     def of(cls, config: Any, method: str, schedule: Schedule) -> Cell:
-        """The cell of a schedule.
-
-        Args:
-          config: of the model.
-          method: its name.
-          schedule: its cuts.
-
-        Raises:
-          TypeError, ValueError: the model cannot be cut like that.
-        """
+        """The cell of a schedule; TypeError or ValueError where a model of this config cannot be cut like that."""
         depth, visual = config.text.num_layers, config.tokens_per_image
         schedule = parse(schedule, num_layers=depth)
         cuts = resolve(schedule, visual).cuts
@@ -54,49 +37,23 @@ class Cell:
 
 
 class Comparison(Protocol):
-    """What is compared, as an immutable value that can be pickled.
-
-    Attributes:
-      square: it is for models that see an image as one square of patches.
-    """
+    """What is compared, as an immutable value that can be pickled."""
 
     @property
     def square(self) -> bool:
-        """See the class."""
-        ...
+        """Whether it is for models alone that see an image as one square of patches."""
 
     def cells(self, model: VisionLanguageModel, *, length: int) -> Mapping[str, Cell]:
-        """The cells, by name.
-
-        Args:
-          model: that is asked.
-          length: of a sequence, visual tokens included.
-
-        Raises:
-          CommandError: the model cannot be cut like that.
-        """
-        ...
+        """The cells by name, for sequences of that length; CommandError where the model cannot be cut like that."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AtOneBudget:
-    """Vanilla, methods at one count of visual tokens, and schedules.
+    """Vanilla, methods at one count of visual tokens, and schedules."""
 
-    Attributes:
-      methods: as they were named, each with how many visual tokens it leaves, a fraction or a count.
-      schedules: by their names.
-      square: see `Comparison`.
-    """
-
-    methods: Sequence[tuple[Method, float | int]] = ()
-    schedules: Sequence[tuple[str, Schedule]] = ()
-    square: bool = False
-
-    @property
-    def compressors(self) -> list[Compressor]:
-        """Of all methods and schedules."""
-        own = [method.compressor for method, _ in self.methods if method.compressor]
-        return own + [cut.compressor for _, schedule in self.schedules for cut in schedule]
+    methods: Sequence[tuple[Method, float | int]] = ()  # with what each leaves, a fraction or a count
+    schedules: Sequence[tuple[str, Schedule]] = ()  # with their names
+    square: bool = False  # see `Comparison`
 
     def cells(self, model: VisionLanguageModel, *, length: int) -> Mapping[str, Cell]:
         """See `Comparison`; names are those of methods and schedules."""

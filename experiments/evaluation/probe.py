@@ -27,18 +27,18 @@ class Probe:
         seed: int,
         decode_capacity: int,
     ) -> tuple[Prefilled, Mapping[str, list[Any]]]:
-        """Prefill.
+        """Prefill a batch, as `VisionLanguageModel.prefill` does.
 
         Args:
-          model: the model.
-          prompt: a batch.
-          cuts: what happens to its visual tokens.
+          model: see there, and so for the others.
+          prompt: see there.
+          cuts: see there.
           indices: of its questions; further rows are padding.
-          seed: of methods that draw.
-          decode_capacity: slots of the cache for new tokens.
+          seed: see there.
+          decode_capacity: see there.
 
         Returns:
-          What `VisionLanguageModel.prefill` gives; and by name what was measured, one JSON value for each question.
+          The same; and by name what was measured, one JSON value for each question.
         """
         del indices
         return model.prefill(prompt, carve=cuts, seed=seed, decode_capacity=decode_capacity), {}
