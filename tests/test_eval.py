@@ -16,13 +16,8 @@ from PIL import Image
 from experiments import compare
 from experiments import eval as evaluation
 from experiments.core import cli, loading
-from experiments.core.config import PromptConfig
-from experiments.core.journal import Journal, OtherRunError
-from experiments.data import registry
-from experiments.data.questions import QuestionSet, Sample
 from experiments.data.scene_questions import SceneQuestions
 from experiments.data.scenes import FAMILIES, make_scene
-from experiments.evaluation.answers import Answers
 from experiments.evaluation.worker import ModelWorker
 from experiments.reports import html as html_report
 from experiments.reports.patch_maps.maps import arrays_of
@@ -166,6 +161,15 @@ class TestGallery:
         assert len(read(tmp_path)["gallery"]) == 2
 
 
+def test_scenes_are_asked_as_the_flags_say(flags, whole, tmp_path):
+    more = ["--conv-mode=vicuna_v1", "--max-new-tokens=3", "--limit=1", "--gallery=1", "--no-report"]
+    assert evaluation.main([*flags, *more, f"--out={tmp_path}"]) == 0
+    report = read(tmp_path)
+    assert (report["settings"]["conversation"], report["settings"]["max_new_tokens"]) == ("vicuna_v1", 3)
+    before = read(whole)["samples"]
+    assert [s["predictions"] for s in report["samples"]] != [s["predictions"] for s in before[:3]]
+
+
 START = """
 import collections, sys
 import jax
@@ -265,36 +269,6 @@ class TestResume:
         shutil.copy(whole / "answers.jsonl", tmp_path)  # a run that was interrupted
         assert "kind 'eval'" in failure(compare.main, [*argv, f"--out={tmp_path}"], capsys)
 
-    @pytest.mark.parametrize(
-        ("text", "says"),
-        [
-            ("nonsense\n", "line 1: it is not JSON"),
-            ('{"a": 1}\n', "line 1: it has no settings"),
-            ("[]\n", "line 1: it is not an object"),
-            ('{"settings": 3}\n{}\n', "line 1: settings is not an object"),
-            ('{"settings": {}}\n{"indices": ["1"], "errors": {}, "found": {}}\n', "line 2: indices[0] is not int"),
-        ],
-    )
-    def test_damaged_journal(self, flags, tmp_path, capsys, text, says):
-        (tmp_path / "answers.jsonl").write_text(text)
-        line = failure(evaluation.main, [*flags, f"--out={tmp_path}"], capsys)
-        assert f"{tmp_path / 'answers.jsonl'} is damaged in {says}" in line
-        assert (tmp_path / "answers.jsonl").read_text() == text
-
-    def test_columns_of_a_journal_have_one_value_for_each_question(self, tmp_path):
-        journal = Journal(tmp_path / "journal", {})
-        journal.add({"indices": [0, 1], "errors": {}, "found": {"vanilla": {"prediction": ["yes"]}}})
-        with pytest.raises(OtherRunError, match="damaged in line 2: vanilla has not one value for each of 2"):
-            Answers(["vanilla"], journal, 2)
-
-    def test_journal_torn_in_its_first_line(self, tmp_path):
-        path = tmp_path / "journal"
-        path.write_text('{"settings": {"a"')
-        journal = Journal(path, {"a": 1})
-        assert journal.entries == []
-        journal.add({"b": 2})
-        assert Journal(path, {"a": 1}).entries == [{"b": 2}]
-
     def test_smaller_last_batch_compiles_nothing(self, flags, tmp_path, monkeypatch):
         sizes, original = [], ModelWorker.answer
 
@@ -350,49 +324,3 @@ class TestBadInput:
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
         assert "has no config.json" in done.stderr
         assert not (tmp_path / "out").exists()
-
-
-class Colours(QuestionSet):
-    """A benchmark of one's own; its module would stand in experiments/data."""
-
-    max_new_tokens = 2
-    prompt, least_images, title = PromptConfig(border="last"), 1, "colours"
-
-    def load(self):
-        return self
-
-    def __len__(self):
-        return 3
-
-    def sample(self, index):
-        image = np.full((40, 60, 3), 80 * index, np.uint8)
-        return Sample(f"colour-{index}", "Which colour is it?", (image,), "grey", index)
-
-    def score(self, index, prediction):
-        return "grey" in prediction
-
-    def identity(self):
-        return {"colours": 1}
-
-
-def test_a_benchmark_is_one_file_and_one_row(model, tmp_path, monkeypatch):
-    """The row is in `experiments.data.registry`."""
-    monkeypatch.setitem(registry.QUESTION_SETS, "colours", lambda name, images, limit, seed: Colours())
-    argv = [f"--model={model}", "--keep=5", "--questions=colours", f"--answers={tmp_path / 'a.jsonl'}"]
-    assert evaluation.main(argv) == 0
-    report = json.loads((tmp_path / "a" / "results.json").read_text())
-    assert (report["kind"], report["questions"]) == ("questions", "colours")
-    assert report["settings"]["border"] == "last"
-    assert [row["accuracy"]["of"] for row in report["methods"]] == [3, 3, 3]
-    lines = [json.loads(line) for line in (tmp_path / "a-random.jsonl").read_text().splitlines()]
-    assert [line["question_id"] for line in lines] == ["colour-0", "colour-1", "colour-2"]
-    assert [line["text"] for line in lines] == [one["predictions"]["random"] for one in report["samples"]]
-
-
-def test_scenes_are_asked_as_the_flags_say(flags, whole, tmp_path):
-    more = ["--conv-mode=vicuna_v1", "--max-new-tokens=3", "--limit=1", "--gallery=1", "--no-report"]
-    assert evaluation.main([*flags, *more, f"--out={tmp_path}"]) == 0
-    report = read(tmp_path)
-    assert (report["settings"]["conversation"], report["settings"]["max_new_tokens"]) == ("vicuna_v1", 3)
-    before = read(whole)["samples"]
-    assert [s["predictions"] for s in report["samples"]] != [s["predictions"] for s in before[:3]]

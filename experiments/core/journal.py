@@ -47,7 +47,9 @@ def mismatch(value: Any, shape: Any, name: str = "it") -> str:
     """
     if isinstance(shape, tuple):
         first = {next(iter(record)): record for record in shape}
-        if not isinstance(value, dict) or not (known := [key for key in first if key in value]):
+        if not isinstance(value, dict):
+            return f"{name} is not an object"
+        if not (known := [key for key in first if key in value]):
             return f"{name} has none of {', '.join(first)}"
         return mismatch(value, first[known[0]], name)
     kind = shape if isinstance(shape, type) else type(shape)
