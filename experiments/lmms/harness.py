@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lmms.plugin import MODEL_ID
-from experiments.lmms.reproduction.sets import JUDGE, Set
 from experiments.lmms.requests import options
+from experiments.lmms.sets import JUDGE, Set
 from models.errors import CommandError, one_line
 from models.io.untrusted import parsing
 
@@ -24,22 +24,14 @@ _WAYS_OUT = (KeyboardInterrupt, SystemExit, GeneratorExit, CommandError)
 
 
 def require() -> None:
-    """Find out that lmms-eval is there.
-
-    Raises:
-      CommandError: it is not; says how to install it.
-    """
+    """Raise a `CommandError` that says how to install lmms-eval where it is not."""
     if importlib.util.find_spec("lmms_eval") is None:
         raise CommandError(f"lmms-eval is not installed: {INSTALL}")
 
 
 @contextlib.contextmanager
 def set_fails(what: str) -> Iterator[None]:
-    """Whatever the harness raises, for want of data, a judge or a network, becomes one line.
-
-    Raises:
-      CommandError: so it was.
-    """
+    """Turn whatever the harness raises, for want of data, a judge or a network, into a `CommandError` of one line."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -59,12 +51,17 @@ class Harness:
       sets: which.
       include: folders with tasks of one's own.
 
+    Attributes:
+      sets: the same.
+      skipped: by their names, why some cannot be asked or marked here, as far as that shows beforehand.
+
     Raises:
-      CommandError: lmms-eval is not installed, a folder is not there, or a task is nowhere or is a group of tasks.
+      CommandError: lmms-eval is not installed, a folder does not exist, or a task does not or is a group of tasks.
     """
 
     def __init__(self, sets: Sequence[Set], include: Sequence[Path] = ()):
         require()
+        self.sets = sets
         for folder in include:
             if not folder.is_dir():
                 raise CommandError(f"--include {folder}: no such folder")
@@ -77,16 +74,17 @@ class Harness:
             import lmms_eval.tasks
 
         self._evaluate = lmms_eval.evaluator.simple_evaluate
-        theirs = Path(lmms_eval.tasks.__file__).parent
-        paths = [str(HERE), *map(str, include), *(str(theirs / one.folder) for one in sets if one.folder)]
+        shipped = Path(lmms_eval.tasks.__file__).parent
+        paths = [str(HERE), *map(str, include), *(str(shipped / one.folder) for one in sets if one.folder)]
         with set_fails("tasks cannot be read"):
             self._manager = lmms_eval.tasks.TaskManager("WARNING", paths, include_defaults=False, model_name=MODEL_ID)
             if any(one.task not in self._manager.all_subtasks for one in sets):
                 self._manager = lmms_eval.tasks.TaskManager("WARNING", paths, model_name=MODEL_ID)
         for one in sets:
             if one.task not in self._manager.all_subtasks:
-                group = "is a group; name its tasks" if one.task in self._manager.all_tasks else "is no task"
-                raise CommandError(f"{one.task} {group} of lmms-eval or of a folder given by --include")
+                what = "is a group; name its tasks" if one.task in self._manager.all_tasks else "is no task"
+                raise CommandError(f"{one.task} {what} of lmms-eval or of a folder given by --include")
+        self.skipped = {one.name: why for one in sets if (why := self._why_skipped(one))}
 
     def config(self, one: Set) -> Mapping[str, Any]:
         """Of a task, as its YAML file has it."""
@@ -95,8 +93,7 @@ class Harness:
         with set_fails(one.task):
             return load_yaml_config(self._manager.task_index[one.task]["yaml_path"], mode="full")
 
-    def skipped(self, one: Set) -> str | None:
-        """Why a set cannot be asked or marked here, as far as that shows beforehand; None where nothing does."""
+    def _why_skipped(self, one: Set) -> str | None:
         from huggingface_hub import get_token
 
         if one.judged and not os.environ.get(JUDGE):
@@ -116,21 +113,19 @@ class Harness:
             return self._manager.load_config(named)[one.task]
 
     def asked(self, one: Set) -> tuple[str, Mapping[str, Any]]:
-        """What a task asks of its sample here, or of its own first question where there is none, and how.
-
-        Returns:
-          The text, and the options of `experiments.lmms.requests.options`.
+        """The text that a task asks of its sample here, or of its own first question, and how (see `options`).
 
         Raises:
           CommandError: neither can be had.
         """
         sample, config = HERE / "samples" / f"{one.name}.jsonl", self.config(one)
         split = config.get("test_split") or config.get("validation_split")
-        # Data of one line, and no images: the same functions make the same text of it.
-        ours = {"data_files": {split: str(sample)}}
-        instead = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": ours, "process_docs": None}
+        instead = dict[str, Any]()
+        if sample.exists():  # data of one line, and no images: the same functions make the same text of it
+            own = {"data_files": {split: str(sample)}}
+            instead = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": own, "process_docs": None}
         with parsing(one.task, CommandError):
-            task = self.load(one, **(instead if sample.exists() else {}))
+            task = self.load(one, **instead)
             task.build_all_requests(limit=1)
             text, given = task.instances[0].args[:2]
         return text, options(given) if isinstance(given, Mapping) else {}
@@ -148,9 +143,9 @@ class Harness:
           All metrics that are numbers.
 
         Raises:
-          CommandError: the task cannot.
+          CommandError: it cannot do so.
         """
-        told = argparse.Namespace(output_path=str(folder), process_with_media=False, reasoning_tags=None)
+        flags = argparse.Namespace(output_path=str(folder), process_with_media=False, reasoning_tags=None)
         with set_fails(task.config.task):
             found = self._evaluate(
                 model=speaker,
@@ -160,11 +155,10 @@ class Harness:
                 log_samples=False,
                 task_manager=self._manager,
                 verbosity="WARNING",
-                cli_args=told,
+                cli_args=flags,
             )
-        metrics = {name.partition(",")[0]: value for name, value in found["results"][task.config.task].items()}
         return {
-            name: float(value)
-            for name, value in metrics.items()
+            name.partition(",")[0]: float(value)
+            for name, value in found["results"][task.config.task].items()
             if isinstance(value, (int, float)) and "_stderr" not in name
         }

@@ -10,8 +10,7 @@ from experiments.data.formats import LETTER, mmbench_question
 
 def mmbench_doc_to_text(doc: Mapping[str, Any]) -> str:
     """Hint, question and options, a line each, without lmms-eval's sentence before the options."""
-    text, _ = mmbench_question(doc)
-    return f"{text}\n{LETTER}"
+    return f"{mmbench_question(doc)[0]}\n{LETTER}"
 
 
 def seed_doc_to_visual(doc: Mapping[str, Any]) -> list[Any]:
