@@ -82,18 +82,10 @@ class Time:
 
 
 def compressors(model: Any, cuts: Schedule, *, length: int) -> Callable[[], float]:
-    """The compressors of a schedule, to be called one after the other as compiled programs.
+    """What runs the compressors of a schedule (with counts), one after the other, and says how many seconds that took.
 
     Values are drawn at random: what the methods compute, and how long that takes, is fixed by the shapes. Evidence is
     given to them, and its cost is part of the prefill's time alone.
-
-    Args:
-      model: the model.
-      cuts: with counts.
-      length: of a sequence, visual tokens included.
-
-    Returns:
-      Runs all of them, and says how many seconds that took.
     """
     calls, left = [], model.config.tokens_per_image
     for cut in cuts:

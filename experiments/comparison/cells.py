@@ -98,11 +98,7 @@ class AtBudgets:
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - a process has one or two
     def grid(self, config: Any, *, length: int) -> Grid:
-        """All cells for a model.
-
-        Args:
-          config: of a model that sees an image as one square of patches.
-          length: of a sequence, visual tokens included.
+        """All cells for a model of this config, for sequences of that length.
 
         Raises:
           CommandError: a budget that leaves nothing out, or a schedule that cannot be.

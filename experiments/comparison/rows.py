@@ -23,18 +23,9 @@ def rows(
     costs: Mapping[str, Mapping[str, Any]],
     times: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> list[dict[str, Any]]:
-    """What the tables say, in numbers.
+    """What the tables say, in numbers: vanilla, and one row for each line; None where a number does not exist.
 
-    Args:
-      facts: from `ModelWorker.describe`.
-      lines: of the tables.
-      answers: of all cells.
-      questions: that were asked.
-      costs: by cell.
-      times: by cell, seconds of each round.
-
-    Returns:
-      Vanilla, and one row for each line; JSON types, None where a number does not exist.
+    Facts (from `ModelWorker.describe`), answers, costs and times (seconds of each round) are by cell.
     """
     right, about = answers.scored(questions)
     scenes, families = ([record[name] for record in about] for name in ("scene", "family"))
@@ -77,17 +68,7 @@ def notes(
     batch_size: int,
     rounds: int,
 ) -> list[str]:
-    """What one has to know to read the tables.
-
-    Args:
-      rows: from `rows`.
-      source: of the questions.
-      asked: how many could be.
-      failed: how many could not.
-      length: of a sequence, for which FLOPs are counted.
-      batch_size: of what was timed.
-      rounds: of timing.
-    """
+    """What one has to know to read the tables; `length` is that of the sequence for which FLOPs are counted."""
     out = [
         f"{asked} questions ({source}). ± and brackets are 95 % intervals; differences are of the same questions, in "
         "points, and questions about one image do not count as independent.",

@@ -52,7 +52,7 @@ def compare(config: CompareConfig) -> tuple[str, int]:
     What is known of a cell in the folder stays: another method or budget adds its own work only.
 
     Returns:
-      The tables, and where everything else is; and how many questions could not be asked.
+      The tables and where everything else is; and how many questions could not be asked.
 
     Raises:
       CommandError: the run cannot be made; says why.

@@ -114,11 +114,7 @@ def add_restart_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def check_folder(out: Path) -> Path:
-    """What `--out` names.
-
-    Raises:
-      CommandError: a file.
-    """
+    """What `--out` names; CommandError where that is a file."""
     if out.exists() and not out.is_dir():
         raise CommandError(f"--out {out}: there is a file of that name")
     return out

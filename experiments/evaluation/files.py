@@ -52,11 +52,7 @@ def ask(runner: Runner, questions: QuestionSet, answers: Answers, *, batch_size:
 
 
 def check_names(methods: Iterable[str]) -> None:
-    """Refuse methods whose names cannot be part of a file's.
-
-    Raises:
-      CommandError: says which.
-    """
+    """Raise CommandError for a method whose name cannot be part of a file's."""
     for method in methods:
         if not re.fullmatch(r"[\w.+@=, -]+", method):
             raise CommandError(f"method {method!r}: give it a name that a file can have")
@@ -65,15 +61,7 @@ def check_names(methods: Iterable[str]) -> None:
 def write(path: Path, questions: QuestionSet, answers: Answers, *, model: str, keep: float | int) -> list[Path]:
     """Write the answers of each method, the same ones whatever came in between: out.jsonl -> out-tokencarve.jsonl.
 
-    Args:
-      path: that of each method's file is made of.
-      questions: that were asked; rows that could not be have no answer.
-      answers: to them.
-      model: its name.
-      keep: the budget.
-
-    Returns:
-      The files.
+    Rows that could not be asked have no answer; `model` is a name. Returns the files.
     """
     paths, source = [], questions.identity().get("questions_sha256", type(questions).__name__)
     for method in answers.known:

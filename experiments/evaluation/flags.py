@@ -123,11 +123,7 @@ def model(flags: argparse.Namespace) -> ModelConfig:
 
 
 def run(flags: argparse.Namespace, out: Path, command: Sequence[str]) -> RunConfig:
-    """Where and by whom the work is done.
-
-    Raises:
-      CommandError: `out` is a file.
-    """
+    """Where and by whom the work is done; CommandError where `out` is a file."""
     return RunConfig(
         out=cli.check_folder(out),
         command=tuple(command),
@@ -138,11 +134,7 @@ def run(flags: argparse.Namespace, out: Path, command: Sequence[str]) -> RunConf
 
 
 def questions(flags: argparse.Namespace) -> QuestionSource:
-    """What is asked.
-
-    Raises:
-      CommandError: flags that do not go together, or no such questions.
-    """
+    """What is asked; CommandError where flags do not go together, or there are no such questions."""
     if flags.questions == registry.SCENES:
         for name in ("images", "answers"):
             if getattr(flags, name, None) is not None:

@@ -44,16 +44,7 @@ def ask(runner: Runner, questions: QuestionSet, answers: Answers, *, batch_size:
 
 
 def rows(answers: Answers, questions: QuestionSet, facts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the table says, in numbers; one entry per method.
-
-    Args:
-      answers: to all questions, with the times in their journal.
-      questions: that were asked.
-      facts: from `ModelWorker.describe`.
-
-    Returns:
-      JSON types; None where a number does not exist.
-    """
+    """What the table says, in numbers; one entry per method of `facts`, see `ModelWorker.describe`."""
     right, about = answers.scored(questions)
     families, scenes = ([record[name] for record in about] for name in ("family", "scene"))
     timed = [entry for entry in answers.journal.entries if "prefill_s" in entry]

@@ -171,11 +171,7 @@ class ModelWorker:
     ) -> dict[str, Any]:
         """How well given answers follow.
 
-        Args:
-          questions: see `Batches.read`.
-          indices: see `Batches.read`.
-          cells: names of those to ask.
-          continuations: an answer for each of the questions.
+        Arguments are those of `answer`, with a given answer for each question in `continuations`.
 
         Returns:
           As `answer`; a prediction is the mean negative log probability of the answer's tokens with the end of the
