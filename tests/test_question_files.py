@@ -187,7 +187,7 @@ class TestResume:
         def and_wait(self, then):
             start(self, then)
             if self._ready:
-                there.append(self._ready.result(timeout=60))
+                there.append(self._ready.result(timeout=300))
 
         monkeypatch.setattr(Ahead, "_start", and_wait)
         monkeypatch.setattr(files, "MIN_BATCHES", 0)

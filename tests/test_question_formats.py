@@ -54,7 +54,7 @@ class TestBadInput:
             (["--questions=nowhere.xlsx"], "ends in .jsonl, .json, .tsv"),
             (["--images=nowhere"], "nowhere: no such folder of images"),
             (["--image-aspect-ratio=crop", "--border=drop"], "'drop' is for padded images; here they are 'crop'"),
-            (["--border=last", "--methods=tome"], "'last': a cut in the vision tower"),
+            (["--border=last", "--methods=tome", "--keep=8"], "'last': a cut in the vision tower"),
             (["--keep=17"], "keep=17"),
         ],
     )
