@@ -21,9 +21,9 @@ class Worker(Protocol):
         """What must be the same for all workers of a run, as JSON types: versions, code, weights."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Call:
-    """Something for a worker to do.
+    """Something for a worker to do. Equal to itself alone, and hashable whatever it holds.
 
     Attributes:
       key: tells it from the others.
