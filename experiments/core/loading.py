@@ -233,7 +233,7 @@ def _processor(folder: Path, image_aspect_ratio: str) -> Any:
 def check_square(source: str, llava: VisionLanguageModel) -> None:
     """Raise CommandError for a model that cuts images into tiles."""
     if not llava.square:
-        raise CommandError(f"{source} is a LLaVA-NeXT; the scenes are for models that see an image as one tile")
+        raise CommandError(f"{source} cuts images into tiles; this is for models that see an image as one square")
 
 
 def not_utf8(text: str) -> bool:
