@@ -134,7 +134,7 @@ class TestCommand:
             assert float(line["accuracy.overall.share"]) == row["accuracy"]["overall"]["share"]
             assert float(line["to_vanilla.value"]) == row["to_vanilla"][0]
         text = (whole / "table.md").read_text()
-        assert text.count("\n| vanilla |") == 3  # equal count, equal compute, as given
+        assert text.count("\n| vanilla ") == 3  # equal count, equal compute, as given
         assert Image.open(whole / "accuracy.png").size == (1500, 900)
 
     def test_carve_maps_are_those_of_the_answers(self, whole, model):
