@@ -43,7 +43,7 @@ def whole(flags, tmp_path_factory):
 
 
 def broken(tokens, *, keep):
-    """A method that leaves fewer tokens than it is told."""
+    """A method that leaves fewer tokens than it should."""
     return Selection(jnp.arange(keep - 1, dtype=jnp.int32))
 
 

@@ -22,20 +22,14 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def row(
-    predictions: Sequence[str],
-    measured: Mapping[str, Mapping[str, Any]],
-    *,
-    answers: Sequence[str],
-    vanilla: Sequence[str],
-    first: int,
+    right: Sequence[bool], same: Sequence[bool], measured: Mapping[str, Sequence[Mapping[str, Any]]], *, first: int
 ) -> dict[str, Any]:
-    """A method's figures, means over Q questions.
+    """A method's figures, means over questions.
 
     Args:
-      predictions: Q answers.
-      measured: by kind of token `rank` and `entropy`, [Q, L] each for the L layers that are measured.
-      answers: the right ones.
-      vanilla: what the model answers without a cut.
+      right: whether each was answered rightly.
+      same: whether each was answered as without a cut.
+      measured: by kind of token, for each question `rank` and `entropy` of the layers that are measured.
       first: the first layer behind every cut.
 
     Returns:
@@ -44,17 +38,13 @@ def row(
     """
     layers = {}
     for part, own in measured.items():
-        rank, entropy = (np.asarray(own[name], float) for name in ("rank", "entropy"))
+        rank, entropy = (np.array([one[name] for one in own], float) for name in ("rank", "entropy"))
         values = {"rank": rank, "effective_rank": np.exp(entropy), "entropy": entropy}
         layers[part] = {name: values[name].mean(0).tolist() for name in MEASURES}
-    return {
-        "accuracy": share([one == other for one, other in zip(predictions, answers, strict=True)]),
-        "same_answer": share([one == other for one, other in zip(predictions, vanilla, strict=True)]),
-        "layers": layers,
-        "behind_cut": {
-            part: {name: float(np.mean(values[first:])) for name, values in own.items()} for part, own in layers.items()
-        },
+    behind = {
+        part: {name: float(np.mean(means[first:])) for name, means in own.items()} for part, own in layers.items()
     }
+    return {"accuracy": share(right), "same_answer": share(same), "layers": layers, "behind_cut": behind}
 
 
 def budgets(rows: Rows) -> dict[int, list[Mapping[str, Any]]]:

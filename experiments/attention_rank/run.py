@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 
@@ -29,17 +28,11 @@ from models.errors import CommandError
 
 @dataclasses.dataclass(frozen=True)
 class AtBudgets:
-    """Vanilla, and every method at every budget: a `Comparison`.
-
-    Attributes:
-      methods: as they were named.
-      keeps: the budgets, each a fraction or a count.
-      square: see `Comparison`.
-    """
+    """Vanilla, and every method at every budget: a `Comparison`."""
 
     methods: Sequence[Method]
-    keeps: Sequence[float | int]
-    square: bool = True
+    keeps: Sequence[float | int]  # fractions or counts
+    square: bool = True  # see `Comparison`
 
     def cells(self, model: VisionLanguageModel, *, length: int) -> Mapping[str, Cell]:
         """See `Comparison`; names are those of methods, each with the count of visual tokens left."""
@@ -87,15 +80,14 @@ def run(config: RunConfig, worker: WorkerConfig) -> str:
             methods=list(dict.fromkeys(cell.method for cell in cells.values() if cell.cuts)),
             own_methods=methods.own(cut.compressor for cell in cells.values() for cut in cell.cuts),
             visual_tokens=sorted({cell.tokens for cell in cells.values()}),
-            dtype=worker.model.dtype,
-            batch_size=worker.batch_size,
             tolerance=TOLERANCE,
+            **worker.about(),
         )
         settings["code_sha256"] = results.code_checksum("experiments/attention_rank", "experiments/metrics/rank.py")
         journal = runner.journal("measured.jsonl", settings, shape=SHAPE)
         answers = Answers(list(cells), journal, len(worker.questions.load()))
         _ask(runner, worker, answers)
-        return _write(runner, worker, cells, answers, settings)
+        return _write(runner, worker, cells, answers)
 
 
 def _check(worker: ModelWorker) -> None:
@@ -126,27 +118,33 @@ def _ask(runner: Runner, worker: WorkerConfig, answers: Answers) -> None:
         raise CommandError(f"question {index} cannot be asked: {why}")
 
 
-def _write(
-    runner: Runner, worker: WorkerConfig, cells: Mapping[str, Cell], answers: Answers, settings: dict[str, Any]
-) -> str:
-    samples = answers.records(worker.questions.load())
-    right, vanilla = [sample["answer"] for sample in samples], answers.column(next(iter(cells)))
-    rows = []
+def _write(runner: Runner, worker: WorkerConfig, cells: Mapping[str, Cell], answers: Answers) -> str:
+    questions = worker.questions.load()
+    vanilla, rows = answers.column(next(iter(cells))), []
     for name, cell in cells.items():
-        measured = {
-            part: {what: [one[what] for one in answers.column(name, part)] for what in ("rank", "entropy")}
-            for part in report.TOKENS
+        about = {
+            "method": cell.method,
+            "place": cell.cuts[0].compressor.at if cell.cuts else "",
+            "visual_tokens": cell.tokens,
         }
-        place = cell.cuts[0].compressor.at if cell.cuts else ""
-        about = {"method": cell.method, "place": place, "visual_tokens": cell.tokens}
-        row = report.row(answers.column(name), measured, answers=right, vanilla=vanilla, first=FIRST)
-        rows.append(about | row)
+        right = [bool(mark) for mark in answers.scores(questions, name)]
+        same = [own == other for own, other in zip(answers.column(name), vanilla, strict=True)]
+        measured = {part: answers.column(name, part) for part in report.TOKENS}
+        rows.append(about | report.row(right, same, measured, first=FIRST))
     correlations = report.correlations(rows, first=FIRST)
+    samples = [questions.record(index) | answers.predictions(index) for index in answers.asked]
     scenes = len({sample["scene"] for sample in samples})
     text = statement.text(rows, correlations, scenes=scenes, first=FIRST)
-    found = {"methods": rows, "correlations": correlations, "samples": samples}
-    about = {"settings": settings, "model": worker.model.source, "scenes": scenes, "first_layer": FIRST}
-    runner.write(about | found, {"table.md": text + "\n", "layers.csv": report.csv_text(rows)})
+    found = {
+        "model": worker.model.source,
+        "scenes": scenes,
+        "first_layer": FIRST,
+        "settings": answers.journal.settings,
+        "methods": rows,
+        "correlations": correlations,
+        "samples": samples,
+    }
+    runner.write(found, {"table.md": text + "\n", "layers.csv": report.csv_text(rows)})
     figures.save(figures.accuracy_by_rank(rows, first=FIRST), runner.out / "accuracy.png")
     figures.save(figures.rank_by_layer(rows, first=FIRST), runner.out / "layers.png")
     return f"{text}\n\nEvery figure: {runner.out / 'results.json'} and layers.csv; drawn: accuracy.png and layers.png."

@@ -82,7 +82,7 @@ class Harness:
                 self._manager = lmms_eval.tasks.TaskManager("WARNING", paths, model_name=MODEL_ID)
         for one in sets:
             if one.task not in self._manager.all_subtasks:
-                what = "is a group; name its tasks" if one.task in self._manager.all_tasks else "is no task"
+                what = "is a group; name its tasks" if one.task in self._manager.all_tasks else "is not a task"
                 raise CommandError(f"{one.task} {what} of lmms-eval or of a folder given by --include")
         self.skipped = {one.name: why for one in sets if (why := self._why_skipped(one))}
 

@@ -141,21 +141,13 @@ class TokenCarve(Speaker):
 
 
 def _answers(args: model_args.ModelArgs) -> Answers:
-    """Answers of this process, in a folder below `args.journal` that runs with the same settings share.
-
-    Raises:
-      InUseError: another process writes there.
-    """
+    """Answers of this process, in a folder below `args.journal` that runs with the same settings share."""
     config, worker, (rank, size, _) = args.worker, ModelWorker(args.worker), _process()
     pool = Alone(worker)
     settings = {
         "cells": {name: " ".join(map(str, cell.cuts)) for name, cell in worker.cells.items()},
         "own_methods": methods.own(cut.compressor for cell in worker.cells.values() for cut in cell.cuts),
-        "border": config.prompt.border,
-        "conversation": config.prompt.conversation,
-        "dtype": config.model.dtype,
-        "batch_size": config.batch_size,
-        "seed": config.seed,
+        **config.about(),
         "machine": results.machine(),
         **pool.identity,
     }

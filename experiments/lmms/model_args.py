@@ -25,19 +25,12 @@ _IGNORED = ("device", "max_batch_size")  # what the harness passes to every mode
 
 @dataclasses.dataclass(frozen=True)
 class ModelArgs:
-    """The model of one run of the harness.
+    """The model of one run of the harness."""
 
-    Attributes:
-      worker: the model, and how it is asked.
-      cell: the name of what answers; "vanilla" where nothing is carved.
-      journal: folder that journals go to.
-      restart: forget what it holds.
-    """
-
-    worker: WorkerConfig
-    cell: str
-    journal: Path
-    restart: bool
+    worker: WorkerConfig  # the model, and how it is asked
+    cell: str  # the name of what answers; "vanilla" where nothing is carved
+    journal: Path  # folder that journals go to
+    restart: bool  # forget what it holds
 
 
 class _Parser(cli.Parser):

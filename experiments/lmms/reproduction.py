@@ -7,7 +7,6 @@ import functools
 import importlib.metadata
 import json
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +26,14 @@ from models.errors import CommandError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReproduceConfig:
-    """One reproduction.
+    """One reproduction."""
 
-    Attributes:
-      run: where and by whom.
-      worker: the model, and how it is asked.
-      sets: what is asked.
-      include: folders with tasks of one's own.
-      columns: what is compared with all tokens.
-      limit: the first so many questions of each set alone; None means all.
-    """
-
-    run: RunConfig
-    worker: WorkerConfig
+    run: RunConfig  # where and by whom
+    worker: WorkerConfig  # the model, and how it is asked
     sets: tuple[Set, ...]
-    include: tuple[Path, ...]
-    columns: tuple[tables.Column, ...]
-    limit: int | None
+    include: tuple[Path, ...]  # folders with tasks of one's own
+    columns: tuple[tables.Column, ...]  # what is compared with all tokens
+    limit: int | None  # the first so many questions of each set alone
 
     @property
     def cells(self) -> list[str]:
@@ -104,17 +94,11 @@ def reproduce(config: ReproduceConfig) -> tuple[str, list[str]]:
         print(f"{name} is skipped: {why}.", file=sys.stderr)
     with Runner(config.run, "reproduce", functools.partial(ModelWorker, config.worker)) as runner:
         marks = _Marks(config, harness, runner)
-        scores, failed = dict[str, tables.Scores](), dict[str, str]()
         asked = [one for one in harness.sets if one.name not in harness.skipped]
         for number, one in enumerate(asked, 1):
             print(f"{one.figures[0].label} ({number} of {len(asked)})", file=sys.stderr)
-            try:
-                scores[one.name] = marks.scores(one)
-            except CommandError as error:
-                if marks.speaker.broken:  # the set is not to blame
-                    raise
-                failed[one.name] = str(error)
-        return _report(config, harness, runner, marks, scores, failed)
+            marks.add(one)
+        return _report(config, harness, runner, marks)
 
 
 class _Marks:
@@ -124,13 +108,7 @@ class _Marks:
         from experiments.lmms.model import Speaker  # which imports lmms-eval and torch
 
         self._config, self._harness, self._out = config, harness, runner.out
-        settings = runner.settings(
-            border=config.worker.prompt.border,
-            conversation=config.worker.prompt.conversation,
-            dtype=config.worker.model.dtype,
-            batch_size=config.worker.batch_size,
-            seed=config.worker.seed,
-        )
+        settings = runner.settings(**config.worker.about())
         del settings["workers"]  # all numbers of them give the same answers
         journal = runner.journal("answers.jsonl", settings, shape=SHAPE)
         self.settings = settings | {
@@ -140,71 +118,73 @@ class _Marks:
         }
         shape = {"set": str, "method": str, "metrics": {str: float}}
         self._journal = runner.journal("scores.jsonl", self.settings, shape=shape)
-        self.answers = Answers(runner.pool, journal, batch_size=config.worker.batch_size)
-        self.speaker = Speaker(self.answers, BASELINE)
-        self.speaker.together = config.cells
+        self._answers = Answers(runner.pool, journal, batch_size=config.worker.batch_size)
+        self._speaker = Speaker(self._answers, BASELINE)
+        self._speaker.together = config.cells
+        self.scores, self.failed = dict[str, tables.Scores](), dict[str, str]()  # by set
 
-    def scores(self, one: Set) -> tables.Scores:
-        """Metrics of a set by method; those that were marked before are not marked again."""
+    def add(self, one: Set) -> None:
+        """Ask and mark a set; a method that was marked before is not marked again."""
         known = {entry["method"]: entry["metrics"] for entry in self._journal.entries if entry["set"] == one.name}
         left = [name for name in self._config.cells if name not in known]
-        task = self._harness.load(one) if left else None
-        for name in left:
-            self.speaker.cell = name
-            known[name] = self._harness.score(
-                self.speaker, task, limit=self._config.limit, folder=self._out / "submissions"
-            )
-            lines = (json.dumps(self._record(request), ensure_ascii=False) + "\n" for request in self.speaker.asked)
-            results.write_text(self._out / f"{one.name}.jsonl", "".join(lines))
-            self._journal.add({"set": one.name, "method": name, "metrics": known[name]})
-        return {name: known[name] for name in self._config.cells}
+        try:
+            task = self._harness.load(one) if left else None
+            for name in left:
+                known[name] = self._score(one, task, name)
+        except CommandError as error:
+            if self._speaker.broken:  # the set is not to blame
+                raise
+            self.failed[one.name] = str(error)
+        else:
+            self.scores[one.name] = {name: known[name] for name in self._config.cells}
+
+    def _score(self, one: Set, task: Any, name: str) -> dict[str, float]:
+        self._speaker.cell = name
+        folder = self._out / "submissions"
+        metrics = self._harness.score(self._speaker, task, limit=self._config.limit, folder=folder)
+        lines = [json.dumps(self._record(request), ensure_ascii=False) + "\n" for request in self._speaker.asked]
+        results.write_text(self._out / f"{one.name}.jsonl", "".join(lines))
+        self._journal.add({"set": one.name, "method": name, "metrics": metrics})
+        return metrics
 
     def _record(self, request: Request) -> dict[str, Any]:
         record: dict[str, Any] = {"doc_id": request.doc_id, "prompt": request.text}
-        if error := self.answers.errors.get(request.key):
+        if error := self._answers.errors.get(request.key):
             return record | {"error": error}
-        return record | {"predictions": {name: self.answers.prediction(request, name) for name in self._config.cells}}
+        return record | {"predictions": {name: self._answers.prediction(request, name) for name in self._config.cells}}
+
+    def errors(self) -> dict[str, str]:
+        """What is wrong with questions of the sets that were marked."""
+        tasks = {one.task for one in self._harness.sets if one.name in self.scores}
+        return {key: why for key, why in sorted(self._answers.errors.items()) if key.partition("/")[0] in tasks}
 
 
-def _report(
-    config: ReproduceConfig,
-    harness: Harness,
-    runner: Runner,
-    marks: _Marks,
-    scores: Mapping[str, tables.Scores],
-    failed: Mapping[str, str],
-) -> tuple[str, list[str]]:
-    rows = tables.rows(harness.sets, scores, config.columns)
-    tasks = {one.task for one in harness.sets if one.name in scores}
-    errors = {key: why for key, why in marks.answers.errors.items() if key.partition("/")[0] in tasks}
-    text = tables.text(rows, config.columns, _notes(config, harness, scores, failed, len(errors)))
+def _report(config: ReproduceConfig, harness: Harness, runner: Runner, marks: _Marks) -> tuple[str, list[str]]:
+    rows, errors = tables.rows(harness.sets, marks.scores, config.columns), marks.errors()
+    labels = {one.name: one.figures[0].label for one in harness.sets}
+    notes = [f"{labels[name]}: skipped, {why}." for name, why in harness.skipped.items()]
+    notes += [f"{labels[name]}: FAILED, {why}" for name, why in marks.failed.items()]
+    notes += [f"{labels[one.name]}: {one.note}." for one in harness.sets if one.name in marks.scores and one.note]
+    if config.limit:
+        notes.append(f"Only the first {config.limit} questions of each set: no figure to compare with published ones.")
+    if errors:
+        notes.append(f"{len(errors)} questions could not be asked and count as wrong.")
+    notes.append(
+        "LLaVA's: arXiv 2310.03744. paper's: arXiv 2503.10501, figure 1. \"of vanilla\": of the model beside it."
+    )
+    text = tables.text(rows, config.columns, notes)
     report = {
         "model": config.worker.model.source,
         "settings": marks.settings,
         "rows": rows,
         "averages": tables.averages(rows),
-        "scores": scores,
+        "scores": marks.scores,
         "skipped": harness.skipped,
-        "failed": failed,
-        "errors": [{"question": key, "error": why} for key, why in sorted(errors.items())],
+        "failed": marks.failed,
+        "errors": [{"question": key, "error": why} for key, why in errors.items()],
     }
     runner.write(report, {"table.txt": text + "\n"})
-    problems = [f"{name} failed: {why}" for name, why in failed.items()]
+    problems = [f"{name} failed: {why}" for name, why in marks.failed.items()]
     problems += [f"{len(errors)} questions could not be asked"] if errors else []
     where = f"All scores and settings: {runner.out / 'results.json'}; answers: NAME.jsonl beside it."
     return f"{text}\n\n{where}", problems
-
-
-def _notes(
-    config: ReproduceConfig, harness: Harness, scores: Mapping[str, Any], failed: Mapping[str, str], errors: int
-) -> Sequence[str]:
-    labels = {one.name: one.figures[0].label for one in harness.sets}
-    notes = [f"{labels[name]}: skipped, {why}." for name, why in harness.skipped.items()]
-    notes += [f"{labels[name]}: FAILED, {why}" for name, why in failed.items()]
-    notes += [f"{labels[one.name]}: {one.note}." for one in harness.sets if one.name in scores and one.note]
-    if config.limit:
-        notes.append(f"Only the first {config.limit} questions of each set: no figure to compare with published ones.")
-    if errors:
-        notes.append(f"{errors} questions could not be asked and count as wrong.")
-    published = "LLaVA's: arXiv 2310.03744. paper's: arXiv 2503.10501, figure 1."
-    return [*notes, f'{published} "of vanilla": of the model beside it.']

@@ -22,27 +22,16 @@ DEFAULT_UNTIL = ("\n\n",)
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One question, or one answer to be weighed.
+    """One question, or one answer to be weighed."""
 
-    Attributes:
-      task: its name.
-      split: of the task's data.
-      doc_id: the row of the split.
-      text: what is asked.
-      look: gives its images; called when it is asked, and not before.
-      max_new_tokens: of the answer.
-      until: texts that end the answer, and are not part of it.
-      continuation: the answer to be weighed; None where one is to be generated.
-    """
-
-    task: str
-    split: str
-    doc_id: int
-    text: str
-    look: Callable[[], Sequence[Any]]
-    max_new_tokens: int = SHORT
-    until: tuple[str, ...] = ()
-    continuation: str | None = None
+    task: str  # its name
+    split: str  # of the task's data
+    doc_id: int  # the row of the split
+    text: str  # what is asked
+    look: Callable[[], Sequence[Any]]  # gives its images; called when it is asked, and not before
+    max_new_tokens: int = SHORT  # of the answer
+    until: tuple[str, ...] = ()  # texts that end the answer, and are not part of it
+    continuation: str | None = None  # the answer to be weighed; None where one is to be generated
 
     @property
     def key(self) -> str:
@@ -56,11 +45,7 @@ class Request:
         return prediction[: min(ends)].strip() if ends else prediction
 
     def read(self, number: int) -> Sample:
-        """What is asked, with its images.
-
-        Raises:
-          CommandError: its images cannot be read, or are not images.
-        """
+        """What is asked, with its images; CommandError where they cannot be read, or are not images."""
         try:
             seen = [image for image in self.look() or () if image is not None]
         except Exception as error:  # the task's code may raise anything, for one damaged image of many
@@ -72,10 +57,10 @@ class Request:
 
 
 def options(given: Mapping[str, Any], *, max_new_tokens: int | None = None) -> dict[str, Any]:
-    """What matters here of a task's `generation_kwargs`. Decoding is always greedy.
+    """What matters here of a task's `generation_kwargs`; unknown keys are ignored. Decoding is always greedy.
 
     Args:
-      given: with any keys; unknown ones are ignored, and all are left as they are.
+      given: of the task; left as they are.
       max_new_tokens: where the task has none; None is LLaVA's.
 
     >>> options({"until": ["\\n\\n"], "temperature": 0, "image_aspect_ratio": "original"})
@@ -89,20 +74,14 @@ def options(given: Mapping[str, Any], *, max_new_tokens: int | None = None) -> d
 
 @dataclasses.dataclass(frozen=True)
 class Requests(QuestionSet):
-    """Requests that were read before they are handed to a worker.
-
-    Without any it is the `QuestionSource` of a worker: what a harness asks shows as it goes.
-
-    Attributes:
-      found: by number a sample, or what is wrong with it.
-    """
+    """Requests that were read before they are handed to a worker; without any, the worker's `QuestionSource`."""
 
     prompt: ClassVar[PromptConfig] = PromptConfig()
     least_images: ClassVar[int] = 0
     title: ClassVar[str] = "lmms-eval"
     max_new_tokens = SHORT
 
-    found: Mapping[int, Sample | str] = dataclasses.field(default_factory=dict)
+    found: Mapping[int, Sample | str] = dataclasses.field(default_factory=dict)  # or what is wrong with it
 
     @classmethod
     def read(cls, requests: Sequence[Request], numbers: Sequence[int]) -> Requests:

@@ -16,44 +16,26 @@ PUBLISHED_KEEP = 128
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One number of a set, as the table has it.
+    """One number of a set, as the table has it."""
 
-    Attributes:
-      label: its row.
-      metrics: names of lmms-eval's metrics, which are added up; empty is the first that there is.
-      scale: what that is multiplied by.
-      llava: LLaVA-1.5-7B as LLaVA's authors publish it.
-      vanilla: the same as TokenCarve's authors publish it.
-      carved: TokenCarve's with `PUBLISHED_KEEP` tokens.
-    """
-
-    label: str
-    metrics: tuple[str, ...] = ()
-    scale: float = 1.0
-    llava: float | None = None
-    vanilla: float | None = None
-    carved: float | None = None
+    label: str  # its row
+    metrics: tuple[str, ...] = ()  # names of lmms-eval's metrics, which are added up; empty is the first that there is
+    scale: float = 1.0  # what that is multiplied by
+    llava: float | None = None  # LLaVA-1.5-7B as LLaVA's authors publish it
+    vanilla: float | None = None  # the same as TokenCarve's authors publish it
+    carved: float | None = None  # TokenCarve's with `PUBLISHED_KEEP` tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Set:
-    """One benchmark.
+    """One benchmark."""
 
-    Attributes:
-      name: on the command line.
-      task: in lmms-eval, or in the folder `tasks` here.
-      folder: where lmms-eval has it, below its `tasks`; None for those here.
-      figures: the first is the one that averages are made of.
-      judged: answers are marked by a judge that is asked over the network.
-      note: where the protocol differs from the paper's, and what cannot be helped.
-    """
-
-    name: str
-    task: str
-    folder: str | None
-    figures: tuple[Figure, ...]
-    judged: bool = False
-    note: str = ""
+    name: str  # on the command line
+    task: str  # in lmms-eval, or in the folder `tasks` here
+    folder: str | None  # where lmms-eval has it, below its `tasks`; None for those here
+    figures: tuple[Figure, ...]  # the first is the one that averages are made of
+    judged: bool = False  # answers are marked by a judge that is asked over the network
+    note: str = ""  # where the protocol differs from the paper's, and what cannot be helped
 
 
 def _set(name: str, task: str, folder: str | None, label: str, metric: str, *numbers: float, **more: Any) -> Set:

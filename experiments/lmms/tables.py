@@ -19,15 +19,10 @@ Scores = Mapping[str, Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """TokenCarve at one budget, by one route to its information score.
+    """TokenCarve at one budget, by one route to its information score."""
 
-    Attributes:
-      keep: as on the command line.
-      information: a name of `INFORMATION`.
-    """
-
-    keep: float | int
-    information: str
+    keep: float | int  # as on the command line
+    information: str  # a name of `INFORMATION`
 
     @property
     def name(self) -> str:
@@ -119,11 +114,14 @@ def text(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], notes: Se
             line += [_number(cell["here"]), _percent(cell["of_vanilla"])]
             line += [_number(cell["paper"]), _percent(cell["paper_of_vanilla"])] if known else []
         table.append(line)
-    for label, ours, papers in (("mean of all sets", "of_vanilla", ""), ("mean of sets with both", "here", "paper")):
+    for label, own, published_mean in (
+        ("mean of all sets", "of_vanilla", ""),
+        ("mean of sets with both", "here", "paper"),
+    ):
         line = [label, "", "", ""]
         for mean, known in zip(averages(rows), published, strict=True):
-            line += ["", _percent(mean[ours])]
-            line += ["", _percent(mean.get(papers))] if known else []
+            line += ["", _percent(mean[own])]
+            line += ["", _percent(mean.get(published_mean))] if known else []
         table.append(line)
     return "\n".join([plain([header, *table]), "", *notes])
 
