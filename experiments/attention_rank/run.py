@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import operator
 from collections.abc import Mapping, Sequence
 
@@ -92,8 +93,8 @@ def run(config: RunConfig, worker: WorkerConfig) -> str:
 
 def _check(worker: ModelWorker) -> None:
     """Find out before the first cell is compiled whether all can be traced."""
-    (batch,), _ = worker.batches.read(worker.questions, range(1))
-    for cell in worker.cells.values():
+    batches, _ = worker.batches.read(worker.questions, range(1))
+    for batch, cell in itertools.product(batches, worker.cells.values()):
         prompt = batch.prompt(worker.model, cell.cuts)
         prefill = functools.partial(type(worker.model).prefill, carve=cell.cuts)
         try:
@@ -114,7 +115,8 @@ def _ask(runner: Runner, worker: WorkerConfig, answers: Answers) -> None:
     for _, entry in runner.do(calls, total=total, initial=total - len(calls), unit=" batches"):
         del entry["seconds"]
         answers.add(entry)
-    for index, why in answers.errors.items():
+    if answers.errors:
+        index, why = min(answers.errors.items())
         raise CommandError(f"question {index} cannot be asked: {why}")
 
 

@@ -114,14 +114,11 @@ def text(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], notes: Se
             line += [_number(cell["here"]), _percent(cell["of_vanilla"])]
             line += [_number(cell["paper"]), _percent(cell["paper_of_vanilla"])] if known else []
         table.append(line)
-    for label, own, published_mean in (
-        ("mean of all sets", "of_vanilla", ""),
-        ("mean of sets with both", "here", "paper"),
-    ):
+    for label, here, paper in (("mean of all sets", "of_vanilla", ""), ("mean of sets with both", "here", "paper")):
         line = [label, "", "", ""]
         for mean, known in zip(averages(rows), published, strict=True):
-            line += ["", _percent(mean[own])]
-            line += ["", _percent(mean.get(published_mean))] if known else []
+            line += ["", _percent(mean[here])]
+            line += ["", _percent(mean.get(paper))] if known else []
         table.append(line)
     return "\n".join([plain([header, *table]), "", *notes])
 
