@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from models.io.untrusted import file_problem
+from models.io.untrusted import file_problem, reason
 
 FLOATS: Mapping[str, np.dtype] = MappingProxyType(
     {
@@ -96,8 +96,8 @@ def _sharded(folder: Path) -> Files:
     try:
         weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
         assigned = {str(key): Path(name) for key, name in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return Files(folder, {}, (f"{INDEX} is not a readable index ({type(error).__name__}: {error})",))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return Files(folder, {}, (f"{INDEX} is not a readable index ({reason(error)})",))
     headers: dict[str, Header | None] = dict.fromkeys(assigned)
     problems: list[str] = []
     for shard in sorted(set(assigned.values())):

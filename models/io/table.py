@@ -250,17 +250,18 @@ def load_weights(
       sharding: called with path and shape of each weight; the default device where None.
       quiet: no progress bar.
 
-    Returns:
-      The filled model.
-
     Raises:
       CheckpointError: with everything that is wrong.
     """
-    graph, state = nnx.split(abstract)
-    variables = dict(nnx.to_flat_state(state))
-    paths = {dotted(path): path for path in variables}
-    filled = {}
+    arrays = {}
+    variables = variables_of(abstract)
     for path, array in read_weights(open_folder(Path(folder)), table, variables, dtype=np.dtype(dtype), quiet=quiet):
-        place = sharding(path, array.shape) if sharding is not None else None
-        filled[paths[path]] = variables[paths[path]].replace(jax.device_put(array, place))
+        arrays[path] = jax.device_put(array, None if sharding is None else sharding(path, array.shape))
+    return with_weights(abstract, arrays)
+
+
+def with_weights(abstract: nnx.Module, arrays: Mapping[str, jax.Array]) -> nnx.Module:
+    """A copy of an abstract model with an array for each of its dotted paths."""
+    graph, state = nnx.split(abstract)
+    filled = {path: variable.replace(arrays[dotted(path)]) for path, variable in nnx.to_flat_state(state)}
     return nnx.merge(graph, nnx.from_flat_state(filled))
