@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.config import read_hf_config
 from models.engine.relevance import QuestionEmbeddings, check_tower
 from models.errors import ConfigError
 from models.families.tables import clip_table
-from models.io.hub import find_checkpoint
+from models.io.hub import find_checkpoint, read_hf_config
 from models.io.table import abstract_model, load_weights
 from models.io.untrusted import parsing
 from models.nn.clip_config import clip_config

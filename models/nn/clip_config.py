@@ -7,6 +7,7 @@ from typing import Any
 
 from models.config import MAX_LAYERS, Fields
 from models.errors import ConfigError
+from models.nn.linear import ACTIVATIONS
 
 MAX_PATCHES = 2**14  # of an image; the largest published tower has 5,329
 
@@ -118,7 +119,7 @@ def _encoder(read: Fields) -> dict[str, Any]:
         "intermediate_size": read.whole("intermediate_size", 1, 2**18),
         "num_layers": read.whole("num_hidden_layers", 1, MAX_LAYERS),
         "num_heads": read.whole("num_attention_heads", 1, 2**10),
-        "activation": read.activation("hidden_act"),
+        "activation": read.one_of("hidden_act", ACTIVATIONS),
         "layer_norm_eps": read.number("layer_norm_eps", 0, 1),
     }
     if not read.problems and fields["hidden_size"] % fields["num_heads"]:

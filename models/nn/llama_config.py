@@ -7,6 +7,7 @@ from typing import Any
 
 from models.config import MAX_LAYERS, Fields
 from models.errors import ConfigError
+from models.nn.linear import ACTIVATIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ def text_config(hf: Any) -> TextConfig:
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        activation=read.activation("hidden_act"),
+        activation=read.one_of("hidden_act", ACTIVATIONS),
         rms_norm_eps=read.number("rms_norm_eps", 0, 1),
         rope_theta=rope.number("rope_theta", 1, 1e12),
         rope_factor=rope.number("factor", 1e-3, 1e6) if rope.get("rope_type") == "linear" else 1.0,
