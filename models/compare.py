@@ -7,6 +7,11 @@ greedy token that differs. PASS and status 0 where both agree, FAIL and status 1
 
 from __future__ import annotations
 
+from models import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once_while_importing()
+
 import argparse
 import dataclasses
 import gc
@@ -95,7 +100,7 @@ def make_inputs(folder: Path, tokens: int) -> dict[str, Any]:
     return dict(processor(images=[load_sample_images().images[0]], text=[prompt], return_tensors="np"))
 
 
-def of_ours(folder: Path, inputs: dict[str, Any], *, dtype: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def run_jax(folder: Path, inputs: dict[str, Any], *, dtype: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits [S, V] and greedy tokens of this package."""
     model = from_pretrained(folder, dtype=jnp.dtype(dtype))
     with jax.default_matmul_precision("highest"):
@@ -104,7 +109,7 @@ def of_ours(folder: Path, inputs: dict[str, Any], *, dtype: str, steps: int) -> 
     return logits, tokens
 
 
-def of_transformers(folder: Path, inputs: dict[str, Any], *, dtype: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def run_transformers(folder: Path, inputs: dict[str, Any], *, dtype: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits [S, V] and greedy tokens of transformers."""
     import torch
     from transformers import AutoModelForImageTextToText
@@ -131,9 +136,9 @@ def compare(folder: Path, *, dtype: str = "float32", prompt_tokens: int = 500, s
       How far they are apart.
     """
     inputs = make_inputs(folder, prompt_tokens)
-    ours = of_ours(folder, inputs, dtype=dtype, steps=steps)
+    ours = run_jax(folder, inputs, dtype=dtype, steps=steps)
     gc.collect()  # one model at a time
-    theirs = of_transformers(folder, inputs, dtype=dtype, steps=steps)
+    theirs = run_transformers(folder, inputs, dtype=dtype, steps=steps)
     apart = divergence(ours[0], theirs[0])
     worst = int(np.argmax(np.where(np.isnan(apart), np.inf, apart)))
     return Comparison(len(apart), float(apart[worst]), worst, len(theirs[1]), first_difference(ours[1], theirs[1]))

@@ -14,7 +14,7 @@ from transformers import CLIPTextModelWithProjection
 from models.engine import evidence, plan, prefill
 from models.engine.plan import Cut
 from models.engine.relevance import FEATURES, QuestionEmbeddings
-from models.engine.visual import Reading
+from models.engine.visual import TowerRequest
 from models.errors import CheckpointError, ConfigError
 from models.llava import Llava
 from models.nn.clip_config import ClipConfig
@@ -258,7 +258,7 @@ def test_newlines_of_llava_next_are_the_least_relevant():
     texts = rng.normal(size=(2, 1, 14)).astype(np.float32)
     told, _ = next_inputs([[(10, 20)], [(50, 50)]])
     # What padding shows, the first patch of all, would be the second row's least relevant one.
-    first = model.visual(model.prompt(**told).pixel_values, Reading((FEATURES,))).evidence[FEATURES][0]
+    first = model.visual(model.prompt(**told).pixel_values, TowerRequest((FEATURES,))).evidence[FEATURES][0]
     texts[1, 0] = patches(first)
 
     def relevance_of(rows, images):
