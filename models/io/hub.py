@@ -23,11 +23,8 @@ def find_checkpoint(source: str | Path, *, revision: str | None = None) -> Path:
       source: a local folder, or a model id such as "llava-hf/llava-1.5-7b-hf".
       revision: branch, tag or commit on the hub; None is its main branch.
 
-    Returns:
-      The folder.
-
     Raises:
-      FileNotFoundError: neither a folder, nor a model id that can be had, or one without safetensors.
+      FileNotFoundError: `source` is not a folder, the hub does not have it, or it has no safetensors.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -44,7 +41,7 @@ def find_checkpoint(source: str | Path, *, revision: str | None = None) -> Path:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise FileNotFoundError(f"{name} is no local folder and cannot be had from the hub: {reason}") from error
+        raise FileNotFoundError(f"{name} is not a local folder and cannot be had from the hub: {reason}") from error
     if not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(
             f"{name} has no safetensors on the hub; weights as pickles (.bin) are refused, because they can run any "

@@ -14,8 +14,8 @@ from models.nn.linear import ACTIVATIONS
 class TextConfig:
     """A Llama-family decoder.
 
-    `rope_factor` divides positions (1.0 where rotary scaling is off); `rope_sections` says how many of the head_dim / 2
-    wavelengths go by each axis of the positions; `max_positions` is the longest sequence it was trained for.
+    `rope_factor` divides positions (1.0 without rotary scaling); `rope_sections` are how many of the head_dim / 2
+    wavelengths follow each axis of the positions; `max_positions` is the longest sequence it was trained for.
     """
 
     vocab_size: int
@@ -38,11 +38,7 @@ class TextConfig:
 
 
 def text_config(hf: Any) -> TextConfig:
-    """`TextConfig` from a transformers `LlamaConfig` or `MistralConfig`.
-
-    Raises:
-      ConfigError: another decoder, a rotary scaling that is not implemented, fields of another type or out of range.
-    """
+    """`TextConfig` from a transformers `LlamaConfig` or `MistralConfig`; ConfigError with all that is unsupported."""
     if hf.model_type not in ("llama", "mistral"):
         raise ConfigError(f"text_config.model_type is {hf.model_type!r}; supported are 'llama' and 'mistral'")
     read = Fields(hf, "text_config.")
