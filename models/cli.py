@@ -108,7 +108,7 @@ def run(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # so that no work is lost to a terminal's encoding
     flags = parser.parse_args(argv)
-    # Of these, one says that there is no PyTorch, which nothing here needs.
+    # One of these warns that PyTorch is missing, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if keep_compiled:
         compiled.keep_on_disk()

@@ -153,30 +153,30 @@ def _order(place: int | str) -> int:
     return place if isinstance(place, int) else {TOWER: -1, INPUT: 0}[place]
 
 
-def _cut(asked: Any, num_layers: int) -> Cut:
-    if not isinstance(asked, Cut):
-        if not isinstance(asked, (tuple, list)) or len(asked) != 3:
-            raise TypeError(f"a cut of the schedule is {asked!r}; expected (place, compressor, keep)")
-        place, compressor, keep = asked
+def _cut(cut: Any, num_layers: int) -> Cut:
+    if not isinstance(cut, Cut):
+        if not isinstance(cut, (tuple, list)) or len(cut) != 3:
+            raise TypeError(f"a cut of the schedule is {cut!r}; expected (place, compressor, keep)")
+        place, compressor, keep = cut
         if isinstance(compressor, str):
             if compressor not in COMPRESSORS:
                 known = ", ".join(sorted(COMPRESSORS))
-                raise ValueError(f"cut {asked!r}: unknown compressor {compressor!r}; registered are {known}")
+                raise ValueError(f"cut {cut!r}: unknown compressor {compressor!r}; registered are {known}")
             compressor = COMPRESSORS[compressor]
-        asked = Cut(place, compressor, keep)
-    if not isinstance(asked.compressor, Compressor):
-        raise TypeError(f"cut at {asked.place!r}: {asked.compressor!r} is neither a Compressor nor a registered name")
-    _check_place(asked, num_layers)
+        cut = Cut(place, compressor, keep)
+    if not isinstance(cut.compressor, Compressor):
+        raise TypeError(f"cut at {cut.place!r}: {cut.compressor!r} is neither a Compressor nor a registered name")
+    _check_place(cut, num_layers)
     for name in dict.fromkeys(name for name, _ in OPTIONS.values()):
-        value, choices = getattr(asked, name), [value for option, value in OPTIONS.values() if option == name]
+        value, choices = getattr(cut, name), [value for option, value in OPTIONS.values() if option == name]
         if value not in choices and value != _DEFAULTS[name]:
-            raise ValueError(f"cut {asked}: {name} must be {' or '.join(map(repr, choices))}, got {value!r}")
-    if hasattr(asked.keep, "__index__") and not isinstance(asked.keep, bool):
-        if asked.keep < 1:
-            raise ValueError(f"cut {asked}: keep must be a fraction in (0, 1] or a count of at least 1")
+            raise ValueError(f"cut {cut}: {name} must be {' or '.join(map(repr, choices))}, got {value!r}")
+    if hasattr(cut.keep, "__index__") and not isinstance(cut.keep, bool):
+        if cut.keep < 1:
+            raise ValueError(f"cut {cut}: keep must be a fraction in (0, 1] or a count of at least 1")
     else:
-        count(1, asked.keep)  # a fraction is checked before the number of visual tokens is known
-    return asked
+        count(1, cut.keep)  # a fraction is checked before the number of visual tokens is known
+    return cut
 
 
 def _check_place(cut: Cut, num_layers: int) -> None:

@@ -72,7 +72,7 @@ def llava_config(
 
     Args:
       hf: the config.
-      generation: what `generation_config.json` holds, which goes first for the tokens that end and pad a row.
+      generation: what `generation_config.json` holds, which takes precedence for special tokens.
       more: problems that were found before.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Checkpoints as tables: which weight of a file goes where in a model, checked in full before anything is built.
+"""Checkpoints as tables: which weight of a file becomes which of the model, checked before anything is built.
 
 A `Row` of a table says where a key goes and how it is reshaped; an `Ignored` says why a key is not wanted. Every key
 of a checkpoint must match exactly one row, and every weight of the model must be written exactly once. All problems are
@@ -187,7 +187,7 @@ def read_weights(
       table: how keys map to the model.
       variables: of the model, abstract or not.
       dtype: of what comes out, a float.
-      quiet: no progress bar (there is none either where standard error is not a terminal).
+      quiet: no progress bar; there is also none if standard error is not a terminal.
 
     Yields:
       Path in the model and its array, in the files' order.

@@ -55,7 +55,7 @@ def parsing(what: object, raising: type[Exception], problem: str = "cannot be re
     except raising:
         raise
     except BaseException as error:
-        # Rust's panics reach Python as an exception of this name that is no `Exception`.
+        # Rust's panics are exceptions of this name, but not of the class `Exception`.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise raising(f"{what} {problem} ({reason(error)})") from error
         raise
@@ -80,7 +80,7 @@ def _silence() -> Iterator[None]:
         with contextlib.suppress(OSError):  # closed
             kept[number] = os.dup(number)
     if sys.stdout is not None:
-        sys.stdout.flush()  # what this process has said before
+        sys.stdout.flush()  # what was printed before
     logging.disable()
     try:
         with warnings.catch_warnings(), open(os.devnull, "wb") as nowhere:

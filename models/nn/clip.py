@@ -182,7 +182,7 @@ class ClipVisionTower(nnx.Module):
                     attention = last_query_attention(query[:, 0], key) if name == "class_attention" else key.mean(2)
                     evidence[name, block] = attention
             if index >= last:
-                continue  # only its attention was asked for
+                continue  # only its attention is read
             x = x + layer.self_attn.out_proj(attend(query, key, value, bias=log_sizes(sizes), kernel=kernel))
             if cut is not None:
                 tokens = Tokens.of(x[:, 1:]) if left is None else dataclasses.replace(left.tokens, values=x[:, 1:])
