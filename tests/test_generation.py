@@ -10,6 +10,7 @@ from models.engine.cache import Cache
 from models.engine.decode import decode_step
 from models.engine.plan import Plan
 from models.engine.sampling import Sampling, choose, narrow
+from models.errors import ConfigError
 from tests.recomputed import recompute
 from tests.tiny import PATCHES, make_inputs, make_llava
 from tokencarve_jax import Compressor, Selection
@@ -176,7 +177,6 @@ def test_an_impossible_schedule_is_one_clear_error(llava, carve, message):
         (lambda ids, pixels, mask: (ids * 1.0, pixels, mask), r"expected integers \[B, S\]"),
         (lambda ids, pixels, mask: (ids, pixels, mask[:, 1:]), "expected that of input_ids"),
         (lambda ids, pixels, mask: (ids, pixels, mask * 0), "no real token"),
-        (lambda ids, pixels, mask: (ids + 90, pixels, mask), "vocabulary ends at 100; expected the tokenizer"),
         (lambda ids, pixels, mask: (ids, pixels[:1], mask), "1 images bring 25"),
         (lambda ids, pixels, mask: (ids, None, mask), "0 images bring 25"),
         (lambda ids, pixels, mask: (ids, pixels[0], mask), "expected .images, channels"),
@@ -187,6 +187,13 @@ def test_inputs_that_do_not_belong_together_are_one_clear_error(llava, change, m
     ids, pixels, mask = change(*make_inputs())
     with pytest.raises(ValueError, match=message):
         llava.generate(ids, pixels, attention_mask=mask, max_new_tokens=2)
+
+
+def test_ids_of_another_tokenizer_are_the_checkpoints_fault(llava):
+    """And so one line of any command."""
+    ids, pixels, mask = make_inputs()
+    with pytest.raises(ConfigError, match="vocabulary ends at 100; expected the tokenizer that belongs to the model"):
+        llava.prompt(ids + 90, pixels, mask)
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True])
