@@ -20,12 +20,7 @@ _SHARED = ("key", "projector")  # the same for all images
 
 
 def gather_evidence(
-    cut: Cut,
-    hidden: jax.Array,
-    sequence: Sequence,
-    known: Mapping[str, Callable[[], Any]],
-    *,
-    images: int | None,
+    cut: Cut, hidden: jax.Array, sequence: Sequence, known: Mapping[str, Callable[[], Any]], *, images: int | None
 ) -> tuple[Tokens, dict[str, Any]]:
     """The visual tokens before a cut, and the evidence that its compressor declares; arguments as for `apply`.
 
@@ -48,12 +43,7 @@ def gather_evidence(
 
 
 def apply(
-    cut: Cut,
-    hidden: jax.Array,
-    sequence: Sequence,
-    known: Mapping[str, Callable[[], Any]],
-    *,
-    images: int | None,
+    cut: Cut, hidden: jax.Array, sequence: Sequence, known: Mapping[str, Callable[[], Any]], *, images: int | None
 ) -> tuple[jax.Array, Sequence, jax.Array, CutRecord]:
     """Shorten a sequence.
 

@@ -176,7 +176,8 @@ class Sequence:
             slots = rows(jnp.argsort(order, axis=1).astype(jnp.int32), slots)
             stands = _ascending(slots, images)
             left, slots, valid = left.reordered(stands), rows(slots, stands), rows(valid, stands)
-        shorter = Sequence(
+        shorter = dataclasses.replace(
+            self,
             positions=positions,
             next_position=next_position,
             lengths=lengths,
@@ -186,8 +187,6 @@ class Sequence:
             sizes=left.sizes,
             weighed=self.weighed or cut.weighs,
             evidence=left.evidence,
-            text=self.text,
-            questions=self.questions,
         )
         return hidden, shorter, kept, left.record
 

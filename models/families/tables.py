@@ -89,10 +89,7 @@ def tower_table(config: VisionConfig) -> Table:
 
 def projector_table() -> Table:
     """The two linear layers between tower and decoder, at `projector` of the model."""
-    lines = [
-        ("{linear}.weight", "{linear}.weight", AS_IS),
-        ("{linear}.bias", "{linear}.bias", AS_IS),
-    ]
+    lines = [("{linear}.weight", "{linear}.weight", AS_IS), ("{linear}.bias", "{linear}.bias", AS_IS)]
     return _rows(_PROJECTOR, "multi_modal_projector.", "projector.", lines)
 
 

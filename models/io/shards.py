@@ -16,11 +16,7 @@ from safetensors import SafetensorError, safe_open
 from models.io.untrusted import file_problem, reason
 
 FLOATS: Mapping[str, np.dtype] = MappingProxyType(
-    {
-        "F32": np.dtype(np.float32),
-        "F16": np.dtype(np.float16),
-        "BF16": np.dtype(ml_dtypes.bfloat16),
-    }
+    {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 )
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -30,13 +30,7 @@ def _attend_block(
 
 
 def _by_blocks(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    mask: jax.Array | None,
-    bias: jax.Array | None,
-    causal: bool,
+    query: jax.Array, key: jax.Array, value: jax.Array, *, mask: jax.Array | None, bias: jax.Array | None, causal: bool
 ) -> jax.Array:
     """`attend`, a block of queries at a time: scores stay near the processor, and no key after the block is read."""
     batch, length, heads, width = query.shape
