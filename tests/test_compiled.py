@@ -10,7 +10,7 @@ import pytest
 from models import compile_cache as compiled
 
 HERE = Path(__file__).parents[1]
-NAMES = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE", "XDG_CACHE_HOME")
+NAMES = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE", "XDG_CACHE_HOME", "PYTHONWARNINGS")
 RUN = """
 import logging, sys, warnings
 import jax, jax.numpy as jnp
