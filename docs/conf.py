@@ -39,7 +39,7 @@ html_css_files = ["site.css"]
 copybutton_prompt_text = r">>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["deflist", "dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # one image: compiling well takes longer than running badly
 nb_execution_mode = "force"  # the notebook's outputs are those of this build

@@ -32,7 +32,6 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from experiments.core import cli, results
-from experiments.core.cli import CommandError
 from experiments.metrics import costs as floors
 from experiments.metrics import latency as timing
 from experiments.speed import capacity, compiled, presets, report
@@ -40,6 +39,7 @@ from experiments.speed import jax_runner as ours
 from experiments.speed.settings import Settings, add_flags, measured
 from experiments.speed.torch_client import OutOfMemory, Peer
 from models.engine import plan
+from models.errors import CommandError
 from models.llava import Llava
 
 _EXAMPLES = """examples:

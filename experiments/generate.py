@@ -19,16 +19,16 @@ from typing import Any
 import jax
 from PIL import Image
 
-from experiments.core import cli, loading, methods, schedules
-from experiments.core.cli import CommandError
+from experiments.core import cli, loading, methods, preprocessing, schedules
 from experiments.core.memory import Request, check_request
 from experiments.core.results import format_bytes, format_seconds
-from experiments.data import conversation, preprocessing
+from experiments.data import conversation
 from experiments.data.image_files import open_image
 from experiments.reports import pictures
 from models.engine.decode import DECODE_CAPACITY_BUCKET, DecodeConfig, finish
 from models.engine.plan import Carve, has_budgets_per_image, parse, resolve
 from models.engine.prompt import round_up
+from models.errors import CommandError
 from models.io.untrusted import file_problem
 
 _EXAMPLES = """examples:
@@ -52,7 +52,7 @@ class Settings:
       revision: of the model on the hub.
       clip: what tells relevance to the question, as `model`; None for nothing.
       clip_revision: of that on the hub.
-      image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.data.preprocessing`.
+      image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.core.preprocessing`.
     """
 
     model: str
@@ -98,7 +98,7 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
         prompt = llava.prompt(**inputs.named, per_image=has_budgets_per_image(schedule))
         check_request(llava, inputs, settings.max_new_tokens)
         room_for = prompt.visual_slots.shape[1]
-        methods.check_told(resolve(schedule, room_for, images=prompt.images).cuts, clip=checkpoint.clip)
+        methods.check_evidence(resolve(schedule, room_for, images=prompt.images).cuts, clip=checkpoint.clip)
     except ValueError as error:
         raise CommandError(str(error)) from error
     visual = int(prompt.visual_valid.sum())

@@ -21,13 +21,13 @@ from flax import nnx
 from tqdm import tqdm
 
 from experiments.core import cli
-from experiments.core.cli import CommandError
-from experiments.core.results import OtherRunError
+from experiments.core.journal import OtherRunError
 from experiments.data.tiny_processor import VOCABULARY, save_processor
 from experiments.training.decoder import Answerer, answer_logits, answer_loss, place_loss
 from experiments.training.pool import NUM_PATCHES, Pool, QuestionTokens, choose_patches, make_pool
 from experiments.training.stages import STAGES, Stage, claim_folder, run_stage, scaled
 from experiments.training.tower import TowerWithHeads, grid_embedding, normalise_patches, scene_pairs, tower_loss
+from models.errors import CommandError
 from models.families.llava import llava_config
 from models.io.writing import own_folder, replacing
 from models.llava import Llava

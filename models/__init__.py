@@ -2,13 +2,9 @@
 
 from typing import Any
 
-from models.interrupts import end_at_once_while_importing
-
-end_at_once_while_importing()
-
 
 def from_pretrained(source: Any, **options: Any) -> Any:
-    """A model of whatever family the checkpoint is, found by its `model_type`.
+    """Load a model of any supported family, chosen by the checkpoint's `model_type`.
 
     Args:
       source: a local folder with `config.json` and safetensors, a converted folder, or a model id on the hub.
@@ -18,16 +14,16 @@ def from_pretrained(source: Any, **options: Any) -> Any:
       The model, with `model(input_ids, pixel_values) -> logits [B, S, V] float32` and `model.generate`.
 
     Raises:
-      ConfigError: an architecture that is not supported.
-      CheckpointError: weights that are missing, surplus, damaged, altered or of the wrong shape; it lists them all.
-      FileNotFoundError: neither a folder nor a model id that the hub has.
-      ValueError: a mesh with another axis.
+      ConfigError: the architecture is not supported.
+      CheckpointError: weights are missing, surplus, damaged, altered or of the wrong shape; it lists them all.
+      FileNotFoundError: `source` is neither a folder nor a model id that the hub has.
+      ValueError: the mesh has an unknown axis.
 
     Examples:
       >>> import models
       >>> type(models.from_pretrained("experiments/tiny")).__name__
       'Llava'
     """
-    from models import auto  # here, because it takes a second that `--help` should not wait for
+    from models.auto import VisionLanguageModel  # here, because it takes a second that `--help` should not wait for
 
-    return auto.from_pretrained(source, **options)
+    return VisionLanguageModel.from_pretrained(source, **options)

@@ -1,4 +1,4 @@
-"""What all commands share: errors as one clear line, and the flags' parser."""
+"""What all commands share: the flags' parser, and `run`, which turns errors into one clear line."""
 
 from __future__ import annotations
 
@@ -15,16 +15,11 @@ import jax
 
 from models import compile_cache as compiled
 from models import interrupts
-from models.config import ConfigError
-from models.io.table import CheckpointError
+from models.errors import CheckpointError, CommandError, ConfigError, one_line
 
 _STDOUT = "standard output"
 _ADDRESSES = 4 * 2**30  # a small model on two cores takes 2.3 GiB; each core adds threads' stacks
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-class CommandError(Exception):
-    """Something that the user can put right. The message says what, on one line."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,10 +29,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse, which makes an empty list of `--flag=--` and does not say so."""
+        """As argparse, but refuse `--flag=--`, which argparse reads as an empty list."""
         for given in sys.argv[1:] if args is None else args:
             if given.startswith("--") and given.endswith("=--"):
-                self.error(f"argument {given[:-3]}: '--' is no value")
+                self.error(f"argument {given[:-3]}: '--' is not a value")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -45,17 +40,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
 
 
-def one_line(message: object) -> str:
-    """A message without line breaks."""
-    return " ".join(str(message).split())
-
-
 def _check_addresses() -> None:
-    """XLA and its threads end the process, or fail at an import, where `ulimit -v` leaves too little for them.
-
-    Raises:
-      CommandError: it does.
-    """
+    """Raise CommandError if `ulimit -v` leaves too little for XLA and its threads, which would end the process."""
     if sys.platform == "linux":
         import resource
 
@@ -68,11 +54,7 @@ def _check_addresses() -> None:
 
 
 def _flush() -> None:
-    """What was printed must arrive, or the command has failed; Python would only say so after its end.
-
-    Raises:
-      OSError: standard output is full, closed, or nobody reads it; its file name is "standard output".
-    """
+    """Flush standard output, or raise OSError with its name: what was printed must arrive, or the command failed."""
     if sys.stdout is None:  # closed from the start
         return
     try:
@@ -82,17 +64,17 @@ def _flush() -> None:
 
 
 def _nobody_reads(error: Exception) -> bool:
-    """Whether it is standard output whose reader has gone, and no other pipe."""
+    """Whether the broken pipe is standard output."""
     if not isinstance(error, BrokenPipeError) or sys.stdout is None:
         return False
     state = select.poll()
     state.register(sys.stdout.fileno(), 0)
     gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in state.poll(0))
-    return gone or error.filename == _STDOUT  # of a socket no poll says it
+    return gone or error.filename == _STDOUT  # poll does not report it for a socket
 
 
 def _drain() -> None:
-    """Write what is left to be written, or drop it, so that Python does not try again at its end and complain."""
+    """Flush standard output or drop it, so that Python does not try again at its end and complain."""
     try:
         _flush()
     except OSError:
@@ -111,13 +93,13 @@ def run(
     """Parse the flags and do the work.
 
     Args:
-      body: the work, with the exit status where that is not 0. `CommandError`, `ConfigError`, `CheckpointError` and
-        `OSError` from it become one line on standard error; anything else is a defect and keeps its traceback.
+      body: the work; returns the exit status if it is not 0. `CommandError`, `ConfigError`, `CheckpointError` and
+        `OSError` become one line on standard error; any other exception is a defect and keeps its traceback.
       parser: of the flags.
-      argv: the flags; those of the process where None.
-      interrupted: what to say after Ctrl-C.
-      keep_compiled: keep compiled programs on disk for the next start. A command that times compiling must not, and
-        then reads none either, whoever put them there.
+      argv: the flags; None for those of the process.
+      interrupted: the message after Ctrl-C.
+      keep_compiled: keep compiled programs on disk for the next start. False for a command that times compiling, which
+        then does not read any either.
 
     Returns:
       The exit status.
@@ -126,9 +108,8 @@ def run(
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # so that no work is lost to a terminal's encoding
     flags = parser.parse_args(argv)
-    os.environ.setdefault(
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
-    )  # that there is no PyTorch, which nothing here needs
+    # One of these warns that PyTorch is missing, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if keep_compiled:
         compiled.keep_on_disk()
     else:

@@ -7,6 +7,11 @@ greedy token that differs. PASS and status 0 where both agree, FAIL and status 1
 
 from __future__ import annotations
 
+from models import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once_while_importing()
+
 import argparse
 import dataclasses
 import gc
@@ -21,7 +26,7 @@ import numpy as np
 
 from models import cli
 from models.auto import from_pretrained
-from models.cli import CommandError
+from models.errors import CommandError
 from models.io import hub
 from models.io.shards import INDEX, SINGLE
 from models.processor import load_processor, render
@@ -40,14 +45,14 @@ _TEXT = (
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What two implementations made of one prompt.
+    """The differences between two implementations on one prompt.
 
     Attributes:
       tokens: length of the prompt.
       kl: the largest KL divergence of a token, in nats.
-      at: where in the prompt.
+      at: its index in the prompt.
       greedy: how many greedy tokens were compared.
-      differs: the first of them that differs, or None.
+      differs: index of the first that differs, or None.
     """
 
     tokens: int
@@ -57,35 +62,27 @@ class Comparison:
     differs: int | None
 
 
-def divergence(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """KL divergence of ours from theirs, token by token.
-
-    Args:
-      ours: [S, V] logits.
-      theirs: [S, V] logits.
-
-    Returns:
-      [S] float64, NaN where a logit is.
-    """
-    found = np.empty(len(ours))
-    for row, (left, right) in enumerate(zip(ours, theirs, strict=True)):  # a row at a time: V may be large
+def divergence(logits: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """KL divergence of each token from the reference, [S] float64, from logits [S, V]; NaN where a logit is NaN."""
+    found = np.empty(len(logits))
+    for row, (left, right) in enumerate(zip(logits, reference, strict=True)):  # a row at a time: V may be large
         p, q = (x.astype(np.float64) - x.max() for x in (left, right))
         p, q = (x - np.log(np.exp(x).sum()) for x in (p, q))
         found[row] = (np.exp(q) * (q - p)).sum()
     return found
 
 
-def first_difference(ours: np.ndarray, theirs: np.ndarray) -> int | None:
-    """Where two rows of tokens differ first; the end of the shorter counts where they are of different length."""
-    common = min(len(ours), len(theirs))
-    unequal = np.flatnonzero(ours[:common] != theirs[:common])
+def first_difference(tokens: np.ndarray, reference: np.ndarray) -> int | None:
+    """Index of the first token that differs, the end of the shorter row included; None for equal rows."""
+    common = min(len(tokens), len(reference))
+    unequal = np.flatnonzero(tokens[:common] != reference[:common])
     if len(unequal):
         return int(unequal[0])
-    return None if len(ours) == len(theirs) else common
+    return None if len(tokens) == len(reference) else common
 
 
 def make_inputs(folder: Path, tokens: int) -> dict[str, Any]:
-    """What the checkpoint's processor makes of a photograph and a text of at least so many tokens."""
+    """The processor's output for a photograph and a text of at least `tokens` tokens."""
     from sklearn.datasets import load_sample_images
 
     processor = load_processor(folder)
@@ -95,8 +92,8 @@ def make_inputs(folder: Path, tokens: int) -> dict[str, Any]:
     return dict(processor(images=[load_sample_images().images[0]], text=[prompt], return_tensors="np"))
 
 
-def of_ours(folder: Path, inputs: dict[str, Any], *, dtype: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [S, V] and greedy tokens of this package."""
+def run_jax(folder: Path, inputs: dict[str, Any], *, dtype: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [S, V] and greedy tokens from this package."""
     model = from_pretrained(folder, dtype=jnp.dtype(dtype))
     with jax.default_matmul_precision("highest"):
         logits = np.asarray(model(**inputs)[0])
@@ -104,8 +101,8 @@ def of_ours(folder: Path, inputs: dict[str, Any], *, dtype: str, steps: int) -> 
     return logits, tokens
 
 
-def of_transformers(folder: Path, inputs: dict[str, Any], *, dtype: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits [S, V] and greedy tokens of transformers."""
+def run_transformers(folder: Path, inputs: dict[str, Any], *, dtype: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [S, V] and greedy tokens from transformers."""
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -126,17 +123,14 @@ def compare(folder: Path, *, dtype: str = "float32", prompt_tokens: int = 500, s
       dtype: of weights and hidden states, on both sides.
       prompt_tokens: text tokens of the prompt, at least; short prompts do not show rotary mistakes.
       steps: greedy tokens.
-
-    Returns:
-      How far they are apart.
     """
     inputs = make_inputs(folder, prompt_tokens)
-    ours = of_ours(folder, inputs, dtype=dtype, steps=steps)
+    logits, tokens = run_jax(folder, inputs, dtype=dtype, steps=steps)
     gc.collect()  # one model at a time
-    theirs = of_transformers(folder, inputs, dtype=dtype, steps=steps)
-    apart = divergence(ours[0], theirs[0])
+    reference, wanted = run_transformers(folder, inputs, dtype=dtype, steps=steps)
+    apart = divergence(logits, reference)
     worst = int(np.argmax(np.where(np.isnan(apart), np.inf, apart)))
-    return Comparison(len(apart), float(apart[worst]), worst, len(theirs[1]), first_difference(ours[1], theirs[1]))
+    return Comparison(len(apart), float(apart[worst]), worst, len(wanted), first_difference(tokens, wanted))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,8 +1,6 @@
-"""Compiled programs that commands keep on disk, so that a second start need not compile them again.
+"""JAX's cache of compiled programs, in the user's cache folder; only commands use it, through `models.cli.run`.
 
-JAX's own cache, in the user's cache folder. Whoever sets JAX_COMPILATION_CACHE_DIR has a cache already, and nothing
-here touches it; JAX_ENABLE_COMPILATION_CACHE=false does without any. Only commands call this: a library leaves such
-choices to the program that imports it.
+A cache that the user has chosen (JAX_COMPILATION_CACHE_DIR) or switched off (JAX_ENABLE_COMPILATION_CACHE) stays so.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ LEAST_SECONDS = 0.0  # small programs too: reading one takes a millisecond, comp
 
 
 def keep_on_disk() -> None:
-    """Let JAX keep what it compiles from now on; where there is no place for it, leave all as it was, in silence."""
+    """Let JAX keep what it compiles from now on; without a usable folder, change nothing, in silence."""
     config = jax.config.values
     if config["jax_compilation_cache_dir"] or not config["jax_enable_compilation_cache"]:
         return
@@ -43,10 +41,10 @@ def keep_on_disk() -> None:
 
 
 def _drop_broken(folder: Path) -> None:
-    """Have entries removed where JAX warns that it could not write or read them, and say nothing.
+    """Remove entries that JAX warns it could not write or read, instead of showing the warning.
 
-    A full disk or a killed process leaves half of an entry, which would be warned of at every start and never replaced.
-    JAX names the function and not the file: all entries of that function go, and are compiled again.
+    A full disk or a killed process leaves half an entry, which JAX would warn of at every start and never replace.
+    The warning names the function and not the file: all entries of that function go.
     """
     show = warnings.showwarning
 
@@ -61,7 +59,7 @@ def _drop_broken(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Below $XDG_CACHE_HOME or ~/.cache, one for each kind of processor: homes are shared, programs run on one kind."""
+    """Below $XDG_CACHE_HOME or ~/.cache, one for each kind of processor, as homes are shared between machines."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(base) if os.path.isabs(base) else Path.home() / ".cache"  # the specification ignores relative ones
     return root / "tokencarve_jax" / "compiled" / f"{zlib.crc32(_processor().encode()):08x}"
@@ -77,7 +75,7 @@ def _processor() -> str:
 
 
 def _own(folder: Path) -> Path:
-    """Make the folder. What lies in it is run, so nobody else may write there."""
+    """Make the folder, or check that nobody else can write there: its content is run."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     about = folder.stat()
     if hasattr(os, "getuid") and (about.st_uid != os.getuid() or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
@@ -86,11 +84,9 @@ def _own(folder: Path) -> Path:
 
 
 def shrink(folder: Path, most: int) -> None:
-    """Remove the oldest files until no more than `most` bytes are left.
+    """Remove the oldest files until no more than `most` bytes are left; other processes may do the same meanwhile.
 
-    JAX has a limit of its own, but a process that is killed while it writes breaks it: an entry without its time stops
-    every later one from being written. Another process may remove files at the same time, or read what goes: it then
-    compiles.
+    JAX's own limit breaks if a process is killed while writing: an entry without its time stops all later writes.
     """
     found = []
     for path in folder.rglob("*"):

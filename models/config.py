@@ -1,45 +1,24 @@
-"""What all families share of reading `config.json`: transformers' own config classes do it, errors are ours."""
+"""Checked reading of the fields of configs."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
-from models.io.untrusted import file_problem, parsing
-from models.nn.linear import ACTIVATIONS
+from models.errors import ConfigError
 
 MAX_LAYERS = 256  # of a tower or decoder; Llama 3.1 405B has 126
 _SHOWN = 60  # characters of a value in a message
 
 
-class ConfigError(ValueError):
-    """A checkpoint asks for something that this package does not build, or its config cannot be read.
-
-    Attributes:
-      problems: one or more; the message holds them all.
-    """
-
-    def __init__(self, *problems: str):
-        self.problems = problems
-        count = f"{len(problems)} problems: " if len(problems) > 1 else ""
-        super().__init__(count + "; ".join(problems))
-
-
 class Fields:
     """Reads the fields of one part of a config, each of one type and within a range.
 
-    What is wrong is collected, and the least value that is allowed stands in its place, so that reading goes on;
-    `check` then raises all of it.
+    Problems are collected, with the least allowed value in place of a wrong one; `check` raises all of them.
 
     Args:
       source: transformers' config, or a mapping.
       where: stands before each name in messages.
-
-    Attributes:
-      problems: found so far.
     """
 
     def __init__(self, source: Any, where: str = ""):
@@ -94,7 +73,7 @@ class Fields:
             self.wrong(name, value, "expected true or false")
         return value is True
 
-    def decode_config(self, name: str, options: Collection[str]) -> str:
+    def one_of(self, name: str, options: Collection[str]) -> str:
         """One of some words."""
         value = self.get(name)
         if isinstance(value, str) and value in options:
@@ -102,16 +81,8 @@ class Fields:
         self.wrong(name, value, f"supported are {', '.join(sorted(options))}")
         return next(iter(options))
 
-    def activation(self, name: str) -> str:
-        """The name of an activation."""
-        return self.decode_config(name, ACTIVATIONS)
-
     def check(self) -> None:
-        """Raise what was found.
-
-        Raises:
-          ConfigError: with all problems, where there are any.
-        """
+        """Raise ConfigError with all problems, if there are any."""
         if self.problems:
             raise ConfigError(*self.problems)
 
@@ -121,41 +92,6 @@ def _is_whole(value: Any, least: int, most: int) -> bool:
 
 
 def special_token(hf: Any, name: str, generation: Mapping[str, Any]) -> Fields | None:
-    """Where a token id is found: in generation_config.json, else the outer config, else the decoder's."""
+    """The first place that has a token id: generation_config.json, the outer config, or the decoder's."""
     places = (Fields(generation, "generation_config.json: "), Fields(hf), Fields(hf.text_config, "text_config."))
     return next((fields for fields in places if fields.get(name) is not None), None)
-
-
-def read_hf_config(folder: str | Path) -> tuple[Any, dict[str, Any]]:
-    """Read `folder/config.json`, and `generation_config.json` beside it where there is one.
-
-    Args:
-      folder: a local folder in Hugging Face format.
-
-    Returns:
-      transformers' config, and what the other file holds; it goes first for the tokens that end and pad a row.
-
-    Raises:
-      ConfigError: no readable `config.json`.
-    """
-    # Imported here: it takes a second that `--help` should not wait for.
-    from transformers import AutoConfig
-
-    path = Path(folder) / "config.json"
-    if not os.path.lexists(path):
-        raise ConfigError(f"{folder} has no config.json; expected a checkpoint folder in Hugging Face format")
-    if problem := file_problem(path):
-        raise ConfigError(f"{path} {problem}")
-    with parsing(path, ConfigError):
-        hf = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    return hf, _generation_config(Path(folder) / "generation_config.json")
-
-
-def _generation_config(path: Path) -> dict[str, Any]:
-    """What a folder's generation_config.json holds; nothing where there is none."""
-    if not os.path.lexists(path):
-        return {}
-    if problem := file_problem(path):
-        raise ConfigError(f"{path} {problem}")
-    with parsing(path, ConfigError):
-        return dict(json.loads(path.read_text(encoding="utf-8")))

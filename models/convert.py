@@ -10,6 +10,11 @@ folder named DEST.unfinished-..., which the next one removes.
 
 from __future__ import annotations
 
+from models import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once_while_importing()
+
 import argparse
 import contextlib
 import json
@@ -18,9 +23,8 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,12 +33,11 @@ from tqdm import tqdm
 
 from models import cli
 from models.auto import family_of
-from models.cli import CommandError
-from models.config import ConfigError
+from models.errors import CheckpointError, CommandError, ConfigError
 from models.io import hashes, hub, orbax
 from models.io.safetensors_writer import write_safetensors
 from models.io.shards import open_folder
-from models.io.table import MAPPING, CheckpointError, abstract_model, dotted, key_of, read_weights, variables_of
+from models.io.table import MAPPING, abstract_model, dotted, key_of, read_weights, variables_of
 from models.io.writing import only_writer
 
 _EXAMPLES = """examples:
@@ -59,37 +62,47 @@ def _claimed(dest: Path) -> Iterator[None]:
     _check_new(dest)
     with only_writer(dest, dest.with_name(f".{dest.name}.lock")):
         _check_new(dest)  # another process may just have made it
-        for path in dest.absolute().parent.iterdir():  # those of processes that were killed, for none holds the lock
+        for path in dest.absolute().parent.iterdir():  # those of processes that were killed: none of them has the lock
             if re.fullmatch(re.escape(dest.name) + r"\.unfinished-[0-9a-f]{32}", path.name):
                 shutil.rmtree(path, ignore_errors=True)
         yield
 
 
-def _new_folder(dest: Path, needed: int, fill: Callable[[Path], None]) -> None:
-    """Make `dest` by filling a sibling that is renamed when complete."""
+@contextlib.contextmanager
+def _new_folder(dest: Path, needed: int) -> Iterator[Path]:
+    """A folder beside `dest` to put `needed` bytes of weights into; it becomes `dest` if the body succeeds."""
     unfinished = dest.with_name(f"{dest.name}.unfinished-{uuid.uuid4().hex}")
     free = shutil.disk_usage(dest.absolute().parent).free
     if free < needed + _SLACK:
         raise CommandError(f"{dest} needs {needed / 1e9:.2f} GB, but its disk has only {free / 1e9:.2f} GB left")
     try:
         unfinished.mkdir()
-        fill(unfinished)
+        yield unfinished
         _check_new(dest)  # an empty folder would be renamed over
         unfinished.rename(dest)
     except (CheckpointError, ConfigError, CommandError):
         raise
     except (OSError, ValueError, RuntimeError) as error:  # the last two are Orbax's for a write that failed
-        reason = str(error).split(" [", 1)[0]  # and not TensorStore's whole specification
+        reason = str(error).split(" [", 1)[0]  # without TensorStore's whole specification
         raise CommandError(f"{dest} cannot be written: {reason}") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _copy_small_files(source: Path, dest: Path) -> list[Path]:
-    """Config, tokenizer and processor files, all that is fetched from the hub but weights; gives their sources."""
+    """Copy config, tokenizer and processor files, all that is fetched from the hub but weights; gives their sources.
+
+    Raises:
+      CommandError: one is a link out of the checkpoint, which could point to any file of this machine.
+    """
+    inside = [source.resolve()]
+    if source.parent.name == "snapshots":  # the hub's cache: links to the files of all revisions
+        inside.append(source.resolve().parents[1] / "blobs")
     found = [path for pattern in hub.SMALL_FILES for path in sorted(source.glob(pattern)) if path.is_file()]
     small = [path for path in found if path.name != orbax.MANIFEST and ".safetensors" not in path.name]
     for path in small:
+        if not any(path.resolve().is_relative_to(folder) for folder in inside):
+            raise CommandError(f"{path} is a link out of the checkpoint; put the file itself there")
         shutil.copyfile(path, dest / path.name)
     return small
 
@@ -110,40 +123,34 @@ def convert(source: str | Path, dest: str | Path, *, dtype: str = "float32", rev
       InUseError: another process is making `dest`.
       CheckpointError, ConfigError, FileNotFoundError: as for `Llava.from_pretrained`.
     """
-    dest = Path(dest)
+    dest, to = Path(dest), jnp.dtype(dtype)
     with _claimed(dest):
-        _convert(hub.find_checkpoint(source, revision=revision), str(source), dest, dtype)
-
-
-def _convert(folder: Path, source: str, dest: Path, dtype: str) -> None:
-    if orbax.is_converted(folder):
-        raise CommandError(f"{folder} is a converted folder already; add --to-hf for the way back")
-    to, files = jnp.dtype(dtype), open_folder(folder)
-    try:
-        family, config = family_of(folder)
-    except ConfigError as error:
-        if not files.problems:
-            raise
-        raise CheckpointError(folder, [*error.problems, *files.problems]) from error
-    variables = variables_of(abstract_model(lambda rngs: family(config, dtype=to, rngs=rngs)))
-    read = sorted({header.file for header in files.headers.values() if header is not None})
-    needed = sum(int(np.prod(variable.shape)) for variable in variables.values()) * to.itemsize
-
-    def fill(unfinished: Path) -> None:
-        small = _copy_small_files(folder, unfinished)
-        weights = read_weights(files, family.table(config), variables, dtype=to)
-        orbax.save(unfinished, [dotted(path) for path in variables], weights)
-        manifest = {
-            "source": source,
-            "revision": folder.name if folder.parent.name == "snapshots" else None,
-            "dtype": dtype,
-            "mapping": MAPPING,
-            "files": hashes.sha256([*small, *read]),
-        }
-        (unfinished / orbax.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        hashes.write_sums(unfinished)
-
-    _new_folder(dest, needed, fill)
+        folder = hub.find_checkpoint(source, revision=revision)
+        if orbax.is_converted(folder):
+            raise CommandError(f"{folder} is a converted folder already; add --to-hf for the way back")
+        files = open_folder(folder)
+        try:
+            family, config = family_of(folder)
+        except ConfigError as error:
+            if not files.problems:
+                raise
+            raise CheckpointError(folder, [*error.problems, *files.problems]) from error
+        variables = variables_of(abstract_model(lambda rngs: family(config, dtype=to, rngs=rngs)))
+        read = sorted({header.file for header in files.headers.values() if header is not None})
+        needed = sum(int(np.prod(variable.shape)) for variable in variables.values()) * to.itemsize
+        with _new_folder(dest, needed) as unfinished:
+            small = _copy_small_files(folder, unfinished)
+            weights = read_weights(files, family.table(config), variables, dtype=to)
+            orbax.save(unfinished, [dotted(path) for path in variables], weights)
+            manifest = {
+                "source": str(source),
+                "revision": folder.name if folder.parent.name == "snapshots" else None,
+                "dtype": dtype,
+                "mapping": MAPPING,
+                "files": hashes.sha256([*small, *read]),
+            }
+            (unfinished / orbax.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+            hashes.write_sums(unfinished)
 
 
 def to_hf(source: str | Path, dest: str | Path) -> None:
@@ -160,44 +167,36 @@ def to_hf(source: str | Path, dest: str | Path) -> None:
     """
     source, dest = Path(source), Path(dest)
     with _claimed(dest):
-        _to_hf(source, dest)
+        if not orbax.is_converted(source):
+            raise CommandError(f"{source} is not a folder that this command converted; --to-hf has nothing to read")
+        family, config = family_of(source)
+        dtype = orbax.read_manifest(source)["dtype"]
+        to, table = jnp.dtype(dtype), family.table(config)
+        reader = orbax.Reader(source, variables_of(abstract_model(lambda rngs: family(config, dtype=to, rngs=rngs))))
+        groups: dict[str, list[str]] = {}
+        for path in reader.shapes:  # a layer's weights are read together
+            groups.setdefault(".".join(path.split(".")[:3]), []).append(path)
+        rows = {path: key_of(path, table) for group in groups.values() for path in group}
+        # A view as the array, or a small copy at worst: only its shape counts.
+        shapes = {
+            key: how.save(np.broadcast_to(np.int8(0), reader.shapes[path])).shape for path, (key, how) in rows.items()
+        }
 
+        def tensors() -> Iterator[tuple[str, np.ndarray]]:
+            with tqdm(total=len(rows), desc="Writing weights", unit=" tensors", disable=None) as bar:
+                for group in groups.values():
+                    arrays = reader.read({path: ocp.RestoreArgs(restore_type=np.ndarray, dtype=to) for path in group})
+                    for path in group:
+                        key, how = rows[path]
+                        yield key, how.save(arrays.pop(path))
+                        bar.update()
 
-def _to_hf(source: Path, dest: Path) -> None:
-    if not orbax.is_converted(source):
-        raise CommandError(f"{source} is not a folder that this command converted; --to-hf has nothing to read")
-    family, config = family_of(source)
-    dtype = orbax.read_manifest(source)["dtype"]
-    to = jnp.dtype(dtype)
-    variables = variables_of(abstract_model(lambda rngs: family(config, dtype=to, rngs=rngs)))
-    reader, table = orbax.Reader(source, variables), family.table(config)
-    groups: dict[str, list[str]] = {}
-    for path in reader.shapes:  # a layer's weights are read together
-        groups.setdefault(".".join(path.split(".")[:3]), []).append(path)
-    rows = {path: key_of(path, table) for group in groups.values() for path in group}
-    shapes = {key: _saved_shape(reader.shapes[path], how) for path, (key, how) in rows.items()}
-
-    def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        with tqdm(total=len(rows), desc="Writing weights", unit=" tensors", disable=None) as bar:
-            for group in groups.values():
-                arrays = reader.read({path: ocp.RestoreArgs(restore_type=np.ndarray, dtype=to) for path in group})
-                for path in group:
-                    key, how = rows[path]
-                    yield key, how.save(arrays.pop(path))
-                    bar.update()
-
-    def fill(unfinished: Path) -> None:
-        _copy_small_files(source, unfinished)
-        _set_dtype(unfinished / "config.json", dtype)
-        write_safetensors(unfinished, shapes, tensors(), dtype=to)
-        hashes.write_sums(unfinished)
-
-    needed = sum(int(np.prod(shape)) for shape in shapes.values()) * to.itemsize
-    _new_folder(dest, needed, fill)
-
-
-def _saved_shape(shape: tuple[int, ...], how: Any) -> tuple[int, ...]:
-    return how.save(np.broadcast_to(np.int8(0), shape)).shape  # a view, or a small copy at worst
+        needed = sum(int(np.prod(shape)) for shape in shapes.values()) * to.itemsize
+        with _new_folder(dest, needed) as unfinished:
+            _copy_small_files(source, unfinished)
+            _set_dtype(unfinished / "config.json", dtype)
+            write_safetensors(unfinished, shapes, tensors(), dtype=to)
+            hashes.write_sums(unfinished)
 
 
 def _set_dtype(path: Path, dtype: str) -> None:

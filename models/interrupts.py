@@ -1,4 +1,4 @@
-"""Ctrl-C, at any moment of a command: one line, and never lost."""
+"""Ctrl-C in a command: one line at any moment, and never lost. Nothing here runs when `models` is imported."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ _AGAIN_S = 0.05
 
 
 def end_at_once_while_importing() -> None:
-    """For a package whose modules are commands: Ctrl-C ends a command that has not begun, until `redeliver`.
+    """Have Ctrl-C end the process with one line, until `redeliver` begins.
 
-    An exception that comes into the import of a C extension is a traceback at best, and a crash or nothing at worst.
-    Does nothing unless `python -m` is about to run a module, or where Ctrl-C is ignored.
+    A command calls this before its other imports, if it is run as `__main__`: an exception inside the import of a C
+    extension becomes a traceback at best, and a crash or nothing at worst. Where Ctrl-C is ignored, it stays ignored.
     """
-    # Python calls itself "-m" until it has found the module.
-    if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 
 
@@ -31,10 +30,10 @@ def _end(number: int, frame: Any) -> None:
 
 @contextlib.contextmanager
 def redeliver() -> Iterator[None]:
-    """Have Ctrl-C raise KeyboardInterrupt, and come again where that was dropped.
+    """Have Ctrl-C raise KeyboardInterrupt, and send it again where Python dropped it.
 
     Python prints and forgets an exception from a callback of the garbage collector or from a finalizer. JAX has such a
-    callback, which runs often: without this, one interrupt in some twenty is not obeyed.
+    callback, which runs often: without this, about one interrupt in twenty would be ignored.
     """
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -57,8 +56,8 @@ def redeliver() -> Iterator[None]:
 def defer() -> Iterator[None]:
     """Have Ctrl-C wait until the body is done; a second one does not wait.
 
-    For a body that an exception would leave half done in a C extension, which may then crash at the process's end.
-    Does nothing outside the main thread, or where Ctrl-C raises no KeyboardInterrupt.
+    For a body that an exception would leave half done in a C extension, which may then crash when the process ends.
+    Does nothing outside the main thread, or where Ctrl-C does not raise KeyboardInterrupt.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():

@@ -1,17 +1,17 @@
-"""A checkpoint's Hugging Face processor: loaded behind one guard, and its sizes checked before they are used."""
+"""A checkpoint's Hugging Face processor: guarded, and its sizes checked before they are used."""
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from models.cli import CommandError
 from models.config import Fields
-from models.io.untrusted import file_problem, limited, parsing
+from models.errors import CommandError
+from models.io.untrusted import file_problem, limited, parsing, read_json
 
 _FILES = (
     "tokenizer.json",
@@ -29,15 +29,9 @@ _MOST_CHARACTERS = 10**7  # of a rendered prompt
 
 
 def load_processor(folder: Path) -> Any:
-    """The processor of a checkpoint folder, tried on a small image and a short question.
+    """A transformers processor with image processor and chat template, tried on a small image and a short question.
 
-    Nothing that the folder holds is run but its chat template, in Jinja's sandbox; nothing is asked of the hub.
-
-    Args:
-      folder: a local folder.
-
-    Returns:
-      A transformers processor with an image processor and a chat template.
+    Only the folder's chat template is run, in Jinja's sandbox; the hub is not asked.
 
     Raises:
       CommandError: there is none that can be loaded and used; names the file.
@@ -76,28 +70,23 @@ def render(processor: Any, turns: list[dict[str, Any]], where: object = TEMPLATE
     with parsing(where, CommandError), limited(TEMPLATE_S, TEMPLATE_BYTES):
         text = processor.apply_chat_template(turns, add_generation_prompt=True)
     if not isinstance(text, str) or len(text) > _MOST_CHARACTERS:
-        raise CommandError(f"{where} makes more than {_MOST_CHARACTERS} characters of a conversation, or no text")
+        raise CommandError(f"{where} makes more than {_MOST_CHARACTERS} characters of a conversation, or not a text")
     return text
 
 
 def _check_files(folder: Path) -> None:
-    """What can be said of a single file.
-
-    Raises:
-      CommandError: one is there, but is no file, or no JSON object.
-    """
+    """Raise CommandError for a file that is there, but not a regular file or not a JSON object."""
     for path in (folder / name for name in (*_FILES, TEMPLATE)):
-        problem = file_problem(path)
-        if problem and (path.exists() or path.is_symlink()):
+        if not os.path.lexists(path):
+            continue
+        if path.suffix == ".json":
+            read_json(path, CommandError)
+        elif problem := file_problem(path):
             raise CommandError(f"{path} {problem}")
-        if not problem and path.suffix == ".json":
-            with parsing(path, CommandError):
-                if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-                    raise CommandError(f"{path} cannot be read (it holds no JSON object)")
 
 
 def _culprit(folder: Path, local: Mapping[str, Any]) -> str:
-    """Which part fails by itself."""
+    """The files of the part that fails by itself."""
     from transformers import AutoTokenizer
 
     try:
@@ -111,11 +100,7 @@ def _culprit(folder: Path, local: Mapping[str, Any]) -> str:
 
 
 def _check_sizes(folder: Path, processor: Any) -> None:
-    """Numbers that decide how much memory the processor asks for.
-
-    Raises:
-      CommandError: with all that are not numbers, or out of range.
-    """
+    """Check the numbers that decide how much memory the processor needs; CommandError names all wrong ones."""
     images = processor.image_processor
     problems: list[str] = []
     for name in ("size", "crop_size"):

@@ -1,4 +1,4 @@
-"""The evidence `relevance`, from CLIP: questions in, what a model's `generate` takes as `relevance` out.
+"""The evidence `relevance`, from CLIP: questions in, the `relevance` of a model's `generate` out.
 
 Axis letters: B questions, T pieces of a question, P width of CLIP's space.
 """
@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.config import ConfigError, read_hf_config
 from models.engine.relevance import QuestionEmbeddings, check_tower
+from models.errors import ConfigError
 from models.families.tables import clip_table
-from models.io.hub import find_checkpoint
+from models.io.hub import find_checkpoint, read_hf_config
 from models.io.table import abstract_model, load_weights
 from models.io.untrusted import parsing
 from models.nn.clip_config import clip_config
@@ -29,7 +29,7 @@ def _embed(clip: Clip, input_ids: jax.Array, attention_mask: jax.Array) -> jax.A
 
 
 class Relevance:
-    """A CLIP that is asked how relevant patches are to questions. `Relevance.from_pretrained` is the way to get one.
+    """A CLIP that measures how relevant patches are to questions; load one with `Relevance.from_pretrained`.
 
     Attributes:
       clip: the text tower and the two projections.
@@ -59,9 +59,9 @@ class Relevance:
           revision: branch, tag or commit on the hub; None is its main branch.
 
         Raises:
-          ConfigError: another kind of model, or no tokenizer that fits.
-          CheckpointError: weights that are missing, surplus, damaged or of the wrong shape; it lists them all.
-          FileNotFoundError: neither a folder nor a model id that the hub has.
+          ConfigError: the model is not a CLIP, or has no tokenizer that fits.
+          CheckpointError: weights are missing, surplus, damaged or of the wrong shape; it lists them all.
+          FileNotFoundError: `source` is neither a folder nor a model id that the hub has.
         """
         from transformers import AutoTokenizer  # here, because it takes a second that `--help` should not wait for
 
@@ -79,24 +79,23 @@ class Relevance:
         return cls(clip, tokenizer, folder)
 
     def check(self, model: Any) -> None:
-        """Refuse a model that has another tower than this CLIP; errors of `models.engine.relevance.check_tower`."""
+        """Raise ValueError if a model has another tower than this CLIP, see `models.engine.relevance.check_tower`."""
         check_tower(model.config, self.clip.patches.config)
 
     def __call__(self, questions: Sequence[str]) -> QuestionEmbeddings:
         """Embed questions.
 
-        A question that is longer than the tower's context is cut into pieces of that length, as CDPruner's code does
-        it: between any two tokens, so that the first piece alone begins with the token that begins texts, and the last
-        one alone holds the token that ends them. Which token stands for a piece is the tower's rule.
+        A question longer than the tower's context is cut into pieces of that length between any two tokens, as in
+        CDPruner's code: only the first piece has the start token, and only the last one the end token.
 
         Args:
           questions: one per row of the batch, without the chat template.
 
         Returns:
-          What a model's `generate`, `prompt` and the like take as `relevance`.
+          The `relevance` of a model's `generate`, `prompt` and the like.
 
         Raises:
-          TypeError: no sequence of strings.
+          TypeError: `questions` is not a sequence of strings.
         """
         if isinstance(questions, str) or not all(isinstance(question, str) for question in questions):
             raise TypeError(f"questions are {questions!r}; expected a sequence of strings, one per row")
@@ -108,7 +107,7 @@ class Relevance:
 
 
 def cut(texts: Sequence[Sequence[int]], context: int) -> tuple[np.ndarray, np.ndarray]:
-    """Texts in pieces of `context` tokens, as many as the longest one needs; what is left is padded with zeros.
+    """Split texts into pieces of `context` tokens, as many as the longest one needs, padded with zeros.
 
     >>> ids, mask = cut([[5, 6, 7], [8]], 2)
     >>> ids.tolist(), mask.any(-1).tolist()

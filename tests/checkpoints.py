@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -191,3 +192,22 @@ def load(folder: Path, dtype: Any = jnp.float32, **options: Any) -> nnx.Module:
 def exported(model: nnx.Module) -> dict[str, np.ndarray]:
     """Weights by their published keys."""
     return export_weights(model, type(model).table(model.config))
+
+
+def published() -> dict[str, np.ndarray]:
+    """Those of `small()`."""
+    return {key: value.numpy() for key, value in tensors(small()).items()}
+
+
+def assert_same_bits(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
+    chex.assert_trees_all_equal_dtypes(got, want)
+    chex.assert_trees_all_equal_shapes(got, want)
+    assert {key for key in want if got[key].tobytes() != want[key].tobytes()} == set()
+
+
+def edit(path: Path, change: Any) -> None:
+    """Replace a JSON file by what `change` makes of it; dicts of dicts are merged."""
+    content = json.loads(path.read_text())
+    for key, value in change.items():
+        content[key] = content[key] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(content))

@@ -69,20 +69,20 @@ def test_fail(checkpoint, capsys, monkeypatch, weight, value):
 
 
 def test_a_token_that_differs_fails(checkpoint, capsys, monkeypatch):
-    ours = compare.of_ours
+    ours = compare.run_jax
 
     def other(*args, **options):
         logits, tokens = ours(*args, **options)
         return logits, np.concatenate([tokens[:1] + 1, tokens[1:]])
 
-    monkeypatch.setattr(compare, "of_ours", other)
+    monkeypatch.setattr(compare, "run_jax", other)
     status, out = run(checkpoint, capsys)
     assert (status, out[-1]) == (1, "FAIL")
     assert out[2].split()[3:5] == ["number", "1"]
 
 
 def test_nan_fails(checkpoint, capsys, monkeypatch):
-    ours = compare.of_ours
+    ours = compare.run_jax
 
     def broken(*args, **options):
         logits, tokens = ours(*args, **options)
@@ -90,7 +90,7 @@ def test_nan_fails(checkpoint, capsys, monkeypatch):
         logits[7] = np.nan
         return logits, tokens
 
-    monkeypatch.setattr(compare, "of_ours", broken)
+    monkeypatch.setattr(compare, "run_jax", broken)
     status, out = run(checkpoint, capsys)
     assert (status, out[-1]) == (1, "FAIL")
     assert "nan nats, at token 8" in out[1]

@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from models import convert
-from models.config import ConfigError
 from models.engine import prefill
 from models.engine.plan import parse, resolve
 from models.engine.target import CPU
+from models.errors import ConfigError
 from models.io.shards import Header
 from models.io.table import match, variables_of
 from models.llava import Llava, LlavaNext
@@ -37,17 +37,13 @@ def family(request, tmp_path_factory):
     return Llava.from_pretrained(folder / "orbax"), theirs, families.batch(theirs.config, IMAGES, WORDS)
 
 
-def test_logits(family):
+def test_logits_and_greedy_tokens(family):
     ours, theirs, inputs = family
     with torch.no_grad():
         want = theirs(**as_torch(inputs)).logits.numpy()
     got, real = np.asarray(ours(**inputs)), inputs["attention_mask"].astype(bool)
     assert want[real].std() > 0.5
     np.testing.assert_allclose(got[real], want[real], rtol=0, atol=TOLERANCE)
-
-
-def test_greedy_tokens(family):
-    ours, theirs, inputs = family
     want = theirs.generate(**as_torch(inputs), max_new_tokens=64, do_sample=False).numpy()
     want = want[:, inputs["input_ids"].shape[1] :]
     assert want.shape == (3, 64)

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from experiments import gpu_session
-from experiments.core.cli import CommandError
 from experiments.gpu_session import Step
+from models.errors import CommandError
 from tests.commands import failure
 
 ABOUT = {"device": "a GPU", "devices": 1}

@@ -39,9 +39,7 @@ def test_model_ids_are_downloaded(snapshot):
 
 def test_models_of_pickles_alone_are_refused(snapshot):
     (snapshot[0] / "pytorch_model.bin.index.json").touch()
-    with pytest.raises(
-        FileNotFoundError, match=r"has no safetensors.*pickles \(\.bin\) are refused, because they can run"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no safetensors.*pickles \(\.bin\) are refused, because they can run"):
         hub.find_checkpoint(NAME)
 
 
@@ -50,9 +48,7 @@ def test_what_the_hub_says_is_passed_on(monkeypatch):
         raise LocalEntryNotFoundError("no\nconnection")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
-    with pytest.raises(
-        FileNotFoundError, match="some/model is no local folder and cannot be had from the hub: no conn"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"some/model is not a local .* from the hub: no connection"):
         hub.find_checkpoint(NAME)
 
 

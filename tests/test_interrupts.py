@@ -58,12 +58,28 @@ def test_waits_where_half_done_would_be_worse_and_a_second_one_does_not():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("module", ["experiments.eval", "models.convert"])
-def test_says_one_line_while_a_command_is_imported(module):
-    process = subprocess.Popen([sys.executable, "-m", module, "--help"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def test_says_one_line_while_a_command_is_imported():
+    argv = [sys.executable, "-m", "models.convert", "--help"]
+    process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while b"libjax" not in (maps := Path(f"/proc/{process.pid}/maps").read_bytes()) and process.poll() is None:
         time.sleep(0.001)  # an exception in this moment, in which C code imports, crashes Python or is forgotten
     assert b"libjax" in maps
     os.kill(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "\ninterrupted before it began\n")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("models/*.py")), ids=lambda path: path.name)
+def test_every_command_and_nothing_else_asks_for_that(path):
+    """As its first statement, and not where it is imported."""
+    text = path.read_text()
+    asks = 'from models import interrupts\n\nif __name__ == "__main__":\n    interrupts.end_at_once_while_importing()\n'
+    assert (asks in text) == ("sys.exit(main())" in text)
+    assert asks not in text or text.split("import annotations\n\n")[1].startswith(asks)
+
+
+def test_importing_models_installs_nothing():
+    code = "import sys, signal; sys.argv = ['-m']; import models; print(signal.getsignal(signal.SIGINT).__name__)"
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "default_int_handler\n"

@@ -126,8 +126,7 @@ def test_decoder(pair):
 
 BATCHES = [
     pytest.param((1, 1, 1), (9, 30, 17), id="one image"),
-    pytest.param((1, 2, 1), (9, 60, 31), id="one or two images"),
-    pytest.param((0, 2, 2), (40, 5, 50), id="none to two images"),
+    pytest.param((0, 2, 1), (40, 5, 50), id="none to two images"),
 ]
 
 
@@ -137,18 +136,17 @@ def test_logits(pair, images, texts, side):
     assert_logits(*pair, *batch(images, texts, side=side), pixels(sum(images)))
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_logits_without_images(pair, side):
-    assert_logits(*pair, *batch((0, 0), (9, 50), side=side), None)
+def test_logits_without_images(pair):
+    assert_logits(*pair, *batch((0, 0), (9, 50), side="left"), None)
 
 
 @pytest.mark.parametrize(("images", "texts"), BATCHES)
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_greedy_tokens(pair, images, texts, side):
+def test_greedy_tokens(pair, images, texts):
+    """Padded on the right; transformers can generate only from the left."""
     ours, theirs = pair
-    ids, mask = batch(images, texts, side=side)
+    ids, mask = batch(images, texts, side="right")
     got = ours.generate(ids, pixels(sum(images)), attention_mask=mask, max_new_tokens=32)
-    ids, mask = batch(images, texts, side="left")  # the only side that transformers can generate from
+    ids, mask = batch(images, texts, side="left")
     want = torch_tokens(theirs, ids, mask, pixels(sum(images)), 32)
     assert want.shape == (3, 32)
     assert len({tuple(row) for row in want}) == 3

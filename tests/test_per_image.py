@@ -23,7 +23,7 @@ NEXT = LlavaNextConfig(**FIELDS, image_grid_pinpoints=PINPOINTS)
 
 @pytest.fixture(scope="module")
 def llava():
-    return tiny.make_llava()
+    return tiny.make_llava(num_layers=4)
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +46,6 @@ def test_each_image_keeps_its_share(llava):
         cached = np.asarray(out.cache.segments[0].positions[row, :, 0])[np.asarray(out.cache.segments[0].valid[row])]
         spans = prompt.visual_slots[row].reshape(2, PATCHES)
         assert [np.isin(cached, span).sum() for span in spans] == [5, 5]
-    assert (
-        counts(
-            llava.prefill(prompt, carve=(Cut(1, CARVE, 9, scope="image"), Cut(3, CARVE, 4, scope="image"))), 0, PATCHES
-        )
-        == [[9, 9]] * 2
-    )
     joint = counts(llava.prefill(prompt, carve=((2, "tokencarve", 0.2),)), 0, PATCHES)
     assert [sum(row) for row in joint] == [10, 10]
 
@@ -88,9 +82,9 @@ def test_a_joint_cut_mixes_the_images(llava):
     prompt = llava.prompt(ids, pixels, mask)
     with pytest.raises(ValueError, match="put no cut with a joint budget before this one"):
         llava.prefill(prompt, carve=((1, "tokencarve", 20), Cut(3, CARVE, 4, scope="image")))
-    assert llava.prefill(prompt, carve=(Cut(1, CARVE, 9, scope="image"), (3, "tokencarve", 7))).cuts[
-        1
-    ].indices.shape == (2, 7)
+    out = llava.prefill(prompt, carve=(Cut(1, CARVE, 9, scope="image"), (3, "tokencarve", 7)))
+    assert counts(out, 0, PATCHES) == [[9, 9]] * 2
+    assert out.cuts[1].indices.shape == (2, 7)
 
 
 def test_counts_are_checked_over_all_images():
@@ -140,8 +134,6 @@ def test_images_of_different_size_share_or_have_budgets(next_llava):
     with pytest.raises(ValueError, match="pack the prompt with per_image=True"):
         next_llava.prefill(joint, carve=(Cut(2, CARVE, 0.1, scope="image"),))
     assert counts(next_llava.prefill(each, carve=(Cut(2, CARVE, 0.1, scope="image"),)), 0, 192) == [[19, 19]]
-    tokens = next_llava.generate(**inputs, max_new_tokens=5, carve=(Cut(2, CARVE, 0.1, scope="image"),))
-    assert tokens.shape == (1, 5)
 
 
 def test_padding_is_never_kept_while_real_tokens_last(next_llava):

@@ -48,14 +48,14 @@ def compilations():
 @pytest.mark.parametrize("carve", [None, 0.222])
 def test_hardly_any_padding_is_computed(model, carve, monkeypatch):
     """At most 3 % of the tokens of any layer."""
-    widths, enter = [], prefill.Prefill.enter
+    widths, before_layer = [], prefill.Prefill.before_layer
 
     def entered(flow, index, hidden):
-        hidden = enter(flow, index, hidden)
+        hidden = before_layer(flow, index, hidden)
         widths.append(hidden.shape[1])
         return hidden
 
-    monkeypatch.setattr(prefill.Prefill, "enter", entered)
+    monkeypatch.setattr(prefill.Prefill, "before_layer", entered)
     jax.clear_caches()
     model.generate(*prompt(40), max_new_tokens=1, carve=carve)
     real = BEFORE + VISUAL + 40

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from experiments import eval as evaluation
-from experiments.core.cli import CommandError
 from experiments.data import formats
 from experiments.data.file_questions import FileQuestions
 from experiments.data.question_images import path_inside
+from models.errors import CommandError
 from tests.commands import failure
 from tests.question_files import POPE, flags, make_folder
 

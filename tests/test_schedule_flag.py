@@ -11,10 +11,10 @@ from PIL import Image
 from experiments import eval as evaluation
 from experiments import generate
 from experiments.core import methods, schedules
-from experiments.core.cli import CommandError
 from experiments.data.scenes import make_scene
 from models.engine.official import sparsevlm_schedule
 from models.engine.plan import OPTIONS, Cut, parse
+from models.errors import CommandError
 from tests.commands import VISUAL, failure, save_checkpoint
 from tokencarve_jax import COMPRESSORS
 

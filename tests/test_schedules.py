@@ -39,6 +39,9 @@ def cut(place, name, keep, **options):
 ONE, TWO = (1, 1), (2, 1)  # images of each row
 # Every choice of a cut is met here, alone or beside another; each costs seconds of compilation.
 SCHEDULES = {
+    "none": (ONE, ()),
+    "one-left": (ONE, (cut(4, "tokencarve", 1),)),
+    "two": (ONE, (cut(1, "tokencarve", 15), cut(3, "tokencarve", 4))),
     "kept-full": (ONE, (cut(2, "tokencarve", 6, earlier="full"),)),
     "renumbered": (ONE, (cut(2, "fastv", 6, positions="renumbered"),)),
     "two-mixed": (

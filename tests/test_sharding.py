@@ -6,84 +6,56 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from models.engine.sharding import auto_mesh, weight_sharding
+from models.llava import Llava
 from tests.devices import on_devices
+from tests.tiny import IMAGE_TOKEN, make_inputs
 
 DEVICES = 8
 
 
-def on_eight_devices() -> None:
+def on_eight_devices(folder: str) -> None:
     """The body of the test; its own process, because the number of devices is fixed when JAX starts."""
-    import tempfile
-
-    from flax import nnx
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
-
-    from models.families.llava import llava_config
-    from models.io.export import export_safetensors
-    from models.llava import Llava
-    from tests.tiny import IMAGE_TOKEN, make_inputs
-
     assert jax.device_count() == DEVICES, jax.devices()
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=24,
-            intermediate_size=44,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=30,
-            patch_size=6,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=104,
-            hidden_size=40,
-            intermediate_size=56,
-            num_hidden_layers=4,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            head_dim=10,
-            rope_parameters={"rope_type": "default", "rope_theta": 500.0},
-        ),
-        image_token_id=IMAGE_TOKEN,
-        image_token_index=IMAGE_TOKEN,
-    )
     ids, pixels, mask = make_inputs(2, (9, 4, 12, 7), (1, 2, 1, 1))
     options = {"attention_mask": mask, "max_new_tokens": 8}
-    with tempfile.TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
-        llava = Llava(llava_config(config), rngs=nnx.Rngs(1))
-        export_safetensors(llava, Llava.table(llava.config), folder)
-        plain = Llava.from_pretrained(folder)
-        want = np.asarray(plain(ids, pixels, mask))
-        tokens = {carve: np.asarray(plain.generate(ids, pixels, carve=carve, **options)) for carve in (None, 6)}
-        meshes = {
-            "both axes": jax.make_mesh((2, 4), ("data", "model")),
-            "model alone": jax.make_mesh((4,), ("model",), devices=jax.devices()[:4]),
-            "data alone": jax.make_mesh((4,), ("data",), devices=jax.devices()[:4]),
-        }
-        for name, mesh in meshes.items():
-            split = Llava.from_pretrained(folder, mesh=mesh)
-            parts = mesh.shape.get("model", 1)
-            layer = split.decoder.layers[1]
-            for linear, axis in ((layer.self_attn.q_proj, 0), (layer.mlp.gate_proj, 0), (layer.mlp.down_proj, 1)):
-                weight = linear.weight[...]
-                shard = weight.addressable_shards[0].data.shape
-                assert shard[axis] * parts == weight.shape[axis], (name, shard, weight.shape)
-            prompt = split.prompt(ids, pixels, mask)
-            rows = prompt.input_ids.addressable_shards[0].data.shape[0]
-            assert rows * mesh.shape.get("data", 1) == 4, (name, rows)
-            np.testing.assert_allclose(np.asarray(split(ids, pixels, mask)), want, atol=2e-5, err_msg=name)
-            for carve, expected in tokens.items():
-                got = np.asarray(split.generate(ids, pixels, carve=carve, **options))
-                np.testing.assert_array_equal(got, expected, err_msg=f"{name}, carve={carve}")
-            state = jax.block_until_ready(split.prefill(prompt, carve=6))
-            assert len(state.cache.layers[2][0].sharding.device_set) == mesh.size, name
-            assert np.isfinite(np.asarray(state.logits)).all()
-            print(name, "is right")
+    plain = Llava.from_pretrained(folder)
+    want = np.asarray(plain(ids, pixels, mask))
+    tokens = {carve: np.asarray(plain.generate(ids, pixels, carve=carve, **options)) for carve in (None, 6)}
+    meshes = {
+        "both axes": jax.make_mesh((2, 4), ("data", "model")),
+        "model alone": jax.make_mesh((4,), ("model",), devices=jax.devices()[:4]),
+        "data alone": jax.make_mesh((4,), ("data",), devices=jax.devices()[:4]),
+    }
+    for name, mesh in meshes.items():
+        split = Llava.from_pretrained(folder, mesh=mesh)
+        parts = mesh.shape.get("model", 1)
+        layer = split.decoder.layers[1]
+        for linear, axis in ((layer.self_attn.q_proj, 0), (layer.mlp.gate_proj, 0), (layer.mlp.down_proj, 1)):
+            weight = linear.weight[...]
+            shard = weight.addressable_shards[0].data.shape
+            assert shard[axis] * parts == weight.shape[axis], (name, shard, weight.shape)
+        prompt = split.prompt(ids, pixels, mask)
+        rows = prompt.input_ids.addressable_shards[0].data.shape[0]
+        assert rows * mesh.shape.get("data", 1) == 4, (name, rows)
+        np.testing.assert_allclose(np.asarray(split(ids, pixels, mask)), want, atol=2e-4, err_msg=name)
+        for carve, expected in tokens.items():
+            got = np.asarray(split.generate(ids, pixels, carve=carve, **options))
+            np.testing.assert_array_equal(got, expected, err_msg=f"{name}, carve={carve}")
+        state = jax.block_until_ready(split.prefill(prompt, carve=6))
+        assert len(state.cache.layers[2][0].sharding.device_set) == mesh.size, name
+        assert np.isfinite(np.asarray(state.logits)).all()
+        print(name, "is right")
 
 
-def test_a_sharded_model_says_what_the_whole_one_says():
-    printed = on_devices(DEVICES, "from tests.test_sharding import on_eight_devices; on_eight_devices()")
-    assert printed.count("is right") == 3
+def test_a_sharded_model_says_what_the_whole_one_says(tmp_path):
+    from tests.checkpoints import make_llava  # PyTorch, which the process with the devices does without
+
+    text = {"vocab_size": 104, "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 3}
+    text |= {"num_attention_heads": 8, "num_key_value_heads": 4}
+    vision = {"num_attention_heads": 4, "num_hidden_layers": 2}
+    make_llava(tmp_path, vision=vision, text=text, image_token_index=IMAGE_TOKEN)
+    code = f"from tests.test_sharding import on_eight_devices; on_eight_devices({str(tmp_path)!r})"
+    assert on_devices(DEVICES, code).count("is right") == 3
 
 
 def test_what_does_not_divide_stays_whole():

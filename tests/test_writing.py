@@ -6,14 +6,15 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from models import convert
 from models.io.writing import InUseError, only_writer, own_folder, replacing
-from tests import rivals
-from tests.commands import save_checkpoint
-from tests.kills import on_ray, processes
+from tests.checkpoints import save_small
 
+ROOT = Path(__file__).parents[1]
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -24,15 +25,8 @@ with own_folder(Path(sys.argv[1])):
 """
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
-
-
 def test_the_second_is_told_who_is_there_and_death_ends_the_right(tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, cwd=processes.ROOT
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, cwd=ROOT) as process:
         try:
             assert process.stdout.readline() == b"in\n"
             said = rf"{tmp_path} is being written by process {process.pid} on \S+ since \d{{4}}-.*; wait"
@@ -81,19 +75,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    ("argv_of", "is_whole"),
-    [(on_ray.command, rivals.whole_run), (rivals.conversion, rivals.whole_conversion)],
-    ids=["eval", "convert"],
-)
-def test_rivals(model, tmp_path, argv_of, is_whole):
-    assert on_ray.finish(on_ray.start(argv_of(model, tmp_path / "wanted")))[0] == 0
-    (tmp_path / "place").mkdir()
-    (first, _, said), (second, out, why) = rivals.race(argv_of(model, tmp_path / "place" / "target"), 0.1)
-    assert first == 0, said
-    assert is_whole(tmp_path / "place" / "target", tmp_path / "wanted")
-    assert (second, out, why.count("\n")) == (1, "", 1)
-    assert rivals.HELD.search(why)
+def test_a_conversion_is_told_too(tmp_path, capsys):
+    """The race itself: `python -m tests.rivals`."""
+    dest, lock = tmp_path / "dest", tmp_path / ".dest.lock"
+    with only_writer(dest, lock):
+        assert convert.main([str(save_small(tmp_path)), str(dest)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"dest is being written by process {os.getpid()} on " in line
+    assert not dest.exists()
 
 
 def fill(part):
@@ -112,7 +101,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path):
 
 PIPE = """
 import os, sys
-from models import cli
+from models import cli, errors
 def body(flags):
     {work}
 sys.exit(cli.run(body, cli.Parser(prog="x"), [], keep_compiled=False))
@@ -123,7 +112,7 @@ def printing(work, stdout):
     """The status of a command that does this with that as standard output, and what it says on standard error."""
     process = subprocess.run(
         [sys.executable, "-c", PIPE.format(work=work)],
-        cwd=processes.ROOT,
+        cwd=ROOT,
         env=os.environ | {"PYTHONUNBUFFERED": ""},
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -137,11 +126,10 @@ def printing(work, stdout):
     ("work", "status", "said"),
     [
         ("print('a line')", 128 + signal.SIGPIPE, ""),
-        ("print('a line', flush=True)", 128 + signal.SIGPIPE, ""),
         ("r, w = os.pipe(); os.close(r); os.write(w, b'x')", 1, "x: error: [Errno 32] Broken pipe\n"),
-        ("print('a line'); raise cli.CommandError('no')", 1, "x: error: no\n"),
+        ("print('a line'); raise errors.CommandError('no')", 1, "x: error: no\n"),
     ],
-    ids=["at the end", "at once", "another pipe", "another error"],
+    ids=["at the end", "another pipe", "another error"],
 )
 def test_nobody_reads_on(work, status, said):
     """`python -m experiments.eval | head -1` is no error; any other pipe that breaks is."""

@@ -81,7 +81,8 @@ def commands() -> str:
 
 def command_names() -> list[str]:
     """Modules of `models` and `experiments` that are commands."""
-    files = [path for folder in ("experiments", "models") for path in sorted((ROOT / folder).glob("*.py"))]
+    folders = ("experiments", "experiments/studies", "models")
+    files = [path for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
     return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files if "__main__" in path.read_text()]
 
 

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from models.cli import DTYPES, CommandError, Parser, one_line, run
+from models.cli import DTYPES, Parser, run
+from models.errors import CommandError, one_line
 
 __all__ = [
     "CommandError",

@@ -20,10 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.core.cli import CommandError, one_line
 from experiments.speed import capacity, inspection, presets, programs, targets
 from experiments.speed import roofline as bounds
 from models.engine import plan
+from models.errors import CommandError, one_line
 from models.families.llava import LlavaConfig
 from tokencarve_jax.scores.information import DEFAULT
 

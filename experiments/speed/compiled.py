@@ -12,11 +12,11 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments.core import results
-from experiments.core.cli import CommandError
 from experiments.core.results import format_bytes, format_seconds, format_table
 from experiments.speed import ahead_of_time as ahead
 from experiments.speed import targets
 from experiments.speed.ahead_of_time import Job
+from models.errors import CommandError
 
 
 def _program(figures: dict[str, Any]) -> list[str]:

@@ -7,8 +7,8 @@ import dataclasses
 from pathlib import Path
 
 from experiments.core import cli
-from experiments.core.cli import CommandError
 from experiments.speed import presets, targets
+from models.errors import CommandError
 from tokencarve_jax.scores.information import DEFAULT, ROUTES
 
 

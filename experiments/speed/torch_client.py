@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.core.cli import CommandError
+from models.errors import CommandError
 from models.families.llava import LlavaConfig
 
 _ROOT = Path(__file__).parents[2]

@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 import tokencarve_jax as tc
 from experiments.core import cli, results
-from experiments.core.cli import CommandError
 from experiments.studies.score_matrices import from_chance, from_file, from_model, synthetic
+from models.errors import CommandError
 from tokencarve_jax.scores.information import ROUTES, subspace_uncertainty
 
 BUSY_S = 0.15  # before each timed call: longer than BLAS threads spin after the one before, whatever their setting

@@ -15,7 +15,7 @@ KeyValue = tuple[jax.Array, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """What the slots of some layers' caches stand for: layers between two cuts may differ in it. A pytree.
+    """What the slots of some layers' caches stand for; it may change at each cut. A pytree.
 
     Attributes:
       valid: [B, T] bool, slots that may be attended to.
@@ -35,7 +35,7 @@ class Segment:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of every layer, with room for the tokens to come. A pytree.
+    """Keys and values of every layer, with free slots for new tokens. A pytree.
 
     Attributes:
       layers: per layer, keys and values as `attend_cached` reads them, [B * G, T, d], on a mesh [B, G, T, d] (so that
@@ -50,5 +50,5 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the keys and values held, room for new tokens included."""
+        """Bytes of all keys and values, free slots included."""
         return sum(array.nbytes for array in jax.tree.leaves(self.layers))

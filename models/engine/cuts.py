@@ -1,4 +1,4 @@
-"""A cut, carried out on a sequence: the compressor is told what it asks for, and decides.
+"""A cut, carried out on a sequence: gather what the compressor declares as evidence, let it decide, shorten.
 
 Axis letters: B batch, S sequence, I images of a row, N visual tokens, K kept, D width.
 """
@@ -16,7 +16,7 @@ from models.engine.sequence import CutRecord, Sequence, Survivors
 from tokencarve_jax import EVIDENCE, Tokens
 from tokencarve_jax.tokens import rows
 
-_WHOLE = ("key", "projector")  # the same for all images
+_SHARED = ("key", "projector")  # the same for all images
 
 
 def gather_evidence(
@@ -27,13 +27,12 @@ def gather_evidence(
     *,
     images: int | None,
 ) -> tuple[Tokens, dict[str, Any]]:
-    """The visual tokens before a cut, and the evidence that its compressor asks for; arguments as for `apply`.
+    """The visual tokens before a cut, and the evidence that its compressor declares; arguments as for `apply`.
 
     Returns:
       Of shape [B, N], or [B, I, N / I] where the cut has a budget for each image.
     """
-    asked = cut.compressor.evidence
-    told = {name: known[name]() for name in asked if name in known}
+    evidence = {name: known[name]() for name in cut.compressor.evidence if name in known}
     slots = sequence.visual_slots
     tokens = Tokens(
         values=rows(hidden, slots),
@@ -44,8 +43,8 @@ def gather_evidence(
     if cut.scope == "image":
         assert images is not None  # the plan has seen to it
         tokens = jax.tree.map(lambda x: x.reshape(len(hidden), images, -1, *x.shape[2:]), tokens)
-        told = {name: _for_each(name, value, images) for name, value in told.items()}
-    return tokens, told
+        evidence = {name: _for_each_image(name, value, images) for name, value in evidence.items()}
+    return tokens, evidence
 
 
 def apply(
@@ -61,15 +60,15 @@ def apply(
     Args:
       cut: with a count.
       hidden: [B, S, D].
-      sequence: where everything stands.
-      known: evidence by name, computed when it is called for.
-      images: stretches of the visual tokens, where the cut has a budget for each.
+      sequence: of the hidden states.
+      known: evidence by name, computed when it is called.
+      images: equal stretches of the visual tokens, one per image, where the cut has a budget for each.
 
     Returns:
-      [B, S', D], the shorter sequence, [B, S'] which slots are left, and what the cut did.
+      [B, S', D], the shorter sequence, [B, S'] int32 which slots are left, and what the cut did.
     """
-    tokens, told = gather_evidence(cut, hidden, sequence, known, images=images)
-    left = cut.compressor(tokens, keep=int(cut.keep), **told)
+    tokens, evidence = gather_evidence(cut, hidden, sequence, known, images=images)
+    left = cut.compressor(tokens, keep=int(cut.keep), **evidence)
     values, sizes, record = left.tokens.values, left.tokens.sizes, CutRecord(left.indices, left.assignment)
     batch, parts = len(hidden), 1
     if cut.scope == "image":
@@ -80,10 +79,10 @@ def apply(
     return sequence.shorten(hidden, Survivors(record, values, sizes, found), cut, images=parts)
 
 
-def _for_each(name: str, value: Any, images: int) -> Any:
+def _for_each_image(name: str, value: Any, images: int) -> Any:
     """Evidence for one row, [B, ...], as evidence for each of its images, [B, I, ...]."""
     letters = EVIDENCE[name]
-    if name in _WHOLE:
+    if name in _SHARED:
         return value
     if "N" not in letters:
         return jnp.broadcast_to(value[:, None], (len(value), images, *value.shape[1:]))

@@ -24,7 +24,7 @@ from models.nn.attention import attend_cached, by_head, log_sizes, seen_by_one
 from models.nn.llama import Decoder
 from models.nn.rotary import Rotation
 
-DECODE_CAPACITY_BUCKET = 32  # the cache's room for new tokens is rounded up to a multiple of this
+DECODE_CAPACITY_BUCKET = 32  # free slots of a cache are a multiple of this
 
 
 class _Step(Flow):
@@ -45,11 +45,11 @@ class _Step(Flow):
             self.segments.append(Segment(valid, positions, segment.sizes, position + 1, segment.slot + 1))
 
     def rotation(self, index: int) -> Rotation:
-        """Of the new token, as the layer's segment counts."""
+        """Rotary angles of the new token in the layer's segment."""
         return self.rotations[self.cache.segment_of[index]]
 
     def attend(self, index: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        """Attention to the layer's cache, with the new token in it."""
+        """Attention to the layer's cache, which includes the new token."""
         number = self.cache.segment_of[index]
         segment, (keys, values) = self.cache.segments[number], self.cache.layers[index]
         key, value = (by_head(x, decode_capacity=0, merge=keys.ndim == 3) for x in (key, value))
@@ -65,15 +65,9 @@ class _Step(Flow):
 
 
 def decode_step(model: Any, cache: Cache, token: jax.Array) -> tuple[jax.Array, Cache]:
-    """One token per row.
+    """Logits [B, V] float32 of what follows `token` [B] int32, and the cache including it.
 
-    Args:
-      model: the model.
-      cache: with at least one free slot; the caller counts them.
-      token: [B] int32.
-
-    Returns:
-      Logits [B, V] float32 of the token after it, and the cache with it in.
+    The cache needs a free slot; the caller counts them.
     """
     decoder = model.decoder
     flow = _Step(decoder, cache, model.mesh)
@@ -85,12 +79,12 @@ def decode_step(model: Any, cache: Cache, token: jax.Array) -> tuple[jax.Array, 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Generating:
-    """Where decoding stands: enough to go on from. A pytree.
+    """The state of decoding between two steps. A pytree.
 
     Attributes:
-      cache: see `Cache`; `token` is not in it yet.
+      cache: without `token`.
       token: [B] int32, the newest.
-      ended: [B] bool, rows that have said a stop token.
+      ended: [B] bool, rows with a stop token.
       key: PRNG key for the tokens to come.
     """
 
@@ -102,7 +96,7 @@ class Generating:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
-    """What the loop does with logits; hashable, static.
+    """How the loop chooses tokens and ends rows; hashable, static.
 
     Attributes:
       sampling: how a token is chosen.
@@ -116,11 +110,11 @@ class DecodeConfig:
 
     @classmethod
     def of(cls, config: Any, sampling: Sampling = GREEDY) -> DecodeConfig:
-        """As a model's configuration has it."""
+        """With the special tokens of a model's configuration."""
         return cls(sampling, config.eos_token_ids, config.pad_token_id)
 
     def __call__(self, logits: jax.Array, ended: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The next token from logits [B, V], which rows have ended then, and the next key."""
+        """The next token [B] from logits [B, V], whether rows have then ended [B], and the next key."""
         key, now = jax.random.split(key)
         token = jnp.where(ended, self.pad_token_id, choose(logits, now, self.sampling))
         stops = jnp.asarray(self.eos_token_ids, jnp.int32)
@@ -131,21 +125,12 @@ class DecodeConfig:
 def first_token(
     logits: jax.Array, seed: jax.Array, *, decode_config: DecodeConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Choose the token after the prompt [B]; also which rows have ended [B], and the key to go on with."""
+    """The token after the prompt [B], which rows have ended [B], and the key for the next one."""
     return decode_config(logits, jnp.zeros(logits.shape[0], bool), jax.random.key(seed))
 
 
 def begin(prefilled: Prefilled, seed: int, *, decode_config: DecodeConfig) -> Generating:
-    """Choose the token after the prompt.
-
-    Args:
-      prefilled: the prompt.
-      seed: of sampling.
-      decode_config: how tokens are chosen.
-
-    Returns:
-      The state that `continued` goes on from. It has the prompt's cache, which is given away there.
-    """
+    """The state after the first token, for `continued`; it holds the prompt's cache, which is donated there."""
     return Generating(prefilled.cache, *first_token(prefilled.logits, np.uint32(seed), decode_config=decode_config))
 
 
@@ -161,16 +146,14 @@ def finish(
 def continued(
     model: Any, state: Generating, *, max_new_tokens: int, decode_config: DecodeConfig, chunk: int
 ) -> Iterator[np.ndarray]:
-    """New tokens as they come: the first alone, then `chunk` at a time, until every row has ended.
-
-    They are cut to size on the host: on the device every width would be a program to compile.
+    """New tokens in chunks, until every row has ended; trimmed on the host, as each width would be a program on device.
 
     Args:
       model: the model.
-      state: from `begin`; given away. Its cache holds `max_new_tokens` more, rounded up to `DECODE_CAPACITY_BUCKET`.
+      state: from `begin`; donated. Its cache has `max_new_tokens` free slots, rounded up to `DECODE_CAPACITY_BUCKET`.
       max_new_tokens: in all.
       decode_config: as in `begin`.
-      chunk: tokens between two looks of the host at the device.
+      chunk: tokens between two transfers to the host.
 
     Yields:
       [B, 1], then [B, <= chunk] int32.
@@ -188,18 +171,17 @@ def continued(
 def decode(
     model: Any, state: Generating, limit: jax.Array, *, size: int, decode_config: DecodeConfig
 ) -> tuple[jax.Array, jax.Array, Generating]:
-    """Decode until every row has ended or `limit` tokens are out, in one loop on the device.
+    """Decode until every row has ended or `limit` tokens are chosen, in one loop on the device.
 
     Args:
       model: the model.
-      state: where decoding stands; donated. Its cache needs `limit` free slots.
+      state: donated. Its cache needs `limit` free slots.
       limit: int32 scalar, at most `size`.
       size: width of the result. Static.
       decode_config: how tokens are chosen. Static.
 
     Returns:
-      The tokens after `state.token` [B, size] int32, how many columns were written (int32 scalar), and the state
-      to go on from.
+      The tokens after `state.token` [B, size] int32, how many columns were written (int32 scalar), and the new state.
     """
     out = jnp.full((state.token.shape[0], size), decode_config.pad_token_id, jnp.int32)
 
@@ -220,15 +202,9 @@ def decode(
 
 @jax.jit
 def loglikelihood(model: Any, prefilled: Prefilled, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """How likely given continuations of the prompts are, token by token over the cache.
+    """Log probabilities [B, T] float32 of `tokens` [B, T] int32 after the prompts, and whether each is the likeliest.
 
-    Args:
-      model: the model.
-      prefilled: the prompts, cut or not. The cache needs room for T tokens.
-      tokens: [B, T] int32.
-
-    Returns:
-      Log probability of each token after those before it [B, T] float32, and whether it is the likeliest [B, T] bool.
+    The cache of the prompts, cut or not, needs T free slots.
     """
 
     def step(carry: tuple[jax.Array, Cache], token: jax.Array) -> tuple[Any, tuple[jax.Array, jax.Array]]:

@@ -1,4 +1,4 @@
-"""The one loop over decoder layers. What differs between prefill, decoding, scoring and training is a `Flow`.
+"""The one loop over decoder layers; a `Flow` is what differs between prefill, decoding, scoring and training.
 
 Axis letters: B batch, S sequence, D width, H heads, G key-value heads, d head width, A axes of a position.
 """
@@ -13,9 +13,9 @@ from models.nn.rotary import Rotation
 
 
 class Flow:
-    """What happens between the halves of the layers; here: a whole sequence, causal, nothing cached.
+    """What happens around the parts of each layer; here a whole sequence, causal, without cache.
 
-    Lives for one pass while tracing, and may remember what it sees.
+    One object is used for one pass while tracing, and may record what passes.
 
     Args:
       decoder: whose layers these are.
@@ -29,7 +29,7 @@ class Flow:
         self.place(positions, lengths)
 
     def place(self, positions: jax.Array, lengths: jax.Array) -> None:
-        """Say where the tokens of the layers to come stand."""
+        """Set the positions and lengths of the tokens in the layers to come."""
         self.at = self.decoder.rotation(positions)
         self.mask = window_mask(positions, lengths, self.decoder.config.sliding_window)
 
@@ -64,7 +64,7 @@ def run_layers(layers: list[DecoderLayer], hidden: jax.Array, flow: Flow) -> jax
     Args:
       layers: of the decoder.
       hidden: [B, S, D], the embeddings.
-      flow: what is attended to, cached, cut and noted down.
+      flow: what is attended to, cached, cut and recorded.
 
     Returns:
       [B, S', D], before the final norm; S' as the flow leaves it.

@@ -16,7 +16,6 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from models.config import ConfigError, read_hf_config
 from models.engine import decode, plan, prefill
 from models.engine.loop import Flow, run_layers
 from models.engine.prefill import Prefilled
@@ -26,6 +25,7 @@ from models.engine.sampling import GREEDY, Sampling
 from models.engine.sharding import auto_mesh, place_batch, weight_sharding
 from models.engine.target import CPU, Target, target_of
 from models.engine.visual import TowerRequest, Visual
+from models.errors import ConfigError
 from models.io import hashes, hub
 from models.io.table import Table, abstract_model, load_weights
 from models.nn.llama import Decoder
@@ -33,17 +33,18 @@ from models.nn.llama import Decoder
 
 @functools.partial(jax.jit, static_argnames=("target",))
 def score(model: VisionLanguageModel, prompt: Prompt, *, target: Target = CPU) -> jax.Array:
-    """Logits [B, S, V] of every token of a packed batch, nothing cached or cut."""
+    """Logits [B, S, V] of every token of a packed batch, without cache and cuts."""
     hidden, sequence, _ = prefill.embed(model, prompt, kernel=target.kernel)
     flow = Flow(model.decoder, sequence.positions, sequence.lengths, kernel=target.kernel)
     return model.decoder.logits(run_layers(model.decoder.layers, hidden, flow))
 
 
 class VisionLanguageModel(nnx.Module):
-    """A vision tower, a projector and a decoder. Families fill in the rest.
+    """A vision tower, a projector and a decoder; families are its subclasses.
 
     Attributes:
       model_type: what config.json calls the family.
+      square: whether an image is one square raster of patches.
       config: all architecture constants.
       decoder: the language model.
       mesh: where weights and batches are split; None is the default device.
@@ -51,43 +52,43 @@ class VisionLanguageModel(nnx.Module):
     """
 
     model_type: ClassVar[str]
-    square: ClassVar[bool] = True  # an image is one square raster of patches
+    square: ClassVar[bool] = True
     config: Any
     decoder: Decoder
     mesh: Mesh | None = None
     target: Target | None = None
 
     def __init__(self, config: Any, *, dtype: Any = jnp.float32, rngs: Any):
-        raise TypeError(f"{type(self).__name__} is no family of models; use one of models.families")
+        raise NotImplementedError("use one of models.families")
 
     @classmethod
     def read_config(cls, hf: Any, generation: dict[str, Any]) -> Any:
-        """The family's constants from transformers' config and what generation_config.json holds."""
-        raise TypeError(f"{cls.__name__} reads no config")
+        """The family's constants, from transformers' config and the content of generation_config.json."""
+        raise NotImplementedError
 
     @staticmethod
     def table(config: Any) -> Table:
         """How the keys of checkpoints map to the model's weights."""
-        raise TypeError(f"there is no table for {config!r}")
+        raise NotImplementedError
 
-    def visual(self, pixel_values: jax.Array, reading: TowerRequest, key: jax.Array | None = None) -> Visual:
-        """Visual tokens of images, and what compressors ask for, see `Visual`."""
-        raise TypeError(f"{type(self).__name__} sees no images")
+    def visual(self, pixel_values: jax.Array, request: TowerRequest, key: jax.Array | None = None) -> Visual:
+        """Visual tokens of images, and the evidence that compressors ask for."""
+        raise NotImplementedError
 
     def pack(
         self, input_ids: Any, pixel_values: Any, attention_mask: Any, *, per_image: bool, bucket: int, **inputs: Any
     ) -> Prompt:
-        """What the family's processor gives, as a `Prompt` of NumPy arrays."""
-        raise TypeError(f"{type(self).__name__} packs no prompts")
+        """The output of the family's processor as a `Prompt` of NumPy arrays."""
+        raise NotImplementedError
 
     @classmethod
     def family_of(cls, folder: Path) -> tuple[type[VisionLanguageModel], Any]:
-        """The family that a checkpoint folder is of, this one or one below it, and its constants.
+        """The family of a checkpoint folder, this class or a subclass, and its constants.
 
         Raises:
-          ConfigError: an unreadable config, another family, or something that the family does not support.
+          ConfigError: the config cannot be read, names another family, or asks for something unsupported.
         """
-        hf, generation = read_hf_config(folder)
+        hf, generation = hub.read_hf_config(folder)
         families = {kind.model_type: kind for kind in _kinds(cls)}
         if hf.model_type not in families:
             known = " and ".join(map(repr, sorted(families)))
@@ -115,14 +116,11 @@ class VisionLanguageModel(nnx.Module):
           revision: branch, tag or commit on the hub; None is its main branch.
           verify: first compare every file with the hash that a conversion, or the hub, recorded of it.
 
-        Returns:
-          The model.
-
         Raises:
-          ConfigError: an architecture that is not supported.
-          CheckpointError: weights that are missing, surplus, damaged, altered or of the wrong shape; it lists them all.
-          FileNotFoundError: neither a folder nor a model id that the hub has.
-          ValueError: a mesh with another axis.
+          ConfigError: the architecture is not supported.
+          CheckpointError: weights are missing, surplus, damaged, altered or of the wrong shape; it lists them all.
+          FileNotFoundError: `source` is neither a folder nor a model id that the hub has.
+          ValueError: the mesh has an unknown axis.
         """
         from models.io import orbax  # here, because it takes a second that `--help` should not wait for
 
@@ -158,7 +156,7 @@ class VisionLanguageModel(nnx.Module):
           pixel_values: of all rows in order, or None.
           attention_mask: [B, S], non-zero for real tokens; None means all are.
           relevance: the rows' questions, from `models.relevance.Relevance`, for compressors that ask for it.
-          per_image: give each image a stretch of its own, for cuts with a budget for each.
+          per_image: give each image equally many slots of its own, for cuts with a budget for each image.
           bucket: S is rounded up to a multiple of this.
           **inputs: whatever else the checkpoint's processor returns, by its own name.
         """
@@ -170,7 +168,7 @@ class VisionLanguageModel(nnx.Module):
     def __call__(
         self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None, **inputs: Any
     ) -> jax.Array:
-        """Logits of a whole sequence, nothing cached or carved.
+        """Logits of a whole sequence, without cache and cuts.
 
         Args:
           input_ids: [B, S] integers, image placeholders expanded, as the Hugging Face processor gives them.
@@ -183,7 +181,7 @@ class VisionLanguageModel(nnx.Module):
           [B, S, V] float32. Rows at padding are zero.
 
         Raises:
-          ValueError: see `make_prompt`.
+          ValueError: as `make_prompt`.
         """
         mask = np.ones(np.shape(input_ids), bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
         logits = score(self, self.prompt(input_ids, pixel_values, attention_mask, **inputs), target=self._target())
@@ -202,7 +200,7 @@ class VisionLanguageModel(nnx.Module):
         seed: int = 0,
         **inputs: Any,
     ) -> jax.Array:
-        """Generate, with the visual tokens carved on the way where asked.
+        """Generate tokens, with cuts of the visual tokens on the way.
 
         Args:
           input_ids: [B, S] integers, image placeholders expanded.
@@ -210,9 +208,9 @@ class VisionLanguageModel(nnx.Module):
           attention_mask: [B, S], non-zero for real tokens; padding may stand on either side.
           max_new_tokens: at least 1.
           carve: None, a keep (a fraction such as 0.222, or a count such as 128: TokenCarve at layer 2), or a schedule
-            `((2, "tokencarve", 0.222),)` of (place, compressor, keep), or of `models.engine.plan.Cut`, which has more
-            to choose: budgets for each image, positions, earlier layers' caches. A place is a decoder layer, "input"
-            or "tower"; a compressor is a registered name or a `tokencarve_jax.Compressor`.
+            `((2, "tokencarve", 0.222),)` of (place, compressor, keep) or `models.engine.plan.Cut`, which has more
+            options. A place is a decoder layer, "input" or "tower"; a compressor is a registered name or a
+            `tokencarve_jax.Compressor`.
           sampling: greedy unless given.
           seed: of sampling, and of compressors that draw.
           **inputs: whatever else the processor returns, by its own name (`image_sizes`), and `relevance` of `prompt`.
@@ -221,7 +219,7 @@ class VisionLanguageModel(nnx.Module):
           [B, <= max_new_tokens] int32, new tokens only. A row that ended early is filled with the pad token.
 
         Raises:
-          ValueError, TypeError: inputs that do not belong together, an impossible schedule.
+          ValueError, TypeError: inputs that do not fit each other, or an impossible schedule.
         """
         chunks = self.stream(
             input_ids,
@@ -231,7 +229,7 @@ class VisionLanguageModel(nnx.Module):
             carve=carve,
             sampling=sampling,
             seed=seed,
-            chunk=max_new_tokens,  # nothing comes back to the host before all is said
+            chunk=max_new_tokens,  # one transfer to the host
             **inputs,
         )
         return jax.device_put(np.concatenate(list(chunks), axis=1))  # jnp.asarray compiles something for each shape
@@ -249,9 +247,7 @@ class VisionLanguageModel(nnx.Module):
         chunk: int = 8,
         **inputs: Any,
     ) -> Iterator[np.ndarray]:
-        """The tokens of `generate`, as they come to the host: the first alone, then `chunk` at a time.
-
-        Arguments and errors are those of `generate`; `chunk` is the tokens between two looks of the host at the device.
+        """The tokens of `generate` in chunks; the host waits for `chunk` of them at a time. See `generate`.
 
         Yields:
           [B, 1], then [B, <= chunk] int32.
@@ -272,13 +268,13 @@ class VisionLanguageModel(nnx.Module):
     def prefill(
         self, prompt: Prompt, *, carve: plan.Carve = None, seed: int = 0, decode_capacity: int = 0
     ) -> Prefilled:
-        """First half of `generate`: see `models.engine.prefill.prefill`. `carve` as for `generate`.
+        """The first half of `generate`, see `models.engine.prefill.prefill`; `carve` as for `generate`.
 
-        A fraction is of N, the visual tokens of the row that has most. For LLaVA-NeXT, whose images bring any number,
-        N is rounded up to a multiple of `models.engine.prompt.VISUAL_BUCKET` first, so that prompts share compiled
-        programs: up to `keep * (VISUAL_BUCKET - 1)` tokens more than the fraction of the real number stay, never fewer.
-        Rows with fewer visual tokens keep as many as the richest, or all of theirs. With budgets for each image, N is
-        the longest image's.
+        A fraction is of N, the visual tokens of the row (or, with budgets for each image, the image) that has most.
+        Where images bring varying numbers (LLaVA-NeXT), N is first rounded up to a multiple of
+        `models.engine.prompt.VISUAL_BUCKET`, so that prompts share compiled programs: more tokens stay, up to
+        `keep * (VISUAL_BUCKET - 1)`, never fewer. Rows with fewer visual tokens keep as
+        many as the richest, or all of theirs.
         """
         cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
         resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
@@ -286,7 +282,7 @@ class VisionLanguageModel(nnx.Module):
         return prefill.prefill(self, without_unused_questions(prompt, cuts), np.uint32(seed), **options)
 
     def _target(self) -> Target:
-        """That of the device with the weights; blocks of attention, which run anywhere, where there are none yet."""
+        """The target of the device that holds the weights; `CPU`, which runs anywhere, for weights without values."""
         weight = self.decoder.embed_tokens.embedding[...]
         if self.target or isinstance(weight, jax.core.Tracer) or not isinstance(weight, jax.Array):
             return self.target or CPU
@@ -294,7 +290,7 @@ class VisionLanguageModel(nnx.Module):
 
 
 def _kinds(cls: type[VisionLanguageModel]) -> Iterator[type[VisionLanguageModel]]:
-    """This class and those below it, as far as they are families."""
+    """The families among this class and its subclasses."""
     if "model_type" in vars(cls):
         yield cls
     for kind in cls.__subclasses__():

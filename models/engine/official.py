@@ -1,7 +1,7 @@
 """Schedules of several cuts as their authors publish them, for decoders of any depth.
 
-Such methods leave another number of tokens in every stretch of layers, so their budget is an average over the layers.
-What one cut comes to, `layer_average` says: TokenCarve at 128 of 576 tokens and layer 2 of 32 costs 156.
+Their budget is the average over the layers, see `layer_average`: TokenCarve at 128 of 576 tokens and layer 2 of 32
+costs 156.
 
 Axis letters: L layers, N visual tokens.
 """
@@ -16,23 +16,17 @@ from tokencarve_jax import COMPRESSORS, plan
 
 _N, _L = 576, 32  # of LLaVA-1.5-7B, for which the numbers below are published
 _CUTS = 3
-# Tokens behind each cut by budget, SparseVLM's means counted; the ends of the family are none and all.
+# Tokens after each cut by budget, SparseVLM's means counted; the ends of the family are none and all.
 _SPARSEVLM = {0: (0, 0, 0), 64: (82, 32, 18), 128: (312, 117, 39), 192: (309, 204, 113), _N: (_N, _N, _N)}
 
 
 def layer_average(carve: Carve, num_layers: int, num_visual: int) -> float:
-    """Visual tokens that a decoder layer sees of one image, on average over the layers.
+    """Visual tokens of one image that a decoder layer sees, averaged over the layers.
 
     Args:
-      carve: None, a keep, or a schedule, as `generate` takes it.
+      carve: None, a keep, or a schedule, as for `generate`; errors are those of `parse` and `resolve`.
       num_layers: L.
       num_visual: N.
-
-    Returns:
-      The average.
-
-    Raises:
-      ValueError, TypeError: what `parse` and `resolve` raise.
 
     Examples:
       >>> layer_average(128, 32, 576)
@@ -51,19 +45,14 @@ def _average(places: Sequence[int], counts: Sequence[float], num_layers: int, nu
 def pyramiddrop_schedule(
     num_layers: int, num_visual: int, keep: float | int | None = None, *, places: tuple[int, ...] | None = None
 ) -> Schedule:
-    """PyramidDrop (arXiv 2410.17247): a share lambda of the tokens is left at each of several depths.
-
-    Behind cut i there are floor(lambda^i N) tokens, numbered anew; earlier layers keep what they cached.
+    """PyramidDrop (arXiv 2410.17247): after cut i, floor(lambda^i N) tokens, renumbered; earlier caches stay full.
 
     Args:
       num_layers: L, at least 4.
       num_visual: N.
-      keep: the layer average to come to, as a fraction or a count: lambda is solved for, as the authors publish none
-        for 192, 128 and 64. None: their lambda, 0.5, of LLaVA-1.5's 576 tokens 288, 144 and 72, on average 270.
+      keep: the layer average, as a fraction or a count: lambda is solved for, as the authors publish none for 192, 128
+        and 64. None: their lambda, 0.5, which leaves 288, 144 and 72 of LLaVA-1.5's 576 tokens, on average 270.
       places: layers of the cuts, ascending. None: after each quarter of the layers, as published (8, 16, 24 of 32).
-
-    Returns:
-      The cuts.
 
     Raises:
       ValueError: a number is out of range; or layers before the first cut alone come to more than `keep`: at N = 576
@@ -90,23 +79,19 @@ def pyramiddrop_schedule(
 
 
 def sparsevlm_schedule(num_layers: int, num_visual: int, keep: float | int) -> Schedule:
-    """SparseVLM (arXiv 2410.04417): text rates the tokens at three early depths, some losers become means.
+    """SparseVLM (arXiv 2410.04417): text rates the tokens at three early depths, and some losers are merged.
 
-    Its authors publish counts for 192, 128 and 64 of 576 tokens in 32 layers. Other budgets are on the straight lines
-    between these (and none, and all), at the place where the layer average is the budget; other N have the same
-    fractions. Positions are numbered anew at each cut, and earlier layers keep what they cached: both as in the
-    released code, where a new token stands behind as many as its layer holds.
+    The authors publish counts for 192, 128 and 64 of 576 tokens in 32 layers. Other budgets are interpolated linearly
+    between these (and none, and all) such that the layer average is the budget; other N have the same fractions.
+    Positions are renumbered at each cut and earlier caches stay full, as in the released code.
 
-    That code cuts behind layers 2, 6 and 15, by their own attention, but counts them as if they had seen the survivors
-    alone. Here the cuts are before them, by the attention of the layer before, so that a budget is what it says.
+    That code cuts after layers 2, 6 and 15, by their own attention, but counts them as if they had seen the survivors
+    alone. Here the cuts are before them, by the attention of the layer before, so that the budget is exact.
 
     Args:
       num_layers: L, at least 4. The places scale with it; the first stays 2 where that leaves room for the others.
       num_visual: N.
       keep: the layer average, as a fraction or a count.
-
-    Returns:
-      The cuts.
 
     Raises:
       ValueError: a number is out of range, or layers before the first cut alone come to more than `keep`.

@@ -1,4 +1,4 @@
-"""Where visual tokens are shortened, by which compressor, to how many: what a user asks for, and what that comes to.
+"""Schedules of cuts: where visual tokens are shortened, by which compressor, to how many.
 
 A schedule is a tuple of cuts `(place, compressor, keep)`. Places are "tower" (inside the vision tower or on its output,
 before the projector), "input" (before decoder layer 0) and a decoder layer (the cut happens at its entry, on the output
@@ -20,7 +20,7 @@ _READ_IN_TOWER = ("class_attention", "middle_attention", "tower_keys", "tower_fe
 _OF_TOWER = (*_READ_IN_TOWER, "projector", "key")
 _OF_INPUT = (*_OF_TOWER, "text", "text_valid", "relevance")
 _OF_BLOCK = ("tower_keys",)
-# How text names what a cut may choose: word -> (attribute, value).
+# The options of a cut in text: word -> (attribute, value).
 OPTIONS: Mapping[str, tuple[str, Any]] = {
     "joint": ("scope", "joint"),
     "image": ("scope", "image"),
@@ -32,7 +32,7 @@ OPTIONS: Mapping[str, tuple[str, Any]] = {
     "calibrated": ("calibrated", True),
     "uncalibrated": ("calibrated", False),
 }
-MERGED = "merged"  # one more word: the compressor's `rest`
+MERGED = "merged"  # one more option: the compressor's `rest`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +41,17 @@ class Cut:
 
     Attributes:
       place: a decoder layer from 1 on, "input" or "tower".
-      compressor: what decides.
-      keep: how many visual tokens are left: a fraction or a count; a count once the plan is made.
-      scope: "joint": all images of a row share one budget; "image": each has its own, of `keep`. A cut in the tower
-        is always for each image.
-      positions: of the survivors in later layers: "kept"; "renumbered" so that no gap is left; or "median": the lower
-        median of all that merged into a survivor, each token counting once, each axis by itself. By these the whole
-        sequence is put in order, of equals the earlier one first, so that a survivor which joins tokens of two images
-        may go past the text between them. None: kept in the decoder, as TokenCarve and FastV do; renumbered before it,
-        as methods there see a shorter prompt.
+      compressor: which tokens survive.
+      keep: how many: a fraction or a count; a count once the plan is made.
+      scope: "joint": all images of a row share one budget; "image": each has its own. A cut in the tower is always
+        for each image.
+      positions: of the survivors in later layers: "kept"; "renumbered" without gaps; or "median": the lower median of
+        all tokens that merged into a survivor, each axis by itself. The whole sequence is then ordered by these, of
+        equals the earlier one first, so that a survivor of two images may pass the text between them. None: "kept" in
+        the decoder, as TokenCarve and FastV do, and "renumbered" before it, where methods see a shorter prompt.
       earlier: the caches of earlier layers are "gathered" to the survivors, or stay "full".
-      calibrated: later decoder layers add the logarithm of a token's size to its key's attention logit, from then on
-        whoever merges. None: as the compressor says; a cut in the tower is calibrated in the tower's own blocks alone.
+      calibrated: later decoder layers add the logarithm of each token's size to its key's attention logit, for all
+        later merges too. None: as the compressor says; a cut in the tower is calibrated in the tower's blocks alone.
     """
 
     place: int | str
@@ -70,7 +69,7 @@ class Cut:
 
     @property
     def moves(self) -> bool:
-        """Whether later layers know survivors by other positions than earlier ones."""
+        """Whether survivors have other positions in later layers."""
         return self.renumbers or self.positions == "median"
 
     @property
@@ -81,7 +80,7 @@ class Cut:
         return self.calibrated
 
     def __str__(self) -> str:
-        """As messages and command lines name it: `METHOD@PLACE=KEEP[,OPTION...]`."""
+        """`METHOD@PLACE=KEEP[,OPTION...]`, as on command lines."""
         words = [word for word, (name, value) in OPTIONS.items() if getattr(self, name) == value != _DEFAULTS[name]]
         registered = COMPRESSORS.get(self.compressor.name)
         if self.compressor.rest == MERGED and (registered is None or registered.rest != MERGED):
@@ -99,8 +98,8 @@ class Plan:
     """Cuts with counts, in the order in which they happen.
 
     Attributes:
-      cuts: those that leave something out.
-      images: stretches of equal length that a row's visual tokens are, one per image; None where images share them.
+      cuts: those that drop something.
+      images: how many stretches of equal length a row's visual tokens are, one per image; None where images share them.
     """
 
     cuts: Schedule = ()
@@ -111,17 +110,17 @@ class Plan:
         return next((cut for cut in self.cuts if cut.place == place), None)
 
     def reads(self) -> tuple[tuple[str, int], ...]:
-        """Names and layers of the evidence from the tower that the cuts ask for."""
+        """Names and layers of the evidence from the tower that the cuts declare."""
         found = {(name, cut.compressor.tower_layer) for cut in self.cuts for name in cut.compressor.evidence}
         return tuple(sorted((name, layer) for name, layer in found if name in _READ_IN_TOWER))
 
     def asks_relevance(self) -> bool:
-        """Whether a cut behind the tower can be told how relevant tokens are to the question."""
+        """Whether a cut after the tower declares `relevance`."""
         return any("relevance" in cut.compressor.evidence for cut in self.cuts if cut.place != TOWER)
 
 
 def parse(carve: Carve, *, num_layers: int) -> Schedule:
-    """Check what a user asked for.
+    """Check a schedule.
 
     Args:
       carve: None (no cut), a keep (TokenCarve at layer 2), or a tuple of `Cut` or `(place, compressor, keep)`, the
@@ -132,7 +131,7 @@ def parse(carve: Carve, *, num_layers: int) -> Schedule:
       Cuts in the order in which they happen.
 
     Raises:
-      ValueError, TypeError: what was wrong with it, what was expected.
+      ValueError, TypeError: what is wrong, and what was expected.
     """
     if carve is None:
         return ()
@@ -154,30 +153,30 @@ def _order(place: int | str) -> int:
     return place if isinstance(place, int) else {TOWER: -1, INPUT: 0}[place]
 
 
-def _cut(asked: Any, num_layers: int) -> Cut:
-    if not isinstance(asked, Cut):
-        if not isinstance(asked, (tuple, list)) or len(asked) != 3:
-            raise TypeError(f"a cut of the schedule is {asked!r}; expected (place, compressor, keep)")
-        place, compressor, keep = asked
+def _cut(cut: Any, num_layers: int) -> Cut:
+    if not isinstance(cut, Cut):
+        if not isinstance(cut, (tuple, list)) or len(cut) != 3:
+            raise TypeError(f"a cut of the schedule is {cut!r}; expected (place, compressor, keep)")
+        place, compressor, keep = cut
         if isinstance(compressor, str):
             if compressor not in COMPRESSORS:
                 known = ", ".join(sorted(COMPRESSORS))
-                raise ValueError(f"cut {asked!r}: unknown compressor {compressor!r}; registered are {known}")
+                raise ValueError(f"cut {cut!r}: unknown compressor {compressor!r}; registered are {known}")
             compressor = COMPRESSORS[compressor]
-        asked = Cut(place, compressor, keep)
-    if not isinstance(asked.compressor, Compressor):
-        raise TypeError(f"cut at {asked.place!r}: {asked.compressor!r} is neither a Compressor nor a registered name")
-    _check_place(asked, num_layers)
+        cut = Cut(place, compressor, keep)
+    if not isinstance(cut.compressor, Compressor):
+        raise TypeError(f"cut at {cut.place!r}: {cut.compressor!r} is neither a Compressor nor a registered name")
+    _check_place(cut, num_layers)
     for name in dict.fromkeys(name for name, _ in OPTIONS.values()):
-        value, choices = getattr(asked, name), [value for option, value in OPTIONS.values() if option == name]
+        value, choices = getattr(cut, name), [value for option, value in OPTIONS.values() if option == name]
         if value not in choices and value != _DEFAULTS[name]:
-            raise ValueError(f"cut {asked}: {name} must be {' or '.join(map(repr, choices))}, got {value!r}")
-    if hasattr(asked.keep, "__index__") and not isinstance(asked.keep, bool):
-        if asked.keep < 1:
-            raise ValueError(f"cut {asked}: keep must be a fraction in (0, 1] or a count of at least 1")
+            raise ValueError(f"cut {cut}: {name} must be {' or '.join(map(repr, choices))}, got {value!r}")
+    if hasattr(cut.keep, "__index__") and not isinstance(cut.keep, bool):
+        if cut.keep < 1:
+            raise ValueError(f"cut {cut}: keep must be a fraction in (0, 1] or a count of at least 1")
     else:
-        count(1, asked.keep)  # a fraction is checked before the number of visual tokens is known
-    return asked
+        count(1, cut.keep)  # a fraction is checked before the number of visual tokens is known
+    return cut
 
 
 def _check_place(cut: Cut, num_layers: int) -> None:
@@ -191,10 +190,10 @@ def _check_place(cut: Cut, num_layers: int) -> None:
         if compressor.at == TOWER:
             raise ValueError(f"cut {cut}: {compressor.name} works in the blocks of the tower; its place is 'tower'")
         return
-    told = _OF_INPUT if place == INPUT else _OF_BLOCK if compressor.at == TOWER else _OF_TOWER
+    known = _OF_INPUT if place == INPUT else _OF_BLOCK if compressor.at == TOWER else _OF_TOWER
     if place == INPUT and compressor.at == TOWER:
         raise ValueError(f"cut {cut}: {compressor.name} works in the blocks of the tower; its place is 'tower'")
-    if missing := [name for name in compressor.required if name not in told]:
+    if missing := [name for name in compressor.required if name not in known]:
         raise ValueError(f"cut {cut}: {compressor.name} needs {', '.join(missing)}, which is not known at {place!r}")
 
 
@@ -206,12 +205,11 @@ def resolve(schedule: Schedule, num_visual: int, *, images: int | None = 1) -> P
     Args:
       schedule: from `parse`.
       num_visual: N, visual tokens of a row, all images together.
-      images: stretches of equal length that the N are, one per image (`Prompt.images`). A cut with budgets per image
-        keeps its share of each.
+      images: `Prompt.images`. A cut with budgets per image keeps its share of each.
 
     Raises:
-      ValueError: a cut that keeps more than the one before it left, or more than there are, or one with budgets per
-        image where it is no longer known which token is of which image.
+      ValueError: a cut keeps more than the one before it left, or has budgets per image where it is no longer known
+        which token is of which image.
     """
     left, cuts, stretches = num_visual, [], images
     for cut in schedule if num_visual else ():  # a prompt without images has nothing to cut
@@ -254,5 +252,5 @@ def tokens_by_layer(cuts: Schedule, *, num_layers: int, num_visual: int) -> list
 
 
 def has_budgets_per_image(schedule: Schedule) -> bool:
-    """Whether prompts should give each image a stretch of its own."""
+    """Whether a cut needs prompts that give each image equally many slots of its own."""
     return any(cut.scope == "image" or cut.place == TOWER for cut in schedule)

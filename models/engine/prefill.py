@@ -38,7 +38,7 @@ from tokencarve_jax.tokens import rows
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefilled:
-    """What prefill hands to decoding. A pytree.
+    """The state after the prompt. A pytree.
 
     Attributes:
       logits: [B, V] float32 of the token after the prompt.
@@ -57,7 +57,7 @@ _NO_CUTS = Plan()
 def embed(
     model: Any, prompt: Prompt, *, plan: Plan = _NO_CUTS, kernel: str = "blocks", key: jax.Array | None = None
 ) -> tuple[jax.Array, Sequence, tuple[CutRecord, ...]]:
-    """Token embeddings with the visual tokens in their places, and where everything stands.
+    """Token embeddings [B, S, D] with the visual tokens in their places, the sequence, and the record of a tower cut.
 
     Args:
       model: the model.
@@ -65,9 +65,6 @@ def embed(
       plan: its cut in the tower is carried out here.
       kernel: of attention in the tower.
       key: PRNG key for that cut.
-
-    Returns:
-      [B, S, D], the sequence, and what the cut in the tower did where there is one.
     """
     hidden = model.decoder.embed_tokens(prompt.input_ids)
     sequence = Sequence(
@@ -81,19 +78,19 @@ def embed(
         weighed=False,
         evidence={},
         text=hidden[:, :0],
-        asked=prompt.relevance if plan.asks_relevance() else None,
+        questions=prompt.relevance if plan.asks_relevance() else None,
     )
     sequence = dataclasses.replace(sequence, text=rows(hidden, sequence.text_slots))
     if prompt.pixel_values is None:
         return hidden, sequence, ()
     cut = plan.at(TOWER)
-    reads = {*plan.reads(), *([] if sequence.asked is None else [FEATURES])}
+    reads = {*plan.reads(), *([] if sequence.questions is None else [FEATURES])}
     visual = model.visual(prompt.pixel_values, TowerRequest(tuple(sorted(reads)), cut, kernel), key)
     if cut is not None:
         if prompt.border is not None or not prompt.whole:
             raise ValueError(
-                f"cut {cut}: the tower knows no border tokens, and cuts whole images alone; let all tokens enter, and "
-                "name no border"
+                f"cut {cut}: a cut in the tower needs whole images without border tokens; let all tokens enter, and "
+                "pass no border"
             )
         return _spread(hidden, sequence, visual, prompt, cut, model.mesh)
     found = {what: jnp.take(array, prompt.feature_index, axis=0) for what, array in visual.evidence.items()}
@@ -106,7 +103,7 @@ def embed(
 def _spread(
     hidden: jax.Array, sequence: Sequence, visual: Visual, prompt: Prompt, cut: Cut, mesh: Any
 ) -> tuple[jax.Array, Sequence, tuple[CutRecord, ...]]:
-    """Put what a cut in the tower left of each image into its place, and drop the other places."""
+    """Put the survivors of a cut in the tower into their places, and drop the other places."""
     assert visual.indices is not None
     assert visual.assignment is not None
     assert visual.sizes is not None
@@ -125,7 +122,7 @@ def _spread(
 
 
 class SegmentBuilder:
-    """The layers between two cuts, and what their caches' slots stand for."""
+    """The layers between two cuts, with their keys and values and what these slots stand for."""
 
     def __init__(self, sequence: Sequence):
         self.layers: list[KeyValue] = []
@@ -134,7 +131,7 @@ class SegmentBuilder:
         self.here: jax.Array | None = None  # [B, S] which slot each slot of the current sequence is; None: the same
 
     def cut(self, kept: jax.Array, *, full: bool) -> None:
-        """Of the current sequence the slots `kept` [B, S'] are left."""
+        """Keep the slots `kept` [B, S'] of the current sequence."""
         here = kept if self.here is None else rows(self.here, kept)
         if full:
             self.here = here
@@ -145,7 +142,7 @@ class SegmentBuilder:
         self.here = None
 
     def segment(self, decode_capacity: int) -> Segment:
-        """With `decode_capacity` slots for new tokens."""
+        """The finished segment, with `decode_capacity` free slots."""
         grow, slots = [(0, 0), (0, decode_capacity)], self.valid.shape[1]
         return Segment(
             valid=jnp.pad(self.valid, grow),
@@ -157,34 +154,34 @@ class SegmentBuilder:
 
 
 class Prefill(Flow):
-    """A flow that caches and cuts, and computes only the last token's output in the last layer."""
+    """A flow that caches and cuts, and in the last layer computes the output of the last token alone."""
 
     def __init__(self, model: Any, hidden: jax.Array, sequence: Sequence, plan: Plan, kernel: str, key: jax.Array):
         self.model, self.plan, self.key = model, plan, key
         self.sequence, self.records = sequence, list[CutRecord]()
         self.builders = [SegmentBuilder(sequence)]
-        self.entered = hidden
-        self.passed: evidence.LayerTrace | None = None
+        self.hidden = hidden  # the input of the current layer
+        self.trace: evidence.LayerTrace | None = None
         super().__init__(model.decoder, sequence.positions, sequence.lengths, kernel=kernel)
         self.bias = log_sizes(sequence.slot_sizes)
 
     def known(self, cut: Cut, index: int, hidden: jax.Array) -> dict[str, Callable[[], Any]]:
-        """By name, what computes all that can be known at a cut before layer `index`; `hidden` [B, S, D] enters it."""
+        """All evidence available at a cut before layer `index`, whose input is `hidden` [B, S, D]: name -> function."""
         sequence = self.sequence
         known = evidence.of_tower(cut, sequence) | evidence.of_text(sequence)
         known["key"] = lambda: jax.random.fold_in(self.key, index)
         known["projector"] = lambda: projection(self.model.projector)
-        if self.passed is not None:
-            known |= evidence.of_layers(sequence, hidden, self.passed, self.decoder.layers[index], self.decoder)
+        if self.trace is not None:
+            known |= evidence.of_layers(sequence, hidden, self.trace, self.decoder.layers[index], self.decoder)
         return known
 
     def _cut(self, cut: Cut, index: int, hidden: jax.Array) -> jax.Array:
         known = self.known(cut, index, hidden)
         hidden, shorter, kept, record = cuts.apply(cut, hidden, self.sequence, known, images=self.plan.images)
         self.records.append(record)
-        for stretch in self.builders:
-            stretch.cut(kept, full=cut.earlier == "full")
-        # Gathered to the same positions, the layers so far and those to come have slots that stand for the same.
+        for builder in self.builders:
+            builder.cut(kept, full=cut.earlier == "full")
+        # Otherwise the slots of earlier and later layers stand for the same tokens at the same positions.
         if cut.earlier == "full" or cut.moves or shorter.weighed:
             self.builders.append(SegmentBuilder(shorter))
         self.sequence = shorter
@@ -195,11 +192,11 @@ class Prefill(Flow):
     def before_layer(self, index: int, hidden: jax.Array) -> jax.Array:
         """[B, S, D], shortened where the plan has a cut."""
         cut = self.plan.at(index if index else INPUT)
-        self.entered = hidden if cut is None else self._cut(cut, index, hidden)
-        return self.entered
+        self.hidden = hidden if cut is None else self._cut(cut, index, hidden)
+        return self.hidden
 
     def query_tokens(self, index: int, hidden: jax.Array) -> tuple[jax.Array, Rotation]:
-        """All tokens; in the last layer, the last one: only its output is read from here on."""
+        """All tokens; in the last layer the last one alone."""
         if index + 1 < len(self.decoder.layers):
             return hidden, self.at
         cosine, sine = (rows(part, self.sequence.last) for part in self.at)
@@ -215,19 +212,19 @@ class Prefill(Flow):
         return attend(query, key, value, mask=seen[:, None], bias=self.bias)
 
     def after_layer(self, index: int, added: jax.Array, hidden: jax.Array) -> jax.Array:
-        """[B, S, D]; what a cut before the next layer may ask about is kept at hand."""
+        """[B, S, D]; a cut before the next layer may use what is recorded here."""
         layer, key = self.decoder.layers[index], self.builders[-1].layers[-1][0]
-        self.passed = evidence.LayerTrace(layer, self.entered, self.query, key, added)
+        self.trace = evidence.LayerTrace(layer, self.hidden, self.query, key, added)
         return by_batch(hidden, self.model.mesh)
 
     def cache(self, *, decode_capacity: int, merge: bool) -> Cache:
-        """Everything cached, with `decode_capacity` slots for new tokens."""
-        builders = [stretch for stretch in self.builders if stretch.layers]
-        held = functools.partial(by_head, decode_capacity=decode_capacity, merge=merge)
+        """The cache of all layers, with `decode_capacity` free slots."""
+        builders = [builder for builder in self.builders if builder.layers]
+        arrange = functools.partial(by_head, decode_capacity=decode_capacity, merge=merge)
         return Cache(
-            layers=tuple((held(key), held(value)) for stretch in builders for key, value in stretch.layers),
-            segments=tuple(stretch.segment(decode_capacity) for stretch in builders),
-            segment_of=tuple(number for number, stretch in enumerate(builders) for _ in stretch.layers),
+            layers=tuple((arrange(key), arrange(value)) for builder in builders for key, value in builder.layers),
+            segments=tuple(builder.segment(decode_capacity) for builder in builders),
+            segment_of=tuple(number for number, builder in enumerate(builders) for _ in builder.layers),
         )
 
 
@@ -244,27 +241,17 @@ def trace(
     target: Target,
     flow: Callable[..., FlowT],
 ) -> tuple[Prefilled, FlowT]:
-    """The body of `prefill`, for compiled programs that take more from it than an answer.
+    """The body of `prefill`, for compiled programs that record more: what it returns, and the flow after all layers.
 
-    Args:
-      model: as for `prefill`, and so are the others but for `flow`.
-      prompt: see `prefill`.
-      seed: see `prefill`.
-      plan: see `prefill`.
-      decode_capacity: see `prefill`.
-      target: see `prefill`.
-      flow: `Prefill`, or one made from it that notes down what it sees.
-
-    Returns:
-      What `prefill` returns, and the flow that has been through all layers.
+    Arguments are those of `prefill`; `flow` is `Prefill` or a subclass.
     """
     key = jax.random.key(seed)
     tower_key = jax.random.fold_in(key, 2**31 - 1)
     hidden, sequence, records = embed(model, prompt, plan=plan, kernel=target.kernel, key=tower_key)
-    passing = flow(model, hidden, sequence, plan, target.kernel, key)
-    hidden = run_layers(model.decoder.layers, hidden, passing)
-    cache = passing.cache(decode_capacity=decode_capacity, merge=target.merge_heads and model.mesh is None)
-    return Prefilled(model.decoder.logits(hidden[:, 0]), cache, (*records, *passing.records)), passing
+    done = flow(model, hidden, sequence, plan, target.kernel, key)
+    hidden = run_layers(model.decoder.layers, hidden, done)
+    cache = done.cache(decode_capacity=decode_capacity, merge=target.merge_heads and model.mesh is None)
+    return Prefilled(model.decoder.logits(hidden[:, 0]), cache, (*records, *done.records)), done
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "decode_capacity", "target"))

@@ -1,4 +1,4 @@
-"""From what a Hugging Face processor gives to the static shapes of a compiled program. Host-side, NumPy only.
+"""From a Hugging Face processor's output to the static shapes of a compiled program. Host-side, NumPy only.
 
 Rows are packed to the left and padded at the end, up to a bucket length, so that prompts of similar length share one
 compiled program whichever side the processor padded.
@@ -15,8 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-BUCKET = 16  # sequence lengths are rounded up to a multiple of this: padding is computed in every layer
-VISUAL_BUCKET = 64  # and numbers of visual tokens that vary, to one of this
+from models.errors import ConfigError
+
+BUCKET = 16  # sequence lengths are multiples of this: padding is computed in every layer
+VISUAL_BUCKET = 64  # and so are numbers of visual tokens that vary
 
 
 @jax.tree_util.register_dataclass
@@ -30,15 +32,14 @@ class Prompt:
       pixel_values: [images, C, height, width], or None where no row has an image.
       positions: [B, S, A] int32, rotary positions.
       next_position: [B] int32, rotary position of the first new token.
-      visual_slots: [B, N] int32, where in the sequence the visual tokens stand. A row with fewer than N lists slots of
-        its padding for the missing ones.
+      visual_slots: [B, N] int32, slots of the visual tokens; padding slots stand for those that a row lacks.
       visual_valid: [B, N] bool, False for these.
       feature_index: [B, N] int32, which of all visual features (`Visual.tokens`) goes there.
-      border: [B, N] bool, True where a token shows nothing but the padding of its image: cuts take these after all
-        others. None where nothing is known of that.
-      images: the N are so many stretches of equal length, one per image; None where a row's images share them. Static.
-      whole: each stretch is all that the tower gives for its image, in order. Static.
-      relevance: the rows' questions as CLIP sees them (`models.engine.relevance.QuestionEmbeddings`), or None.
+      border: [B, N] bool, True where a token shows only the padding of its image: cuts keep these after all others.
+        None where that is not known.
+      images: how many stretches of equal length the N are, one per image; None where images share them. Static.
+      whole: whether each stretch is all that the tower gives for its image, in order. Static.
+      relevance: the rows' questions (`models.engine.relevance.QuestionEmbeddings`), or None.
     """
 
     input_ids: Any
@@ -66,11 +67,7 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def within_context(prompt: Prompt, context: int) -> Prompt:
-    """The prompt itself.
-
-    Raises:
-      ValueError: it has more tokens than the model was trained for.
-    """
+    """The prompt itself; ValueError if it has more tokens than the model was trained for."""
     if (longest := int(prompt.lengths.max())) > context:
         raise ValueError(f"a prompt has {longest} tokens, visual ones included; the model's context is {context}")
     return prompt
@@ -91,8 +88,7 @@ def make_prompt(
 ) -> Prompt:
     """Pack, pad and check a processor's output.
 
-    A placeholder that `attention_mask` leaves out does not enter the sequence, and neither does its visual token: what
-    follows moves up, as in a prompt that never had it.
+    A placeholder that `attention_mask` leaves out does not enter the sequence, and neither does its visual token.
 
     Args:
       input_ids: [B, S] integers, image placeholders expanded (one per visual token).
@@ -102,19 +98,14 @@ def make_prompt(
       tokens_per_image: visual tokens that the tower gives for one image.
       vocab_size: ids must be below it.
       bucket: S is rounded up to a multiple of this.
-      features_of: for each image the indices of the features that it brings, where that is not all of its own in
-        order (LLaVA-NeXT). N is then a multiple of `VISUAL_BUCKET`.
-      per_image: give each image a stretch of the N of its own, as long as the longest. Without `features_of` it is so
-        anyway.
-      border: [images, tokens_per_image], non-zero for visual tokens that cuts should take after all others: those that
-        show the padding of an image.
-
-    Returns:
-      The packed batch.
+      features_of: for each image the indices of its features, where these are not all of its own in order
+        (LLaVA-NeXT). N is then a multiple of `VISUAL_BUCKET`.
+      per_image: give each image a stretch of the N, as long as the longest; always so without `features_of`.
+      border: [images, tokens_per_image], non-zero for visual tokens that show only the padding of an image.
 
     Raises:
-      ValueError: shapes that do not belong together, ids outside the vocabulary, an empty row, or a number of
-        placeholders that is not what the images bring.
+      ValueError: shapes do not fit each other, a row is empty, or the placeholders are not as many as the features.
+      ConfigError: ids outside the vocabulary, as from a tokenizer that does not belong to the model.
     """
     ids = np.asarray(input_ids)
     if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
@@ -127,8 +118,9 @@ def make_prompt(
         raise ValueError(f"row {int(np.argmin(lengths))} of attention_mask has no real token; drop the row")
     real = ids[mask]
     if real.min() < 0 or real.max() >= vocab_size:
-        raise ValueError(
-            f"input_ids holds ids from {real.min()} to {real.max()}; the vocabulary ends at {vocab_size - 1}"
+        raise ConfigError(
+            f"input_ids holds ids from {real.min()} to {real.max()}, but the model's vocabulary ends at "
+            f"{vocab_size - 1}; expected the tokenizer that belongs to the model"
         )
     if pixel_values is not None and np.ndim(pixel_values) != 4:
         raise ValueError(f"pixel_values has shape {np.shape(pixel_values)}; expected [images, channels, height, width]")
@@ -181,7 +173,7 @@ def make_prompt(
 
 
 def _entering(images: Sequence[np.ndarray], mask: np.ndarray, placeholders: np.ndarray) -> list[np.ndarray]:
-    """Of the features of a row's images those whose placeholders enter the sequence."""
+    """The features of a row's images whose placeholders enter the sequence."""
     ends = np.cumsum([len(image) for image in images])
     enters = np.split(mask[placeholders], ends)
     return [image[keep] for image, keep in zip(images, enters[: len(images)], strict=True)]
@@ -196,10 +188,10 @@ def _checked_border(border: Any, pixel_values: Any | None, tokens_per_image: int
 
 
 def _images_of_rows(counts: Sequence[int], images: Sequence[np.ndarray], usual: int) -> list[list[np.ndarray]]:
-    """Deal the images out to the rows, in order, by how many placeholders each row holds; `usual` is for the message.
+    """Assign images to rows, in order, by the placeholders of each row; `usual` is for the message.
 
     Raises:
-      ValueError: they do not come out even.
+      ValueError: placeholders and features are not as many.
     """
     left, rows = list(images), []
     for count in counts:

@@ -1,4 +1,4 @@
-"""How relevant each visual token is to the question, by CLIP: what a prompt brings for it, and the number.
+"""The evidence `relevance`, of each visual token to the question, by CLIP.
 
 Axis letters: B batch, T pieces of a question, N visual tokens, C width of the tower, P width of CLIP's space.
 """
@@ -18,19 +18,15 @@ from models.engine.sharding import place_batch
 from models.nn.clip_config import VisionConfig
 from models.nn.clip_text import PatchEmbedding
 
-FEATURES = ("tower_features", -2)  # what is read in the tower for it
+FEATURES = ("tower_features", -2)  # read in the tower for it
 _HOW = "pass relevance=models.relevance.Relevance.from_pretrained(CLIP)(questions)"
 
 
 def check_tower(config: Any, tower: VisionConfig) -> None:
-    """Refuse a model that reads another tower than the one that a CLIP's projections are for.
-
-    Args:
-      config: the model's.
-      tower: the CLIP's.
+    """Refuse a model whose tower is not the one that a CLIP's projections are for.
 
     Raises:
-      ValueError: with all that differs.
+      ValueError: with everything that differs.
     """
     if len(config.feature_layers) != 1:
         raise ValueError(
@@ -48,12 +44,12 @@ def check_tower(config: Any, tower: VisionConfig) -> None:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QuestionEmbeddings:
-    """Questions as CLIP embeds them, and what embeds patches beside them. A pytree.
+    """Questions as CLIP embeds them, and its embedding of patches. A pytree.
 
     Attributes:
       texts: [B, T, P], the pieces of each row's question.
       valid: [B, T] bool, False where a row has fewer pieces; at least one is True.
-      patches: hidden states of the vision tower into the same space.
+      patches: maps hidden states of the vision tower into the same space.
     """
 
     texts: Any
@@ -61,24 +57,21 @@ class QuestionEmbeddings:
     patches: PatchEmbedding
 
     def placed(self, mesh: Mesh | None) -> QuestionEmbeddings:
-        """On a mesh as batches are, the embedding's weights whole."""
+        """The same on a mesh: rows split as batches are, the weights whole."""
         if mesh is None:
             return self
         texts, valid = place_batch((self.texts, self.valid), mesh)
         return QuestionEmbeddings(texts, valid, jax.device_put(self.patches, NamedSharding(mesh, PartitionSpec())))
 
     def relevance(self, features: jax.Array, valid: jax.Array) -> jax.Array:
-        """MINUS the mean over a question's pieces of cos(patch, piece), as CDPruner's code has it.
+        """MINUS the mean over a question's pieces of cos(patch, piece), as in CDPruner's code: [B, N] float32, -1 to 1.
 
-        The minus is the paper's: what CLIP's tower says of a patch in this layer points away from the texts that fit.
+        The minus is the paper's: patch features of this layer point away from the texts that fit.
 
         Args:
-          features: [B, N, C] of the tower's layer that the model reads; zero where a token is of no patch
+          features: [B, N, C] of the tower's layer that the model reads; zero where a token is not a patch
             (LLaVA-NeXT's newline), which then counts as the row's least relevant one.
           valid: [B, N] bool, False where a row has fewer tokens.
-
-        Returns:
-          [B, N] float32, -1 to 1.
         """
         patches, texts = _unit(self.patches(features)), _unit(self.texts)
         cosine = jnp.einsum("bnp,btp->bnt", patches, texts, precision=jax.lax.Precision.HIGHEST)
@@ -87,27 +80,26 @@ class QuestionEmbeddings:
         return jnp.where(of_patch, relevance, relevance.min(-1, keepdims=True, where=of_patch, initial=1))
 
 
-def attach(asked: QuestionEmbeddings | None, prompt: Prompt, config: Any, mesh: Mesh | None) -> Prompt:
-    """A packed batch with its questions; as it is without any.
+def attach(questions: QuestionEmbeddings | None, prompt: Prompt, config: Any, mesh: Mesh | None) -> Prompt:
+    """A packed batch with its questions, if there are any.
 
     Raises:
-      ValueError: there are not as many as rows, or see `check_tower`.
+      ValueError: not one question per row; see also `check_tower`.
     """
-    if asked is None:
+    if questions is None:
         return prompt
-    if len(asked.texts) != len(prompt.input_ids):
-        raise ValueError(
-            f"relevance is of {len(asked.texts)} questions; expected one for each of the {len(prompt.input_ids)} rows"
-        )
-    check_tower(config, asked.patches.config)
-    return dataclasses.replace(prompt, relevance=asked.placed(mesh))
+    found, rows = len(questions.texts), len(prompt.input_ids)
+    if found != rows:
+        raise ValueError(f"relevance is of {found} questions; expected one for each of the {rows} rows")
+    check_tower(config, questions.patches.config)
+    return dataclasses.replace(prompt, relevance=questions.placed(mesh))
 
 
 def without_unused_questions(prompt: Prompt, schedule: Schedule) -> Prompt:
-    """A packed batch without questions that no cut asks about, so that its program is the same as without them.
+    """A packed batch without questions that no cut uses, so that it shares the program of batches without them.
 
     Raises:
-      ValueError: the prompt has none, and a cut cannot do without.
+      ValueError: a cut needs questions, and the prompt has none.
     """
     for cut in schedule if prompt.relevance is None else ():
         if "relevance" in cut.compressor.required:

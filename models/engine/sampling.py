@@ -1,4 +1,4 @@
-"""How the next token is chosen from its logits."""
+"""The choice of the next token from its logits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn from."""
+        """Check the ranges."""
         if not self.temperature >= 0:
             raise ValueError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
         if self.top_k is not None and self.top_k < 1:
@@ -42,14 +42,9 @@ GREEDY = Sampling()
 
 
 def narrow(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Logits of the distribution that is drawn from, in the order temperature, top-k, top-p (as transformers has it).
+    """Apply temperature, top-k and top-p, in transformers' order, to logits [B, V] float32.
 
-    Args:
-      logits: [B, V] float32.
-      sampling: with a temperature above 0.
-
-    Returns:
-      [B, V] float32, minus infinity at tokens that cannot be drawn.
+    Tokens that cannot be drawn get minus infinity; the temperature must be above 0.
     """
     logits = logits / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
@@ -65,16 +60,7 @@ def narrow(logits: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def choose(logits: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
-    """Draw one token per row.
-
-    Args:
-      logits: [B, V] float32.
-      key: PRNG key.
-      sampling: the settings. Static.
-
-    Returns:
-      [B] int32.
-    """
+    """One token per row, [B] int32, from logits [B, V] float32."""
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     return jax.random.categorical(key, narrow(logits, sampling), axis=-1).astype(jnp.int32)

@@ -21,7 +21,7 @@ from tokencarve_jax.tokens import rows
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CutRecord:
-    """What one cut did; a pytree.
+    """What one cut did. A pytree.
 
     Attributes:
       indices: [B, K] int32, which of the visual tokens before the cut are left.
@@ -33,7 +33,7 @@ class CutRecord:
 
     @classmethod
     def of_images(cls, indices: jax.Array, assignment: jax.Array) -> CutRecord:
-        """For whole rows, from indices [B, I, K] and assignment [B, I, N] of each of their I images."""
+        """The record of whole rows, from indices [B, I, K] and assignment [B, I, N] of their I images."""
         batch, images, kept = indices.shape
         before = jnp.arange(images, dtype=jnp.int32)[:, None]
         indices = indices + before * assignment.shape[-1]
@@ -71,7 +71,7 @@ class Survivors:
 
 @dataclasses.dataclass(frozen=True)
 class Sequence:
-    """Where everything stands, hidden states apart.
+    """Everything about a sequence but its hidden states.
 
     Attributes:
       positions: [B, S, A] int32 rotary positions.
@@ -79,12 +79,12 @@ class Sequence:
       lengths: [B] int32, real tokens; padding stands behind them.
       visual_slots: [B, N] int32.
       visual_valid: [B, N] bool, False where there is no token.
-      border: [B, N] bool, tokens that cuts take after all others; None: no such.
+      border: [B, N] bool, tokens that cuts keep after all others, or None.
       sizes: [B, N] float32, how many tokens each visual one stands for.
       weighed: whether sizes count in attention.
       evidence: arrays [B, N, ...] from the tower, by name and layer.
-      text: [B, T, D] embeddings of all that is not visual.
-      asked: the questions as CLIP sees them, where a cut wants to know; `evidence` then has what goes with it.
+      text: [B, T, D] embeddings of all tokens that are not visual.
+      questions: as CLIP embeds them, where a cut asks for relevance; `evidence` then has the features for it.
     """
 
     positions: jax.Array
@@ -97,7 +97,7 @@ class Sequence:
     weighed: bool
     evidence: dict[tuple[str, int], jax.Array]
     text: jax.Array
-    asked: QuestionEmbeddings | None
+    questions: QuestionEmbeddings | None
 
     @property
     def is_real(self) -> jax.Array:
@@ -111,7 +111,7 @@ class Sequence:
 
     @property
     def text_slots(self) -> jax.Array:
-        """[B, T] int32, ascending: all slots where no visual token stands."""
+        """[B, T] int32, ascending: all slots that are not visual."""
         batch, length = jnp.arange(len(self.positions))[:, None], self.positions.shape[1]
         visual = jnp.zeros(self.positions.shape[:2], bool).at[batch, self.visual_slots].set(True)
         text = jnp.argsort(visual, axis=1, stable=True)[:, : length - self.visual_slots.shape[1]]
@@ -119,19 +119,19 @@ class Sequence:
 
     @property
     def question(self) -> jax.Array:
-        """[B, T] bool, the text tokens behind the last visual one."""
+        """[B, T] bool, the text tokens after the last visual one."""
         slots = self.text_slots
         behind = slots > jnp.where(self.visual_valid, self.visual_slots, -1).max(-1, keepdims=True)
         return behind & (slots < self.lengths[:, None])
 
     @property
     def preferred(self) -> jax.Array:
-        """[B, N] bool, visual tokens as a compressor is told of them: border is no better than no token."""
+        """[B, N] bool, what compressors get as valid: visual tokens that are not border."""
         return self.visual_valid if self.border is None else self.visual_valid & ~self.border
 
     @property
     def slot_sizes(self) -> jax.Array | None:
-        """[B, S] float32, sizes as attention weighs them; None where it does not."""
+        """[B, S] float32, sizes for attention; None where they do not count."""
         if not self.weighed:
             return None
         ones = jnp.ones(self.positions.shape[:2], jnp.float32)
@@ -139,24 +139,24 @@ class Sequence:
         return ones.at[batch, self.visual_slots].set(self.sizes, unique_indices=True)
 
     def seen_from(self, slot: jax.Array, window: int | None) -> jax.Array:
-        """What the tokens at `slot` [B] look at, behind themselves nothing: [B, S] bool."""
+        """[B, S] bool, which slots the tokens at `slot` [B] attend to: real ones up to their own."""
         seen = self.is_real & (jnp.arange(self.positions.shape[1]) <= slot[:, None])
         return seen_by_one(seen, rows(self.positions, slot[:, None])[:, 0, 0], self.positions, window)
 
     def shorten(
         self, hidden: jax.Array, left: Survivors, cut: Cut, *, images: int
     ) -> tuple[jax.Array, Sequence, jax.Array, CutRecord]:
-        """Leave the survivors of a cut, and everything that is not visual.
+        """Keep the survivors of a cut, and all tokens that are not visual.
 
         Args:
           hidden: [B, S, D].
           left: the survivors.
-          cut: how positions and sizes go on.
-          images: equal stretches of the survivors that stay apart, one for each of a row's images, or 1.
+          cut: says how positions and sizes go on.
+          images: equal stretches of the survivors that stay apart, one per image of a row, or 1.
 
         Returns:
           [B, S', D], the shorter sequence, [B, S'] int32, which slot each of its tokens comes from, and the record,
-          its survivors in the order in which they stand, padding at the end of each stretch.
+          its survivors in sequence order, padding at the end of each stretch.
         """
         standing = rows(self.visual_slots, left.record.indices)
         hidden, kept = jax.vmap(splice)(hidden, left.values.astype(hidden.dtype), self.visual_slots, standing)
@@ -187,7 +187,7 @@ class Sequence:
             weighed=self.weighed or cut.weighs,
             evidence=left.evidence,
             text=self.text,
-            asked=self.asked,
+            questions=self.questions,
         )
         return hidden, shorter, kept, left.record
 

@@ -1,4 +1,4 @@
-"""Where weights and activations live on a mesh: data parallel over one axis, tensor parallel over another.
+"""The placement of weights and activations on a mesh: data parallel over one axis, tensor parallel over another.
 
 Weights are split as in Megatron-LM (arXiv 1909.08053): the first matrix of each pair by its outputs, the second by its
 inputs, so that a block needs one sum over the "model" axis after attention and one after the MLP. XLA derives the rest
@@ -41,7 +41,7 @@ def auto_mesh(mesh: Mesh) -> Mesh:
 
 
 def _fitting(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
-    """Only the axes that the mesh has and that divide their dimension."""
+    """A sharding by the axes that the mesh has and that divide their dimension."""
     fits = (
         axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
         for axis, size in zip(axes, shape, strict=True)
@@ -50,7 +50,7 @@ def _fitting(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -
 
 
 def weight_sharding(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
-    """How each weight is placed: a function of its dotted path in the model and its shape."""
+    """The sharding of each weight, as a function of its dotted path in the model and its shape."""
 
     def of(path: str, shape: tuple[int, ...]) -> NamedSharding:
         axes = next((axes for pattern, axes in _RULES if re.fullmatch(pattern, path)), (None,) * len(shape))
@@ -60,7 +60,7 @@ def weight_sharding(mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedShardin
 
 
 def batch_sharding(mesh: Mesh) -> Callable[[tuple[int, ...]], NamedSharding]:
-    """How an array with one row per prompt is placed, its leading dimension split over "data": by its shape."""
+    """The sharding of arrays with one row per prompt, split over "data", as a function of their shape."""
     return lambda shape: _fitting(mesh, (DATA, *(None,) * (len(shape) - 1))[: len(shape)], shape)
 
 
@@ -73,7 +73,7 @@ def place_batch(batch: Tree, mesh: Mesh | None) -> Tree:
 
 
 def by_batch(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """A constraint for block boundaries: rows over "data", everything else whole. Without a mesh, x."""
+    """Constrain x at a block boundary: rows over "data", everything else whole. Without a mesh, x itself."""
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, _fitting(mesh, (DATA,) + (None,) * (x.ndim - 1), x.shape))

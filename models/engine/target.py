@@ -1,4 +1,4 @@
-"""What a program is compiled for: static choices, made by the caller and never while tracing."""
+"""What programs are compiled for: static choices of the caller, never made while tracing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CUDA = Target(kernel="cudnn")  # NVIDIA's Ampere and later
 
 
 def target_of(device: Any) -> Target:
-    """The target that a device of this machine is, such as `jax.devices()[0]`."""
+    """The target for a device of this machine, such as `jax.devices()[0]`."""
     generation, *_ = str(getattr(device, "compute_capability", "")).split(".")  # "9.0", but AMD's "gfx942"
     if not generation.isdigit() or int(generation) < 8:
         return CPU

@@ -1,4 +1,4 @@
-"""What a model makes of its images: visual tokens, and what compressors may want to know about them.
+"""What a family computes from images: visual tokens, and evidence about them.
 
 Axis letters: N visual tokens of an image, K kept, D width.
 """
@@ -17,7 +17,7 @@ Evidence = dict[tuple[str, int], jax.Array]  # by name and tower layer
 
 @dataclasses.dataclass(frozen=True)
 class TowerRequest:
-    """What a program wants of the tower. Static.
+    """What to compute in the tower. Static.
 
     Attributes:
       evidence: names and tower layers.
@@ -35,9 +35,9 @@ class Visual:
     """Visual tokens of a batch.
 
     Attributes:
-      tokens: [features, D], what `Prompt.feature_index` counts; behind a cut in the tower, those that are left.
+      tokens: [features, D], to which `Prompt.feature_index` points; after a cut in the tower, the survivors.
       evidence: arrays [features, ...] aligned with them.
-      indices: [images, K] int32, which of an image's N a cut in the tower left; None without one.
+      indices: [images, K] int32, which of an image's N survive a cut in the tower; None without one.
       sizes: [images, K] float32, how many each stands for.
       assignment: [images, N] int32, which of the K each lives on in, or -1.
     """

@@ -1,14 +1,14 @@
 """LLaVA-NeXT's images of any resolution, as index arithmetic on the host: NumPy only, no pixels and no weights.
 
-An image is seen twice: whole, as one tile, and cut into a grid of tiles at the resolution that fits it best. The
-decoder gets the whole image's tokens first and then the grid's, row by row, without the rows or columns that only
-padded the image to the grid's shape, and with one image-newline embedding at the end of every row::
+The tower sees an image whole, as one tile, and as a grid of tiles at the resolution that fits best. The decoder gets
+the whole image's tokens and then the grid's, row by row, without rows or columns of padding, and with one image-newline
+embedding at the end of every row::
 
     tiles of an image    0: whole    1 2: the grid, padded above and below
                                      3 4
 
-Which token goes where is known from the image's size alone. So the model runs the tower over all tiles, appends the
-newline embedding as one more row, and gathers: `features_of_image` says which rows, in transformers' order.
+The layout follows from the image's size alone. So the model runs the tower over all tiles, appends the newline
+embedding as one more row, and gathers the rows of `features_of_image`, in transformers' order.
 """
 
 from __future__ import annotations
@@ -22,14 +22,7 @@ Size = tuple[int, int]  # height, width
 
 
 def best_resolution(size: Size, pinpoints: Sequence[Size]) -> Size:
-    """The resolution that keeps most of an image's pixels and, among equals, wastes least.
-
-    Args:
-      size: of the image.
-      pinpoints: resolutions to choose from.
-
-    Returns:
-      One of `pinpoints`; the first of equals.
+    """The first of the pinpoints that keeps most of an image's pixels and, among equals, wastes least.
 
     Examples:
       >>> best_resolution((480, 640), [(336, 672), (672, 336), (672, 672)])
@@ -105,10 +98,10 @@ def features_of_image(
 def lay_out(
     pixel_values: Any, image_sizes: Any, *, pinpoints: Sequence[Size], tile: int, patch_size: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """All tiles of all images in one stack, and which features of that stack each image brings.
+    """All tiles of all images in one stack, and the features of that stack that belong to each image.
 
-    The stack has room for the largest grid of every image, so that its shape follows from the number of images alone;
-    what no image fills is zero.
+    The stack has room for the largest grid of every image, so that its shape depends on the number of images alone;
+    the rest is zero.
 
     Args:
       pixel_values: [images, T, C, height, width], each image's tiles first and padding after them.
@@ -121,7 +114,7 @@ def lay_out(
       [tiles, C, height, width], and per image its rows, the newline being the last row of all.
 
     Raises:
-      ValueError: shapes that do not belong together.
+      ValueError: shapes that do not fit each other.
     """
     if image_sizes is None or np.ndim(pixel_values) != 5 or np.shape(image_sizes) != (len(pixel_values), 2):
         raise ValueError(

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.config import MAX_LAYERS, ConfigError, Fields, special_token
+from models.config import MAX_LAYERS, Fields, special_token
 from models.engine.model import VisionLanguageModel
 from models.engine.prompt import Prompt, make_prompt
 from models.engine.visual import TowerRequest, Visual, projection
+from models.errors import ConfigError
 from models.families.tables import decoder_table, projector_table, tower_table
 from models.io.table import Table
 from models.nn.clip import BlockCut, ClipVisionTower
@@ -38,11 +39,10 @@ class LlavaConfig:
     Attributes:
       vision: the tower.
       text: the decoder.
-      image_token_id: the placeholder that the processor repeats once per visual token.
+      image_token_id: the placeholder, once per visual token.
       feature_layers: hidden states of the tower that are concatenated as features; 0 is the embedding's output,
-        `num_layers` the last layer's. Always non-negative here.
-      keep_class_token: whether the class token is handed to the decoder too (`vision_feature_select_strategy`
-        "full") or dropped ("default").
+        `num_layers` the last layer's.
+      keep_class_token: whether the decoder gets the class token too (`vision_feature_select_strategy` "full").
       projector_activation: between the two linear layers of the projector.
       projector_bias: whether these have a bias.
       eos_token_ids: generation stops at any of them.
@@ -72,7 +72,7 @@ def llava_config(
 
     Args:
       hf: the config.
-      generation: what `generation_config.json` holds, which goes first for the tokens that end and pad a row.
+      generation: what `generation_config.json` holds, which takes precedence for special tokens.
       more: problems that were found before.
 
     Raises:
@@ -88,8 +88,8 @@ def llava_config(
     depth = parts[0].num_layers + 1 if parts and isinstance(parts[0], VisionConfig) else MAX_LAYERS + 1
     vocabulary = parts[-1].vocab_size if parts and isinstance(parts[-1], TextConfig) else 2**31
     layers = read.wholes("vision_feature_layer", -depth, depth - 1)
-    keep_class_token = read.decode_config("vision_feature_select_strategy", ("default", "full")) == "full"
-    activation = read.activation("projector_hidden_act")
+    keep_class_token = read.one_of("vision_feature_select_strategy", ("default", "full")) == "full"
+    activation = read.one_of("projector_hidden_act", ACTIVATIONS)
     image_token_id = read.whole("image_token_id", 0, vocabulary - 1)
     bias, tied = read.flag("multimodal_projector_bias"), read.flag("tie_word_embeddings")
     ends, pads = (special_token(hf, name, generation) for name in ("eos_token_id", "pad_token_id"))
@@ -130,7 +130,7 @@ class Projector(nnx.Module):
 
 
 class Llava(VisionLanguageModel):
-    """A LLaVA model. `Llava.from_pretrained` is the way to get one with weights; of LLaVA-NeXT too.
+    """A LLaVA model. `Llava.from_pretrained` loads one with weights, LLaVA-NeXT included.
 
     Args:
       config: all architecture constants.
@@ -159,13 +159,20 @@ class Llava(VisionLanguageModel):
         return [*tower_table(config.vision), *projector_table(), *decoder_table(config.text)]
 
     def pack(
-        self, input_ids: Any, pixel_values: Any, attention_mask: Any, *, per_image: bool, bucket: int, **inputs: Any
+        self,
+        input_ids: Any,
+        pixel_values: Any,
+        attention_mask: Any,
+        *,
+        per_image: bool,
+        bucket: int,
+        border: Any = None,
+        features_of: Any = None,
+        **unknown: Any,
     ) -> Prompt:
-        """See `make_prompt`, also for `border`."""
-        del per_image
-        border = inputs.pop("border", None)
-        if inputs:
-            raise TypeError(f"{self.model_type} models take no {', '.join(inputs)}")
+        """See `make_prompt`."""
+        if unknown:
+            raise TypeError(f"{self.model_type} models do not take {', '.join(unknown)}")
         self.check_pixels(pixel_values)
         return make_prompt(
             input_ids,
@@ -173,17 +180,15 @@ class Llava(VisionLanguageModel):
             attention_mask,
             image_token_id=self.config.image_token_id,
             tokens_per_image=self.config.tokens_per_image,
-            bucket=bucket,
             vocab_size=self.config.text.vocab_size,
+            bucket=bucket,
+            features_of=features_of,
+            per_image=per_image,
             border=border,
         )
 
     def check_pixels(self, pixel_values: Any) -> None:
-        """Compare pixels [..., C, height, width], where there are any, with what the tower takes.
-
-        Raises:
-          ValueError: other sides, or another number of channels.
-        """
+        """Raise ValueError if pixels [..., C, height, width] are not what the tower takes; None is fine."""
         vision = self.config.vision
         shape, wanted = np.shape(pixel_values), (vision.num_channels, vision.image_size, vision.image_size)
         if pixel_values is not None and shape[-3:] != wanted:
@@ -194,43 +199,40 @@ class Llava(VisionLanguageModel):
         tokens = Llava.visual(self, pixel_values, TowerRequest()).tokens
         return tokens.reshape(len(pixel_values), -1, tokens.shape[-1])
 
-    def visual(self, pixel_values: jax.Array, reading: TowerRequest, key: jax.Array | None = None) -> Visual:
-        """Visual tokens of images.
+    def visual(self, pixel_values: jax.Array, request: TowerRequest, key: jax.Array | None = None) -> Visual:
+        """Visual tokens of images, in the weights' dtype, and evidence about them.
 
         Args:
           pixel_values: [images, C, image_size, image_size].
-          reading: what else is wanted of the tower.
+          request: what to read, and where to cut.
           key: PRNG key for a cut in the tower.
-
-        Returns:
-          See `Visual`; tokens in the weights' dtype.
         """
-        config, cut = self.config, reading.cut
+        config, cut = self.config, request.cut
         first = 0 if config.keep_class_token else 1
-        seen = self.vision_tower(
+        out = self.vision_tower(
             pixel_values,
             feature_layers=config.feature_layers,
-            reads=tuple(dict.fromkeys(_block(what, config) for what in reading.evidence if what[0] in _IN_BLOCKS)),
+            reads=tuple(dict.fromkeys(_block(what, config) for what in request.evidence if what[0] in _IN_BLOCKS)),
             cut=None if cut is None or cut.compressor.at != "tower" else _block_cut(cut, config),
-            kernel=reading.kernel,
+            kernel=request.kernel,
         )
-        features = seen.features[:, first:]
+        features = out.features[:, first:]
         evidence = {
-            what: seen.evidence[_block(what, config)][:, first:] if what[0] in _IN_BLOCKS else features
-            for what in reading.evidence
+            what: out.evidence[_block(what, config)][:, first:] if what[0] in _IN_BLOCKS else features
+            for what in request.evidence
         }
-        left = seen.merged
+        left = out.merged
         if cut is not None and left is None:
             compressor = cut.compressor
-            told: dict[str, Any] = {"key": key, "projector": projection(self.projector)}
-            told |= {name: array for (name, layer), array in evidence.items() if layer == compressor.tower_layer}
-            told = {name: value for name, value in told.items() if name in compressor.evidence}
-            left = compressor(Tokens.of(features), keep=int(cut.keep), **told)
+            known: dict[str, Any] = {"key": key, "projector": projection(self.projector)}
+            known |= {name: array for (name, layer), array in evidence.items() if layer == compressor.tower_layer}
+            known = {name: value for name, value in known.items() if name in compressor.evidence}
+            left = compressor(Tokens.of(features), keep=int(cut.keep), **known)
             features = left.tokens.values
             evidence = {what: rows(array, left.indices) for what, array in evidence.items()}
         tokens = self.projector(features)
-        flat = {what: array.reshape(-1, *array.shape[2:]) for what, array in evidence.items()}
         tokens = tokens.reshape(-1, tokens.shape[-1])
+        flat = {what: array.reshape(-1, *array.shape[2:]) for what, array in evidence.items()}
         if left is None:
             return Visual(tokens, flat)
         return Visual(tokens, flat, left.indices, left.tokens.sizes, left.assignment)
@@ -240,7 +242,7 @@ _IN_BLOCKS = ("class_attention", "middle_attention", "tower_keys")
 
 
 def _block(what: tuple[str, int], config: LlavaConfig) -> tuple[str, int]:
-    """Under which name and block of the tower evidence is noted down."""
+    """The name and block under which the tower records evidence."""
     name, layer = what
     depth = config.vision.num_layers
     if name == "middle_attention":
@@ -250,9 +252,7 @@ def _block(what: tuple[str, int], config: LlavaConfig) -> tuple[str, int]:
 
 def _block_cut(cut: Any, config: LlavaConfig) -> BlockCut:
     if config.keep_class_token or len(config.feature_layers) > 1:
-        raise ValueError(
-            f"cut {cut}: tokens merge in the tower's blocks only where features are of one layer, without class token"
-        )
+        raise ValueError(f"cut {cut}: merging in the tower's blocks needs features of one layer, without class token")
     compressor = cut.compressor
 
     def shorten(tokens: Tokens, keep: int, keys: jax.Array) -> Compressed:

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: LLaVA with images of any resolution, cut into tiles; `models.families.anyres` lays them out.
+"""LLaVA-NeXT: LLaVA with images of any resolution, split into tiles; see `models.families.anyres`.
 
 Axis letters: N visual tokens of a tile, D width.
 """
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models.config import Fields
-from models.engine.prompt import Prompt, make_prompt
+from models.engine.prompt import Prompt
 from models.engine.visual import TowerRequest, Visual
 from models.families import anyres
 from models.families.llava import Llava, LlavaConfig, llava_config
@@ -36,7 +36,7 @@ class LlavaNextConfig(LlavaConfig):
 
 
 def _is_grid(pair: Any, side: int) -> bool:
-    """Whether it is the height and width of a grid of a few tiles."""
+    """Whether `pair` is the height and width of a grid of a few tiles."""
     if not isinstance(pair, (list, tuple)) or len(pair) != 2:
         return False
     whole = all(isinstance(length, int) and length >= side and length % side == 0 for length in pair)
@@ -57,11 +57,7 @@ class LlavaNext(Llava):
 
     @classmethod
     def read_config(cls, hf: Any, generation: Mapping[str, Any]) -> LlavaNextConfig:
-        """From a transformers `LlavaNextConfig`.
-
-        Raises:
-          ConfigError: with every architecture, activation and feature choice that is not supported.
-        """
+        """From a transformers `LlavaNextConfig`; ConfigError with everything that is not supported."""
         read, side = Fields(hf), Fields(hf.vision_config, "vision_config.").whole("image_size", 1, 2**13)
         pinpoints, expected = read.get("image_grid_pinpoints"), f"expected multiples of {side} pixels, two by two"
         if (
@@ -78,47 +74,33 @@ class LlavaNext(Llava):
 
     @staticmethod
     def table(config: LlavaConfig) -> Table:
-        """Those of LLaVA, and the newline."""
+        """LLaVA's table and the newline."""
         return [*Llava.table(config), *newline_table()]
 
     def pack(
-        self, input_ids: Any, pixel_values: Any, attention_mask: Any, *, per_image: bool, bucket: int, **inputs: Any
+        self, input_ids: Any, pixel_values: Any, attention_mask: Any, *, image_sizes: Any = None, **inputs: Any
     ) -> Prompt:
         """See `make_prompt` and `anyres.lay_out`; `image_sizes` [images, 2] is height and width before resizing."""
-        sizes, features_of = inputs.pop("image_sizes", None), None
-        if inputs:
-            raise TypeError(f"{self.model_type} models take no {', '.join(inputs)}")
-        config = self.config
+        if "border" in inputs:
+            raise TypeError(f"{self.model_type} models do not take border")
+        if pixel_values is None:
+            return super().pack(input_ids, None, attention_mask, **inputs)
         self.check_pixels(pixel_values)
-        if pixel_values is not None:
-            pixel_values, features_of = anyres.lay_out(
-                pixel_values,
-                sizes,
-                pinpoints=config.image_grid_pinpoints,
-                tile=config.vision.image_size,
-                patch_size=config.vision.patch_size,
-            )
-        return make_prompt(
-            input_ids,
+        vision = self.config.vision
+        stack, features_of = anyres.lay_out(
             pixel_values,
-            attention_mask,
-            image_token_id=config.image_token_id,
-            tokens_per_image=config.tokens_per_image,
-            bucket=bucket,
-            vocab_size=config.text.vocab_size,
-            features_of=features_of,
-            per_image=per_image,
+            image_sizes,
+            pinpoints=self.config.image_grid_pinpoints,
+            tile=vision.image_size,
+            patch_size=vision.patch_size,
         )
+        return super().pack(input_ids, stack, attention_mask, features_of=features_of, **inputs)
 
-    def visual(self, pixel_values: jax.Array, reading: TowerRequest, key: jax.Array | None = None) -> Visual:
-        """Visual tokens of all tiles, and the newline as last row; evidence is zero there.
-
-        Raises:
-          ValueError: a cut in the tower: the grids of tiles would fall apart.
-        """
-        if reading.cut is not None:
-            raise ValueError(f"cut {reading.cut}: a LLaVA-NeXT cannot be cut in the tower; cut it at 'input'")
-        seen = super().visual(pixel_values, reading, key)
+    def visual(self, pixel_values: jax.Array, request: TowerRequest, key: jax.Array | None = None) -> Visual:
+        """Visual tokens of all tiles, and the newline as last row; evidence is zero there. No cut in the tower."""
+        if request.cut is not None:
+            raise ValueError(f"cut {request.cut}: a LLaVA-NeXT cannot be cut in the tower; cut it at 'input'")
+        seen = super().visual(pixel_values, request, key)
         newline = self.image_newline[...][None].astype(seen.tokens.dtype)
         evidence = {
             what: jnp.concatenate([array, jnp.zeros((1, *array.shape[1:]), array.dtype)])

@@ -10,7 +10,7 @@ LLaVA-NeXT adds `image_newline` (`model.image_newline` in memory).
 
 Exports are written in the first.
 
-CLIP's, whose text tower tells relevance, are spelled in one way: `text_model.*`, `vision_model.*`, and two projections.
+CLIP's keys, for relevance, have one spelling: `text_model.*`, `vision_model.*`, and two projections.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from models.io.table import AS_IS, Ignored, Row, Table, Transform
 from models.nn.clip_config import VisionConfig
 from models.nn.llama_config import TextConfig
 
-# What a field of a key template stands for; a name that the model does not have is found when paths are compared.
+# The values of a field in a key template; names that the model does not have are found when paths are compared.
 _FIELDS = {"layer": "0|[1-9][0-9]*"}
 _NAME = "[a-z0-9_]+"
 
@@ -146,6 +146,6 @@ def clip_table() -> Table:
         *_rows(r"text_model\.", "text_model.", "text_tower.", text),
         *_rows("", "", "", shared),
         Ignored(r"text_model\.embeddings\.position_ids", _POSITION_IDS),
-        Ignored(r"vision_model\.(?!post_layernorm\.).*", "the model that asks for relevance has this tower"),
+        Ignored(r"vision_model\.(?!post_layernorm\.).*", "the model has this tower"),
         Ignored("logit_scale", "cosines are compared with each other alone"),
     ]

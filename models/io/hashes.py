@@ -1,4 +1,4 @@
-"""Whether a folder's files are those that were written: hashes that a conversion or the hub recorded."""
+"""Hashes that a conversion or the hub recorded of a folder's files, and their verification."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from models.io.table import CheckpointError
+from models.errors import CheckpointError
 from models.io.untrusted import file_problem
 
-SUMS = "SHA256SUMS"
-"""As `sha256sum` writes it, so that `sha256sum --check SHA256SUMS` reads it too."""
+SUMS = "SHA256SUMS"  # in the format of `sha256sum`
 
 
 def write_sums(folder: Path) -> None:
@@ -29,14 +28,10 @@ def sha256(paths: Sequence[Path]) -> dict[str, str]:
 
 
 def verify(folder: Path) -> int:
-    """Compare a folder's files with what was recorded of them.
+    """Compare a folder's files with the hashes that were recorded of them, and return how many.
 
     Args:
-      folder: one that `python -m models.convert` made, or a snapshot in the hub's cache, whose files are links to names
-        that are their hashes.
-
-    Returns:
-      How many files were compared.
+      folder: made by `python -m models.convert`, or a snapshot in the hub's cache, where links point to hashes.
 
     Raises:
       CheckpointError: with every file that is missing or differs, or because nothing was recorded.
@@ -88,7 +83,7 @@ def of_file(path: Path) -> str:
 
 
 def _git_blob(path: Path) -> str:
-    """What Git calls a file, and so the hub one that is not in Git LFS."""
+    """Git's hash of a file, which the hub uses for files outside Git LFS."""
     total = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     total.update(path.read_bytes())
     return total.hexdigest()

@@ -1,11 +1,13 @@
-"""From what a user names to a local folder: a folder as it is, or a model of the Hugging Face hub."""
+"""Checkpoint folders: a local one, or a model of the Hugging Face hub; and what their config.json holds."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
-from models.io.untrusted import file_problem
+from models.errors import ConfigError
+from models.io.untrusted import file_problem, parsing, read_json
 
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")  # config, tokenizer and processor
 # Pickles are not among them: they can run any code when opened.
@@ -21,11 +23,8 @@ def find_checkpoint(source: str | Path, *, revision: str | None = None) -> Path:
       source: a local folder, or a model id such as "llava-hf/llava-1.5-7b-hf".
       revision: branch, tag or commit on the hub; None is its main branch.
 
-    Returns:
-      The folder.
-
     Raises:
-      FileNotFoundError: neither a folder, nor a model id that can be had, or one without safetensors.
+      FileNotFoundError: `source` is not a folder, the hub does not have it, or it has no safetensors.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -42,10 +41,35 @@ def find_checkpoint(source: str | Path, *, revision: str | None = None) -> Path:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise FileNotFoundError(f"{name} is no local folder and cannot be had from the hub: {reason}") from error
+        raise FileNotFoundError(f"{name} is not a local folder and cannot be had from the hub: {reason}") from error
     if not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(
             f"{name} has no safetensors on the hub; weights as pickles (.bin) are refused, because they can run any "
             "code when opened"
         )
     return folder
+
+
+def read_hf_config(folder: str | Path) -> tuple[Any, dict[str, Any]]:
+    """Read `folder/config.json`, and `generation_config.json` beside it where there is one.
+
+    Args:
+      folder: a local folder in Hugging Face format.
+
+    Returns:
+      transformers' config, and the content of the other file, which takes precedence for special tokens.
+
+    Raises:
+      ConfigError: a file cannot be read.
+    """
+    # Imported here: it takes a second that `--help` should not wait for.
+    from transformers import AutoConfig
+
+    path, generation = Path(folder) / "config.json", Path(folder) / "generation_config.json"
+    if not os.path.lexists(path):
+        raise ConfigError(f"{folder} has no config.json; expected a checkpoint folder in Hugging Face format")
+    if problem := file_problem(path):
+        raise ConfigError(f"{path} {problem}")
+    with parsing(path, ConfigError):
+        hf = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return hf, read_json(generation, ConfigError) if os.path.lexists(generation) else {}

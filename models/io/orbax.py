@@ -9,21 +9,29 @@ Weights are written as they are read, one at a time, and read back straight to w
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from models.io.table import MAPPING, CheckpointError, Variables, dotted, variables_of
+from models.errors import CheckpointError
+from models.io.shards import FLOATS
+from models.io.table import MAPPING, Variables, dotted, variables_of, with_weights
+from models.io.untrusted import reason
 
+Result = TypeVar("Result")
 WEIGHTS, MANIFEST = "weights", "conversion.json"
 _CHUNK_BYTES = 1 << 26  # arrays are stored in pieces, so that a mesh reads only its own and little is copied at a time
-_ARRAY_ERRORS = (OSError, ValueError, KeyError, TypeError)  # what Orbax raises for files that are not right
+_ABOUT_BYTES = 1 << 14  # a description of an array takes 200; TensorStore's parser crashes on very deep ones
 
 
 class _Coming:
@@ -47,75 +55,74 @@ class _Streaming(ocp.type_handlers.NumpyHandler):
         return []
 
 
-def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} -> {"a": {"b": 1}}."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split(".")
-        inner = tree
-        for part in parents:
-            inner = inner.setdefault(part, {})
-        inner[name] = leaf
-    return tree
-
-
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The other way round."""
-    for name, inner in tree.items():
-        if isinstance(inner, dict):
-            yield from _flat(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", inner
-
-
 def save(folder: Path, paths: Iterable[str], weights: Iterable[tuple[str, np.ndarray]]) -> None:
     """Write `folder/weights`.
 
     Args:
       folder: must exist.
       paths: of all weights.
-      weights: path and array, in any order; each is let go before the next is asked for.
-
-    Raises:
-      Whatever `weights` raises. What was written so far is then worth nothing.
+      weights: path and array, in any order; each is released before the next is asked for. An error that it raises
+        is passed on, and leaves the folder incomplete.
     """
     registry = ocp.type_handlers.create_type_handler_registry((_Coming, _Streaming(weights)))
     # One folder per array and no compression: float weights do not shrink by enough to pay for the time.
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=registry)
     with ocp.Checkpointer(handler) as checkpointer:
-        tree = _nested({path: _Coming() for path in paths})
+        tree = unflatten_dict({path: _Coming() for path in paths}, sep=".")
         checkpointer.save((folder / WEIGHTS).absolute(), args=ocp.args.PyTreeSave(tree))
 
 
 def is_converted(folder: Path) -> bool:
-    """Whether a folder is one that was converted to the end."""
+    """Whether a folder was converted to the end."""
     return (folder / MANIFEST).is_file()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `conversion.json` says.
+    """Read and check `conversion.json`.
 
     Raises:
-      CheckpointError: it cannot be read, or the folder was written by another mapping.
+      CheckpointError: it cannot be read, or another mapping wrote the folder.
     """
     try:
         manifest = dict(json.loads((folder / MANIFEST).read_text()))
-        mapping = manifest["mapping"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(folder, [f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"]) from error
+        mapping, dtype = manifest["mapping"], manifest.get("dtype")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(folder, [f"{MANIFEST} cannot be read ({reason(error)})"]) from error
     if mapping != MAPPING:
         raise CheckpointError(
             folder, [f"was converted by mapping {mapping}; this version reads {MAPPING}. Convert it again"]
         )
+    known = [float_.name for float_ in FLOATS.values()]
+    if dtype not in known:
+        raise CheckpointError(folder, [f"{MANIFEST} has dtype {dtype!r}; expected {' or '.join(known)}"])
     return manifest
 
 
-def _checkpointer() -> ocp.Checkpointer:
-    """For reading. Close it: what is left open complains when the process ends."""
+def _read(folder: Path, body: Callable[[ocp.Checkpointer, Path], Result]) -> Result:
+    """The result of `body(checkpointer, folder of the weights)`; whatever Orbax raises about them becomes one line.
+
+    Raises:
+      CheckpointError: the files are damaged.
+    """
     # Each process reads for itself: Orbax would have all of them arrive within 30 seconds on a CPU.
     own = jax.process_index()
     options = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False), multiprocessing_options=options)
+    handler, problem, before = ocp.PyTreeCheckpointHandler(use_ocdbt=False), "", sys.unraisablehook
+    # Reads that a failure cancels complain one by one, a page each, when they are collected.
+    sys.unraisablehook = lambda dropped: before(dropped) if dropped.exc_type is KeyboardInterrupt else None
+    try:
+        # Closed at the end: what is left open complains when the process ends.
+        with ocp.Checkpointer(handler, multiprocessing_options=options) as checkpointer:
+            return body(checkpointer, (folder / WEIGHTS).absolute())
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # of Orbax, with TensorStore's own as its cause
+        problem = f"{WEIGHTS} is damaged or incomplete ({reason(error.__cause__ or error)})"
+    finally:
+        if problem:
+            gc.collect()
+        sys.unraisablehook = before
+    raise CheckpointError(folder, [problem])
 
 
 class Reader:
@@ -132,34 +139,45 @@ class Reader:
     def __init__(self, folder: Path, variables: Variables):
         read_manifest(folder)
         self._folder = folder
-        try:
-            with _checkpointer() as checkpointer:
-                found = dict(_flat(checkpointer.metadata((folder / WEIGHTS).absolute()).item_metadata.tree))
-        except (*_ARRAY_ERRORS, AttributeError) as error:
-            raise CheckpointError(folder, [f"{WEIGHTS} is damaged or incomplete ({error})"]) from error
-        wanted = {dotted(path): tuple(variable.shape) for path, variable in variables.items()}
-        problems = [f"missing weight {path}" for path in wanted if path not in found]
-        problems += [f"surplus weight {path}" for path in found if path not in wanted]
-        for path in wanted.keys() & found.keys():
-            if tuple(found[path].shape) != wanted[path]:
-                shape, asked = list(found[path].shape), list(wanted[path])
-                problems.append(f"{path} has shape {shape}; config.json asks for {asked}")
+        large = [path.parent.name for path in folder.glob(f"{WEIGHTS}/*/.zarray") if path.stat().st_size > _ABOUT_BYTES]
+        if large:
+            raise CheckpointError(folder, [f"{WEIGHTS} is damaged ({', '.join(large)}: .zarray is too large)"])
+        tree = _read(folder, lambda checkpointer, weights: checkpointer.metadata(weights).item_metadata.tree)
+        found = {path: tuple(about.shape) for path, about in flatten_dict(tree, sep=".").items()}
+        self.shapes = {dotted(path): tuple(variable.shape) for path, variable in variables.items()}
+        problems = [f"missing weight {path}" for path in self.shapes if path not in found]
+        problems += [f"surplus weight {path}" for path in found if path not in self.shapes]
+        for path, shape in self.shapes.items():
+            if found.get(path, shape) != shape:
+                problems.append(f"{path} has shape {list(found[path])}; config.json asks for {list(shape)}")
         if problems:
             raise CheckpointError(folder, problems)
-        self.shapes = wanted
 
     def read(self, how: dict[str, ocp.RestoreArgs]) -> dict[str, Any]:
-        """The arrays at some paths, each restored as its arguments say."""
+        """The arrays at some paths, each restored as its arguments say.
+
+        Raises:
+          CheckpointError: damaged files, or numbers that are not finite.
+        """
+        wanted = {path: jax.ShapeDtypeStruct(self.shapes[path], np.float32) for path in how}
         args = ocp.args.PyTreeRestore(
-            item=_nested({path: jax.ShapeDtypeStruct(self.shapes[path], np.float32) for path in how}),
-            restore_args=_nested(how),
-            partial_restore=True,
+            item=unflatten_dict(wanted, sep="."), restore_args=unflatten_dict(how, sep="."), partial_restore=True
         )
-        try:
-            with _checkpointer() as checkpointer:
-                return dict(_flat(checkpointer.restore((self._folder / WEIGHTS).absolute(), args=args)))
-        except _ARRAY_ERRORS as error:
-            raise CheckpointError(self._folder, [f"{WEIGHTS} is damaged or incomplete ({error})"]) from error
+        tree = _read(self._folder, lambda checkpointer, weights: checkpointer.restore(weights, args=args))
+        arrays = flatten_dict(tree, sep=".")
+        problems = [f"{path} holds NaN or infinity" for path, array in arrays.items() if not _is_finite(array)]
+        if problems:
+            raise CheckpointError(self._folder, problems)
+        return arrays
+
+
+@jax.jit
+def _all_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
+
+
+def _is_finite(array: Any) -> bool:
+    return bool(_all_finite(array) if isinstance(array, jax.Array) else np.isfinite(array).all())
 
 
 def restore(
@@ -177,14 +195,9 @@ def restore(
       dtype: of the loaded weights; the folder may hold another float.
       sharding: called with path and shape of each weight; the default device where None.
 
-    Returns:
-      The filled model.
-
     Raises:
       CheckpointError: with everything that is wrong.
     """
-    graph, state = nnx.split(abstract)
-    variables = dict(nnx.to_flat_state(state))
     reader = Reader(folder, variables_of(abstract))
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     how = {
@@ -196,6 +209,4 @@ def restore(
         )
         for path, shape in reader.shapes.items()
     }
-    arrays = reader.read(how)
-    filled = {path: variable.replace(arrays[dotted(path)]) for path, variable in variables.items()}
-    return nnx.merge(graph, nnx.from_flat_state(filled))
+    return with_weights(abstract, reader.read(how))

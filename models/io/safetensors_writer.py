@@ -1,4 +1,4 @@
-"""safetensors written tensor by tensor, into as many shards as it takes, without holding more than one tensor."""
+"""safetensors written tensor by tensor, in shards, with one tensor in memory."""
 
 from __future__ import annotations
 
@@ -30,14 +30,13 @@ def write_safetensors(
 
     Args:
       folder: must exist.
-      shapes: of every tensor, in the order in which `tensors` brings them.
+      shapes: of every tensor, in the order of `tensors`.
       tensors: key and array.
       dtype: of all of them.
-      shard_bytes: a file holds at most so many bytes of tensors, or one tensor.
+      shard_bytes: of the tensors in a file, at most, unless it holds one larger tensor.
 
     Raises:
-      ValueError: a tensor that was not announced so, or one too few or too many.
-      OSError: the disk is full, or the folder cannot be written to.
+      ValueError: `tensors` are not what `shapes` announced.
     """
     sizes = {key: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for key, shape in shapes.items()}
     split = split_state_dict_into_shards_factory(
@@ -61,7 +60,7 @@ def write_safetensors(
 def _header(
     keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int], dtype: np.dtype
 ) -> bytes:
-    """The eight bytes and the JSON that a file begins with, padded so that the data is aligned."""
+    """The length and the JSON at the beginning of a file, padded so that the data is aligned."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for key in keys:

@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint folder: what is there, and what is wrong with it, from headers alone."""
+"""The safetensors files of a checkpoint folder: their headers, their problems, and their tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from models.io.untrusted import file_problem
+from models.io.untrusted import file_problem, reason
 
 FLOATS: Mapping[str, np.dtype] = MappingProxyType(
     {
@@ -30,7 +30,7 @@ _CHUNK = 1 << 22  # elements cast and checked at a time, so that only the result
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a file says of one tensor: where it is, its shape, and its dtype in safetensors' words ("BF16")."""
+    """One tensor of a file: its shape, and its dtype in safetensors' words ("BF16")."""
 
     file: Path
     shape: tuple[int, ...]
@@ -55,11 +55,7 @@ class Files:
 def open_folder(folder: Path) -> Files:
     """Read the headers of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
 
-    Args:
-      folder: a local folder.
-
-    Returns:
-      Headers and problems. Nothing is raised for damaged files.
+    Damaged files are problems in the result; nothing is raised.
     """
     if os.path.lexists(folder / SINGLE):
         headers, problems = _headers(folder / SINGLE)
@@ -78,7 +74,7 @@ def open_folder(folder: Path) -> Files:
 
 
 def _headers(path: Path) -> tuple[dict[str, Header], tuple[str, ...]]:
-    """Headers of one file, and what is wrong with it."""
+    """Headers and problems of one file."""
     if problem := file_problem(path):
         return {}, (f"{path.name} {problem}" if os.path.lexists(path) else f"{path.name} is missing",)
     try:
@@ -96,8 +92,8 @@ def _sharded(folder: Path) -> Files:
     try:
         weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
         assigned = {str(key): Path(name) for key, name in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return Files(folder, {}, (f"{INDEX} is not a readable index ({type(error).__name__}: {error})",))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return Files(folder, {}, (f"{INDEX} is not a readable index ({reason(error)})",))
     headers: dict[str, Header | None] = dict.fromkeys(assigned)
     problems: list[str] = []
     for shard in sorted(set(assigned.values())):
@@ -116,15 +112,7 @@ def _sharded(folder: Path) -> Files:
 
 
 def read_tensor(key: str, header: Header, dtype: np.dtype) -> np.ndarray:
-    """Read one tensor, cast to another float.
-
-    Args:
-      key: its name.
-      header: its place.
-      dtype: of the result.
-
-    Returns:
-      An array of its own, C-contiguous.
+    """Read one tensor, cast to another float: a new C-contiguous array.
 
     Raises:
       ValueError: a number is not finite, in the file or in `dtype`.

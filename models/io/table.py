@@ -1,8 +1,8 @@
-"""Checkpoints as tables: which weight of a file goes where in a model, checked in full before anything is built.
+"""Checkpoints as tables: which weight of a file becomes which of the model, checked before anything is built.
 
-A table is a list of rows. A `Row` says where a key goes and how it is reshaped; an `Ignored` says why a key is not
-wanted. Every key of a checkpoint must match exactly one row, and every weight of the model must be written exactly
-once. Whatever is wrong is collected and raised together, as one `CheckpointError`.
+A `Row` of a table says where a key goes and how it is reshaped; an `Ignored` says why a key is not wanted. Every key
+of a checkpoint must match exactly one row, and every weight of the model must be written exactly once. All problems are
+raised together, as one `CheckpointError`.
 
 Names in files are dotted, and so are paths in models here: "decoder.layers.0.mlp.up_proj.weight".
 """
@@ -21,35 +21,15 @@ from flax import nnx
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from models.errors import CheckpointError
 from models.io.shards import FLOATS, Files, Header, open_folder, read_tensor
-
-_LISTED = 10  # problems that a message spells out
-
-
-class CheckpointError(ValueError):
-    """Everything that is wrong with one checkpoint, on one line.
-
-    Attributes:
-      problems: all of them, also those that the message leaves out.
-    """
-
-    def __init__(self, where: Path | str, problems: Sequence[str]):
-        self.problems = tuple(" ".join(problem.split()) for problem in problems)
-        listed = "; ".join(self.problems[:_LISTED])
-        count = f"{len(self.problems)} problems: " if len(self.problems) > 1 else ""
-        rest = f"; and {len(self.problems) - _LISTED} more" if len(self.problems) > _LISTED else ""
-        super().__init__(f"{where}: {count}{listed}{rest}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How an array of a file becomes a weight of the model, and back.
+    """How an array of a file becomes a weight of the model (`load`), and back (`save`).
 
-    Both functions only use methods that NumPy's and JAX's arrays share, so shapes can be had without data.
-
-    Attributes:
-      load: file -> model.
-      save: undoes it.
+    Both only use methods that NumPy's and JAX's arrays share, so that they also map shapes without data.
     """
 
     load: Callable[[Any], Any]
@@ -78,12 +58,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Ignored:
-    """Keys that are left out on purpose.
-
-    Attributes:
-      pattern: regular expression that the whole key must match.
-      reason: ends the sentence "ignored, because ...".
-    """
+    """Keys that match `pattern` as a whole and are left out; `reason` ends the sentence "ignored, because ..."."""
 
     pattern: str
     reason: str
@@ -126,11 +101,7 @@ def dotted(path: Sequence[Any]) -> str:
 
 
 def key_of(path: str, table: Table) -> tuple[str, Transform]:
-    """The key under which an export writes the weight at `path`, and the transform that goes with it.
-
-    Raises:
-      LookupError: the table has no row for it, or several.
-    """
+    """The key under which an export writes the weight at `path`, and its transform; LookupError without one row."""
     found = []
     for row in table:
         if isinstance(row, Row):
@@ -144,11 +115,7 @@ def key_of(path: str, table: Table) -> tuple[str, Transform]:
 
 
 def _route(key: str, table: Table) -> tuple[Row, str] | Ignored:
-    """The row of a key and, unless it is ignored, its path in the model.
-
-    Raises:
-      LookupError: no row, or several.
-    """
+    """The row of a key and, unless it is ignored, its path in the model; LookupError without one row."""
     found = [(row, match) for row in table if (match := re.fullmatch(row.pattern, key))]
     if not found:
         raise LookupError(f"surplus weight {key}: nothing in the model takes it")
@@ -162,7 +129,7 @@ def match(headers: Mapping[str, Header | None], table: Table, variables: Variabl
     """Compare a checkpoint's headers with a model. No data is read.
 
     Args:
-      headers: shape and dtype by key; None where a file that should tell is missing or damaged.
+      headers: shape and dtype by key; None where the file is missing or damaged.
       table: how keys map to the model.
       variables: of the model, abstract or not.
 
@@ -212,15 +179,15 @@ def read_weights(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Read a checkpoint one tensor at a time.
 
-    All that headers can tell is checked before the first tensor is read. What is wrong with the numbers shows after
-    the last one, so do not keep what came before an error.
+    Names, shapes and dtypes are checked before the first tensor is read. Wrong numbers are reported after the last one:
+    discard what came before an error.
 
     Args:
       files: from `open_folder`.
       table: how keys map to the model.
       variables: of the model, abstract or not.
       dtype: of what comes out, a float.
-      quiet: no progress bar (there is none either where standard error is not a terminal).
+      quiet: no progress bar; there is also none if standard error is not a terminal.
 
     Yields:
       Path in the model and its array, in the files' order.
@@ -266,17 +233,18 @@ def load_weights(
       sharding: called with path and shape of each weight; the default device where None.
       quiet: no progress bar.
 
-    Returns:
-      The filled model.
-
     Raises:
       CheckpointError: with everything that is wrong.
     """
-    graph, state = nnx.split(abstract)
-    variables = dict(nnx.to_flat_state(state))
-    paths = {dotted(path): path for path in variables}
-    filled = {}
+    arrays = {}
+    variables = variables_of(abstract)
     for path, array in read_weights(open_folder(Path(folder)), table, variables, dtype=np.dtype(dtype), quiet=quiet):
-        place = sharding(path, array.shape) if sharding is not None else None
-        filled[paths[path]] = variables[paths[path]].replace(jax.device_put(array, place))
+        arrays[path] = jax.device_put(array, None if sharding is None else sharding(path, array.shape))
+    return with_weights(abstract, arrays)
+
+
+def with_weights(abstract: nnx.Module, arrays: Mapping[str, jax.Array]) -> nnx.Module:
+    """A copy of an abstract model with an array for each of its dotted paths."""
+    graph, state = nnx.split(abstract)
+    filled = {path: variable.replace(arrays[dotted(path)]) for path, variable in nnx.to_flat_state(state)}
     return nnx.merge(graph, nnx.from_flat_state(filled))

@@ -1,8 +1,9 @@
-"""Guards around what other people wrote: files that are none, what other libraries parse, and templates that run."""
+"""Guards around files of other people: special files, other libraries' parsers, and templates that run."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -18,14 +19,7 @@ _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
 def file_problem(path: Path) -> str | None:
-    """Why a file cannot be opened for reading, found without opening it: a pipe would wait for a writer.
-
-    Args:
-      path: of the file.
-
-    Returns:
-      What ends the sentence "PATH ...", or None where nothing is wrong.
-    """
+    """The end of the sentence "PATH ...", if it cannot be read; found without opening it, as a pipe would block."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -45,16 +39,15 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def parsing(what: object, raising: type[Exception], problem: str = "cannot be read") -> Iterator[None]:
-    """Whatever the body's parser raises for bad input becomes one line that names the input.
+    """Turn whatever the body's parser raises for bad input into one line that names the input.
 
-    Its warnings, logs and prints, those of C and Rust too, are not shown. The body calls another library on what a user
-    gave, and does nothing else: parsers raise anything at all for damaged input, so that no list of exceptions is
-    complete.
+    Warnings, logs and prints, those of C and Rust too, are not shown. The body calls another library on a user's input
+    and does nothing else: parsers raise anything for damaged input, so that no list of exceptions is complete.
 
     Args:
       what: the file or folder, for the message.
-      raising: made from the message. If the body raises one itself, it stays as it is.
-      problem: what ends the sentence, before the parser's own words.
+      raising: the error to raise, made from the message. If the body raises one itself, it is passed on.
+      problem: ends the sentence, before the parser's own words.
     """
     try:
         with _silence():
@@ -62,21 +55,32 @@ def parsing(what: object, raising: type[Exception], problem: str = "cannot be re
     except raising:
         raise
     except BaseException as error:
-        # Rust's panics reach Python as an exception of this name that is no `Exception`.
+        # Rust's panics are exceptions of this name, but not of the class `Exception`.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise raising(f"{what} {problem} ({reason(error)})") from error
         raise
 
 
+def read_json(path: Path, raising: type[Exception]) -> dict[str, Any]:
+    """The JSON object in a file; one line if it is not a regular file or not a JSON object."""
+    if problem := file_problem(path):
+        raise raising(f"{path} {problem}")
+    with parsing(path, raising):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise raising(f"{path} cannot be read (it is not a JSON object)")
+        return found
+
+
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """No warnings, no logs, and the file descriptors of standard output and error lead nowhere."""
+    """Drop warnings, logs, and what is written to the file descriptors of standard output and error."""
     level, kept = logging.root.manager.disable, dict[int, int]()
     for number in (1, 2):
         with contextlib.suppress(OSError):  # closed
             kept[number] = os.dup(number)
     if sys.stdout is not None:
-        sys.stdout.flush()  # what this process has said before
+        sys.stdout.flush()  # what was printed before
     logging.disable()
     try:
         with warnings.catch_warnings(), open(os.devnull, "wb") as nowhere:
@@ -93,14 +97,11 @@ def _silence() -> Iterator[None]:
 
 @contextlib.contextmanager
 def limited(seconds: float, more_bytes: int) -> Iterator[None]:
-    """Limits for a body that runs what a file says, such as a template: Jinja's sandbox limits neither time nor memory.
-
-    Time is that of the processors, so that a busy machine changes nothing. It is limited in the main thread alone, and
-    memory on Linux alone.
+    """Limit a body that runs code from a file, such as a template: Jinja's sandbox limits neither time nor memory.
 
     Args:
-      seconds: then the body gets a TimeoutError.
-      more_bytes: of memory, beyond what the process has; then it gets a MemoryError.
+      seconds: of processor time, then TimeoutError; in the main thread only.
+      more_bytes: of memory beyond what the process has, then MemoryError; on Linux only.
     """
 
     def stop(*_: Any) -> None:

@@ -24,7 +24,7 @@ class InUseError(OSError):
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """A write that fails says where: the system names no file once one is open."""
+    """Add the path to errors of writing: the system does not name a file that is open."""
     try:
         yield
     except OSError as error:
@@ -35,13 +35,10 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file or folder in place of an old one, in one step and only if the body succeeds.
-
-    Args:
-      path: its folder must exist. What is renamed onto it must be of the same kind; a folder there must not exist.
+    """Replace a file in one step, only if the body succeeds.
 
     Yields:
-      A name that no other process uses, in the same folder and with the same ending.
+      A unique path to write to, in the same folder, which must exist, and with the same ending.
     """
     part = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part{path.suffix}")
     try:
@@ -54,14 +51,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def only_writer(target: Path, lock: Path) -> Iterator[None]:
-    """The right to write, for the body's time; the lock ends with this process, however it ends.
+    """Lock a target against other writers during the body; the lock ends with this process, however it ends.
 
     Args:
       target: what is written, for the message.
-      lock: the file that is locked, in a folder that exists. Beside it lies one that says who holds it.
+      lock: the file to lock, in a folder that exists. A file beside it names the holder.
 
     Raises:
-      InUseError: another process has that right now.
+      InUseError: another process holds the lock.
     """
     guard, holder = filelock.FileLock(lock, blocking=False), lock.with_suffix(".json")
     try:
@@ -95,12 +92,7 @@ def _name(holder: Path) -> str:
 
 @contextlib.contextmanager
 def own_folder(folder: Path) -> Iterator[None]:
-    """A run's folder for this process alone; it is made, and goes again if nothing was put into it.
-
-    Raises:
-      InUseError: another process writes into it.
-      OSError: it cannot be made.
-    """
+    """Make a folder and lock it for this process; remove it at the end if it is empty. InUseError as `only_writer`."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with only_writer(folder, folder / _LOCK):

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, over a whole sequence and over a cache, and who sees whom.
+"""Scaled dot-product attention over a whole sequence and over a cache, and its masks.
 
 Axis letters: B batch, S sequence (queries), T keys, H heads, G key-value heads, d head width, A axes of a position.
 """
@@ -38,7 +38,7 @@ def _by_blocks(
     bias: jax.Array | None,
     causal: bool,
 ) -> jax.Array:
-    """`attend`, a block of queries at a time: its scores stay near the processor, and no key behind it is read."""
+    """`attend`, a block of queries at a time: scores stay near the processor, and no key after the block is read."""
     batch, length, heads, width = query.shape
     _, keys, groups, _ = key.shape
     key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
@@ -83,12 +83,12 @@ def attend(
       value: [B, T, G, d].
       mask: bool, broadcastable to [B, S, T]; True where a query may look. None: everywhere, or what `causal` allows.
       bias: [B, T] float32, added to the logits of each key.
-      causal: query s looks at no key behind s. With a mask it is a promise about that mask.
-      kernel: "blocks": a block of queries at a time, on any device. "cudnn": one fused kernel where there is neither
-        mask nor bias and cuDNN takes heads like these, blocks elsewhere; such a program runs on NVIDIA GPUs only.
+      causal: query s sees no key after s. With a mask it is a promise about that mask.
+      kernel: "blocks" runs on any device. "cudnn" is one fused kernel on NVIDIA GPUs, used where there is neither mask
+        nor bias and cuDNN takes such heads; blocks elsewhere.
 
     Returns:
-      [B, S, H * d] in the query's dtype. A query that may look nowhere gives finite numbers.
+      [B, S, H * d] in the query's dtype; finite numbers for a query that sees no key.
     """
     if kernel == "cudnn" and mask is None and bias is None and fits_cudnn(query.dtype, query.shape[-1]):
         out = jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
@@ -97,23 +97,15 @@ def attend(
 
 
 def log_sizes(sizes: jax.Array | None) -> jax.Array | None:
-    """What is added to the logits of keys that stand for several tokens (ToMe, arXiv 2210.09461).
-
-    As many copies of one key get as much attention as one key with the logarithm of their number on its logit.
-    """
+    """The bias of keys that stand for several tokens (ToMe, arXiv 2210.09461): as if each were there `sizes` times."""
     return None if sizes is None else jnp.log(jnp.where(sizes > 0, sizes, 1))
 
 
 def by_head(x: jax.Array, *, decode_capacity: int, merge: bool) -> jax.Array:
-    """Keys or values in the order that `attend_cached` reads.
-
-    Args:
-      x: [B, S, G, d].
-      decode_capacity: slots to add.
-      merge: batch and heads into one axis.
+    """Keys or values [B, S, G, d] in the order that `attend_cached` reads, with `decode_capacity` slots added.
 
     Returns:
-      [B * G, S + room, d], or [B, G, S + room, d] where they are not merged.
+      [B * G, S', d] if batch and heads `merge` into one axis, else [B, G, S', d].
     """
     x = jnp.pad(jnp.swapaxes(x, 1, 2), [(0, 0), (0, 0), (0, decode_capacity), (0, 0)])
     return x.reshape(-1, *x.shape[2:]) if merge else x
@@ -124,9 +116,8 @@ def attend_cached(
 ) -> jax.Array:
     """Attention of one new token per row to its cache, softmax in float32.
 
-    The cache stands head by head, so that every product reads keys and values where they are. From [B, T, G, d] a
-    batched matrix product would first copy all of them into this order, in every layer of every step; and from
-    [B, G, T, d], which XLA reshapes to one batch axis, it copies them once more.
+    The cache is stored head by head: from [B, T, G, d] a batched matrix product would first copy all keys and values
+    into this order, in every layer of every step, and from [B, G, T, d] XLA would copy them once more.
 
     Args:
       query: [B, 1, H, d].
@@ -151,10 +142,9 @@ def attend_cached(
 
 
 def window_mask(positions: jax.Array, lengths: jax.Array, window: int | None) -> jax.Array | None:
-    """Who sees whom in rows that are padded at the end, where causality alone does not say it.
+    """The mask of rows that are padded at the end; None without a window, where causality alone hides the padding.
 
-    None without a window: padding stands behind every real token, so that none looks at it. For lengths = [3], window
-    2 and positions 0, 1, 5, 6 (rows are queries)::
+    For lengths = [3], window 2 and positions 0, 1, 5, 6 (rows are queries)::
 
         1 0 0 0
         1 1 0 0
@@ -177,15 +167,5 @@ def window_mask(positions: jax.Array, lengths: jax.Array, window: int | None) ->
 
 
 def seen_by_one(valid: jax.Array, position: jax.Array, positions: jax.Array, window: int | None) -> jax.Array:
-    """What one token per row, behind all others, looks at.
-
-    Args:
-      valid: [B, T] bool.
-      position: [B] int32, of the token.
-      positions: [B, T, A] int32.
-      window: as in `window_mask`.
-
-    Returns:
-      [B, T] bool.
-    """
+    """[B, T] bool, which of the `valid` [B, T] keys at `positions` [B, T, A] the last token at `position` [B] sees."""
     return valid if window is None else valid & (position[:, None] - positions[..., 0] < window)

@@ -68,7 +68,7 @@ class Mlp(nnx.Module):
 
 
 def layer_norm(config: EncoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """As CLIP's towers have it everywhere."""
+    """The norm of CLIP's towers."""
     return nnx.LayerNorm(
         config.hidden_size, epsilon=config.layer_norm_eps, param_dtype=dtype, use_fast_variance=False, rngs=rngs
     )
@@ -94,11 +94,11 @@ class EncoderLayer(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class BlockCut:
-    """Tokens merge in every block, between attention and MLP.
+    """Merging in every block, between attention and MLP.
 
     Attributes:
       shorten: `shorten(tokens, keep, keys)`, with head-mean keys [B, N, d] of the block.
-      counts: how many tokens are left behind each block, the class token not counted.
+      counts: tokens left after each block, without the class token.
     """
 
     shorten: Callable[[Tokens, int, jax.Array], Compressed]
@@ -107,13 +107,13 @@ class BlockCut:
 
 @dataclasses.dataclass(frozen=True)
 class TowerOutput:
-    """What a tower makes of images.
+    """The output of a tower.
 
     Attributes:
-      features: [B, 1 + N, D * feature layers], the class token first, N those that are left.
-      evidence: by (name, block), for "class_attention" [B, 1 + N] (softmax over all tokens, mean over heads) and
-        "tower_keys" [B, 1 + N, d] (mean over heads); the class token first, as for the features.
-      merged: what merging left, with `indices` among all patches; None where nothing was cut.
+      features: [B, 1 + N, D * feature layers], the class token first, then the N that are left.
+      evidence: by (name, block): "class_attention" [B, 1 + N] (softmax over all tokens, mean over heads) and
+        "tower_keys" [B, 1 + N, d] (mean over heads).
+      merged: the survivors of merging, with `indices` among all patches; None without a cut.
     """
 
     features: jax.Array
@@ -139,14 +139,9 @@ class ClipVisionTower(nnx.Module):
         self.post_layernorm = layer_norm(config, dtype, rngs)
 
     def embed(self, patches: jax.Array, positions: jax.Array | None = None) -> jax.Array:
-        """Class token and patches with their position embeddings.
+        """Class token and patches [B, N, C * p * p] with their position embeddings: [B, 1 + N, D].
 
-        Args:
-          patches: [B, N, C * p * p] flattened patches.
-          positions: [B, N] int32, where in the raster each patch stands; None where they are the whole raster.
-
-        Returns:
-          [B, 1 + N, D], the class token first.
+        `positions` [B, N] int32 are places in the raster; None for the whole raster.
         """
         table = self.position_embedding[...]
         x = self.patch_embedding(patches.astype(table.dtype))
@@ -163,17 +158,14 @@ class ClipVisionTower(nnx.Module):
         cut: BlockCut | None = None,
         kernel: str = "blocks",
     ) -> TowerOutput:
-        """Run the layers that are asked for, and no deeper one.
+        """Run the layers that are needed, and no deeper one.
 
         Args:
           x: [B, 1 + N, D], from `embed`.
           feature_layers: 0 is the embedding's output, i the output of block i - 1.
-          reads: evidence to note down, by name and block.
+          reads: evidence to record, by name and block.
           cut: how tokens merge on the way; with one feature layer only.
           kernel: of `attend`.
-
-        Returns:
-          Features and evidence.
         """
         states, evidence = {0: x}, dict[tuple[str, int], jax.Array]()
         batch = x.shape[0]
@@ -190,7 +182,7 @@ class ClipVisionTower(nnx.Module):
                     attention = last_query_attention(query[:, 0], key) if name == "class_attention" else key.mean(2)
                     evidence[name, block] = attention
             if index >= last:
-                continue  # only its attention was asked for
+                continue  # only its attention is read
             x = x + layer.self_attn.out_proj(attend(query, key, value, bias=log_sizes(sizes), kernel=kernel))
             if cut is not None:
                 tokens = Tokens.of(x[:, 1:]) if left is None else dataclasses.replace(left.tokens, values=x[:, 1:])
@@ -204,16 +196,7 @@ class ClipVisionTower(nnx.Module):
         return TowerOutput(jnp.concatenate([states[layer] for layer in feature_layers], axis=-1), evidence, left)
 
     def __call__(self, images: jax.Array, *, feature_layers: tuple[int, ...], **options: Any) -> TowerOutput:
-        """Hidden states of whole images.
-
-        Args:
-          images: [B, C, image_size, image_size], normalised as the checkpoint's processor does.
-          feature_layers: as for `encode`.
-          **options: further ones, as for `encode`.
-
-        Returns:
-          Features [B, 1 + N, D * len(feature_layers)] in the weights' dtype, the class token first, and evidence.
-        """
+        """`encode` for whole images [B, C, image_size, image_size], normalised as the checkpoint's processor does."""
         patches = self.embed(patchify(images, self.config.patch_size))
         return self.encode(patches, feature_layers=feature_layers, **options)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from models.config import MAX_LAYERS, ConfigError, Fields
+from models.config import MAX_LAYERS, Fields
+from models.errors import ConfigError
+from models.nn.linear import ACTIVATIONS
 
 MAX_PATCHES = 2**14  # of an image; the largest published tower has 5,329
 
@@ -37,11 +39,7 @@ class VisionConfig(EncoderConfig):
 
 
 def vision_config(hf: Any) -> VisionConfig:
-    """`VisionConfig` from a transformers `CLIPVisionConfig`.
-
-    Raises:
-      ConfigError: another kind of tower, fields of another type or out of range.
-    """
+    """`VisionConfig` from a transformers `CLIPVisionConfig`; ConfigError for another tower or wrong fields."""
     if hf.model_type != "clip_vision_model":
         raise ConfigError(f"vision_config.model_type is {hf.model_type!r}; only 'clip_vision_model' is supported")
     read = Fields(hf, "vision_config.")
@@ -59,13 +57,7 @@ def vision_config(hf: Any) -> VisionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipTextConfig(EncoderConfig):
-    """A CLIP text tower.
-
-    Attributes:
-      vocab_size: ids are below it.
-      context: the most tokens that it takes.
-      eos_token_id: whose first place in a text stands for the text; 2 is the largest id's place, see `end_of_text`.
-    """
+    """A CLIP text tower; `context` is the most tokens that it takes, `eos_token_id` is read by `end_of_text`."""
 
     vocab_size: int
     context: int
@@ -74,13 +66,7 @@ class ClipTextConfig(EncoderConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipConfig:
-    """A CLIP.
-
-    Attributes:
-      text: its text tower.
-      vision: its vision tower.
-      projection_dim: of the space in which texts and images meet.
-    """
+    """A CLIP; `projection_dim` is the width of the space that texts and images share."""
 
     text: ClipTextConfig
     vision: VisionConfig
@@ -88,13 +74,9 @@ class ClipConfig:
 
 
 def clip_config(hf: Any) -> ClipConfig:
-    """`ClipConfig` from a transformers config of that name.
-
-    Raises:
-      ConfigError: another kind of model, or fields that are wrong; it lists them.
-    """
+    """`ClipConfig` from a transformers config of that name; ConfigError for another model or wrong fields."""
     if hf.model_type != "clip":
-        raise ConfigError(f"config.json has model_type {hf.model_type!r}; relevance is told by a 'clip'")
+        raise ConfigError(f"config.json has model_type {hf.model_type!r}; relevance needs a 'clip'")
     vision, text, whole = vision_config(hf.vision_config), Fields(hf.text_config, "text_config."), Fields(hf)
     config = ClipConfig(
         text=ClipTextConfig(
@@ -117,7 +99,7 @@ def _encoder(read: Fields) -> dict[str, Any]:
         "intermediate_size": read.whole("intermediate_size", 1, 2**18),
         "num_layers": read.whole("num_hidden_layers", 1, MAX_LAYERS),
         "num_heads": read.whole("num_attention_heads", 1, 2**10),
-        "activation": read.activation("hidden_act"),
+        "activation": read.one_of("hidden_act", ACTIVATIONS),
         "layer_norm_eps": read.number("layer_norm_eps", 0, 1),
     }
     if not read.problems and fields["hidden_size"] % fields["num_heads"]:

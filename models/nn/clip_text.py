@@ -1,4 +1,4 @@
-"""CLIP's text tower (arXiv 2103.00020) in Flax NNX, and the projections into the space where texts and images meet.
+"""CLIP's text tower (arXiv 2103.00020) in Flax NNX, and the projections into the space that texts and images share.
 
 Axis letters: B texts, S tokens, N patches, C width of the vision tower, D width, P width of the space.
 """
@@ -14,14 +14,14 @@ from models.nn.clip import EncoderLayer, layer_norm
 from models.nn.clip_config import ClipConfig, ClipTextConfig
 from models.nn.linear import Linear
 
-_LEGACY_EOS = 2  # what config.json says of CLIPs of before transformers 4.31, whatever their tokenizer's is
+_LEGACY_EOS = 2  # in configs from before transformers 4.31, whatever the tokenizer's id is
 
 
 def end_of_text(input_ids: jax.Array, eos_token_id: int) -> jax.Array:
-    """Which token of each text stands for it, [B, S] int -> [B] int32, as transformers has it.
+    """The token that represents each text, [B, S] int -> [B] int32, as in transformers.
 
-    The first one with the id that ends a text, or the first token where there is none. A config that says 2 is older
-    than that rule: there it is the first of the largest ids, which ends a text in the vocabulary of those CLIPs.
+    The first one with the id that ends a text, else the first token. Configs with id 2 are older than that rule: the
+    first of the largest ids, which ends a text in their vocabulary.
     """
     score = input_ids if eos_token_id == _LEGACY_EOS else input_ids == eos_token_id
     return jnp.argmax(score, axis=-1).astype(jnp.int32)
@@ -39,14 +39,11 @@ class ClipTextTower(nnx.Module):
         self.final_layer_norm = layer_norm(config, dtype, rngs)
 
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
-        """Hidden states of the tokens that stand for their texts.
+        """One hidden state per text, [B, D] in the weights' dtype.
 
         Args:
           input_ids: [B, S] integers, S at most the context.
-          attention_mask: [B, S] bool, False for padding, which no token looks at.
-
-        Returns:
-          [B, D] in the weights' dtype.
+          attention_mask: [B, S] bool, False for padding, which no token sees.
         """
         length = input_ids.shape[1]
         x = jnp.take(self.token_embedding[...], input_ids, axis=0) + self.position_embedding[...][:length]
@@ -59,7 +56,7 @@ class ClipTextTower(nnx.Module):
 
 
 class PatchEmbedding(nnx.Module):
-    """Hidden states of CLIP's vision tower into the space where texts and images meet."""
+    """Maps hidden states of CLIP's vision tower into the space that texts and images share."""
 
     def __init__(self, config: ClipConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.config = config.vision
@@ -73,7 +70,7 @@ class PatchEmbedding(nnx.Module):
 
 
 class Clip(nnx.Module):
-    """What of a CLIP tells how patches and texts go together: all but the layers of its vision tower."""
+    """The parts of a CLIP that compare patches with texts: all but the layers of its vision tower."""
 
     def __init__(self, config: ClipConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.text_tower = ClipTextTower(config.text, dtype=dtype, rngs=rngs)

@@ -42,8 +42,7 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
 class Linear(nnx.Module):
     """y = W x + b, with W as checkpoints hold it: [out, in].
 
-    In decoding every row of W is read once, for one vector. Stored by rows, the rows that a core works on are one
-    stretch of memory; stored as [in, out], they are scattered over all of it.
+    In decoding every row of W is read once, for one vector: stored by rows, each core reads one stretch of memory.
 
     Args:
       in_features: width of x.

@@ -78,15 +78,7 @@ class DecoderLayer(nnx.Module):
         return self.self_attn.k_proj(self.input_layernorm(x))
 
     def finish(self, x: jax.Array, added: jax.Array) -> jax.Array:
-        """Residual and MLP.
-
-        Args:
-          x: [B, S, D], the layer's input.
-          added: [B, S, D], what attention adds to it, output projection included.
-
-        Returns:
-          [B, S, D], the layer's output.
-        """
+        """The layer's output [B, S, D] from its input and what attention added, output projection included."""
         x = x + added
         return x + self.mlp(self.post_attention_layernorm(x))
 

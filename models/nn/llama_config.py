@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from models.config import MAX_LAYERS, ConfigError, Fields
+from models.config import MAX_LAYERS, Fields
+from models.errors import ConfigError
+from models.nn.linear import ACTIVATIONS
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
     """A Llama-family decoder.
 
-    `rope_factor` divides positions (1.0 where rotary scaling is off); `rope_sections` says how many of the head_dim / 2
-    wavelengths go by each axis of the positions; `max_positions` is the longest sequence it was trained for.
+    `rope_factor` divides positions (1.0 without rotary scaling); `rope_sections` are how many of the head_dim / 2
+    wavelengths follow each axis of the positions; `max_positions` is the longest sequence it was trained for.
     """
 
     vocab_size: int
@@ -36,11 +38,7 @@ class TextConfig:
 
 
 def text_config(hf: Any) -> TextConfig:
-    """`TextConfig` from a transformers `LlamaConfig` or `MistralConfig`.
-
-    Raises:
-      ConfigError: another decoder, a rotary scaling that is not implemented, fields of another type or out of range.
-    """
+    """`TextConfig` from a transformers `LlamaConfig` or `MistralConfig`; ConfigError with all that is unsupported."""
     if hf.model_type not in ("llama", "mistral"):
         raise ConfigError(f"text_config.model_type is {hf.model_type!r}; supported are 'llama' and 'mistral'")
     read = Fields(hf, "text_config.")
@@ -68,7 +66,7 @@ def text_config(hf: Any) -> TextConfig:
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        activation=read.activation("hidden_act"),
+        activation=read.one_of("hidden_act", ACTIVATIONS),
         rms_norm_eps=read.number("rms_norm_eps", 0, 1),
         rope_theta=rope.number("rope_theta", 1, 1e12),
         rope_factor=rope.number("factor", 1e-3, 1e6) if rope.get("rope_type") == "linear" else 1.0,

@@ -21,15 +21,15 @@ def rotation(
       positions: [B, S, A] int32.
       head_dim: d, even.
       theta: base of the geometric series of wavelengths.
-      factor: positions are divided by it.
-      sections: how many of the d/2 wavelengths go by each axis of the positions, the shortest first (M-RoPE, arXiv
+      factor: divides positions.
+      sections: how many of the d/2 wavelengths follow each axis of the positions, the shortest first (M-RoPE, arXiv
         2409.12191). With one axis, all of them.
 
     Returns:
       Cosine and sine, [B, S, d/2] float32.
 
     Raises:
-      ValueError: as many sections as axes are needed, and they add up to d/2.
+      ValueError: there are not as many sections as axes, or they do not add up to d/2.
     """
     if sum(sections) != head_dim // 2 or len(sections) != positions.shape[-1]:
         raise ValueError(
@@ -43,15 +43,7 @@ def rotation(
 
 
 def rotate(x: jax.Array, by: Rotation) -> jax.Array:
-    """Rotate pairs (i, i + d/2) of each head, the layout of Llama checkpoints in Hugging Face format.
-
-    Args:
-      x: [B, S, H, d].
-      by: from `rotation`.
-
-    Returns:
-      [B, S, H, d] in x's dtype, computed in float32.
-    """
+    """Rotate pairs (i, i + d/2) of each head of x [B, S, H, d], Hugging Face's layout; in float32, in x's dtype."""
     cos, sin = (part[:, :, None, :] for part in by)
     low, high = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)
