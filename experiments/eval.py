@@ -53,25 +53,15 @@ _EXAMPLES = """examples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """One evaluation.
+    """One evaluation."""
 
-    Attributes:
-      run: where and by whom.
-      worker: what is asked, and how.
-      keep: the budget.
-      title: of the questions, as they were asked for.
-      answers: where answers to a question file go; None for scenes.
-      gallery: how many questions have their images and patch maps recorded.
-      report: write report.html at the end.
-    """
-
-    run: RunConfig
-    worker: WorkerConfig
+    run: RunConfig  # where and by whom
+    worker: WorkerConfig  # what is asked, and how
     keep: float | int
-    title: str
-    answers: Path | None
-    gallery: int
-    report: bool
+    title: str  # of the questions, as they were asked for
+    answers: Path | None  # where answers to a question file go; None for scenes
+    gallery: int  # how many questions have their images and patch maps recorded
+    report: bool  # whether report.html is written
 
 
 def _config(given: argparse.Namespace, command: Sequence[str]) -> EvalConfig:

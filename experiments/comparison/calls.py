@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from experiments.comparison.cells import Line
 from experiments.evaluation.batches import Batch
 from experiments.evaluation.worker import ModelWorker
 from experiments.metrics.latency import timed
-from models.engine import prefill
+from models.engine import prefill as engine
 from models.engine.plan import TOWER, Cut, Schedule, resolve
 from models.engine.relevance import without_unused_questions
 from models.engine.target import target_of
@@ -44,7 +45,7 @@ class Cost:
         inputs = worker.batches.encoder([sample], 1)
         prompt = Batch([self.index], inputs, 0, 0).prompt(worker.model, ())
         cuts = resolve(worker.cells[self.cell].cuts, prompt.visual_slots.shape[1], images=prompt.images)
-        lowered = prefill.prefill.lower(
+        lowered = engine.prefill.lower(
             worker.model,
             without_unused_questions(prompt, cuts.cuts),
             np.uint32(0),
@@ -74,7 +75,8 @@ class Time:
                 worker.prefill(batch, worker.cells[name], worker.max_new_tokens)
         prefill_s, own_s = {}, {}
         for name in self.cells:
-            _, prefill_s[name] = timed(lambda: worker.prefill(batch, worker.cells[name], worker.max_new_tokens))  # noqa: B023
+            prefill = functools.partial(worker.prefill, batch, worker.cells[name], worker.max_new_tokens)
+            _, prefill_s[name] = timed(prefill)
             own_s[name] = alone[name]()
         return {"prefill_s": prefill_s, "own_s": own_s}
 

@@ -37,21 +37,13 @@ SHAPE = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """One comparison.
+    """One comparison."""
 
-    Attributes:
-      run: where and by whom.
-      worker: what is asked, and how.
-      rounds: in which all are timed by turns.
-      gallery: how many questions have their images and patch maps recorded.
-      report: write report.html at the end.
-    """
-
-    run: RunConfig
-    worker: WorkerConfig
-    rounds: int
-    gallery: int
-    report: bool
+    run: RunConfig  # where and by whom
+    worker: WorkerConfig  # what is asked, and how
+    rounds: int  # in which all are timed by turns
+    gallery: int  # how many questions have their images and patch maps recorded
+    report: bool  # whether report.html is written
 
 
 def compare(config: CompareConfig) -> tuple[str, int]:

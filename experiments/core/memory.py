@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from experiments.core.results import format_bytes
-from experiments.metrics.costs import cache_bytes, decoder_weights
 from models.errors import CommandError
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -82,6 +81,24 @@ def request_bytes(config: Any, *, length: int, tiles: float, itemsize: int) -> f
     tower = tiles * (vision.num_patches + 1) * (vision.hidden_size + vision.intermediate_size) * itemsize
     layer = length * (2 * text.hidden_size + 2 * text.intermediate_size) * itemsize
     return pixels + cache_bytes(config, length, itemsize) + max(tower, layer)
+
+
+def cache_bytes(config: Any, slots: int, itemsize: int) -> int:
+    """Keys and values of one sequence: 2 L T G d numbers."""
+    text = config.text
+    return 2 * text.num_layers * slots * text.num_kv_heads * text.head_dim * itemsize
+
+
+def decoder_weights(config: Any) -> int:
+    """Numbers that every decoding step reads: layers, final norm and output head, but not the embedding table."""
+    text, width = config.text, config.text.hidden_size
+    heads, groups = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    layer = 2 * width * heads + 2 * width * groups + 3 * width * text.intermediate_size + 2 * width
+    if text.attention_bias:
+        layer += heads + 2 * groups + width
+    if text.mlp_bias:
+        layer += 2 * text.intermediate_size + width
+    return text.num_layers * layer + width + width * text.vocab_size
 
 
 def available() -> int | None:

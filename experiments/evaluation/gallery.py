@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ class LookAtBatch:
         return records, images
 
 
-def _batches(worker: ModelWorker, indices: Sequence[int], chosen: Sequence[int] | frozenset[int]) -> Any:
+def _batches(worker: ModelWorker, indices: Sequence[int], chosen: Collection[int]) -> Iterator[tuple[Batch, list[int]]]:
     """Batches with the rows of chosen questions, where there are any."""
     if not set(indices) & set(chosen):
         return
@@ -114,7 +114,9 @@ def _batches(worker: ModelWorker, indices: Sequence[int], chosen: Sequence[int] 
             yield batch, rows
 
 
-def _scenes(worker: ModelWorker, recorder: PatchMapRecorder, batch: Batch, rows: Sequence[int]) -> Any:
+def _scenes(
+    worker: ModelWorker, recorder: PatchMapRecorder, batch: Batch, rows: Sequence[int]
+) -> Iterator[tuple[int, dict[str, Any], np.ndarray]]:
     """Index, record and image of each of these rows, which have one image each."""
     for row in rows:
         index = batch.indices[row]

@@ -22,6 +22,7 @@ from experiments.evaluation.batches import EXAMPLE, Batch, Batches
 from experiments.evaluation.cells import Cell, Comparison
 from experiments.evaluation.probe import Probe, reduced
 from experiments.metrics.costs import prefill_flops
+from experiments.metrics.latency import timed as seconds_of
 from experiments.metrics.summary import divergence
 from models.engine import decode
 from models.engine.plan import Schedule, resolve
@@ -31,23 +32,14 @@ from models.engine.prompt import round_up
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """What a worker is made of; can be pickled.
-
-    Attributes:
-      model: the checkpoint.
-      prompt: how questions are put.
-      questions: what is asked.
-      comparison: the cells.
-      batch_size: questions at a time.
-      seed: of methods that draw.
-    """
+    """What a worker is made of; can be pickled."""
 
     model: ModelConfig
     prompt: PromptConfig
     questions: QuestionSource
     comparison: Comparison
-    batch_size: int
-    seed: int
+    batch_size: int  # questions at a time
+    seed: int  # of methods that draw
 
     def about(self) -> dict[str, Any]:
         """What answers depend on beside questions and comparison, as JSON types."""
@@ -63,12 +55,13 @@ class ModelWorker:
 
     Attributes:
       config: the same.
-      questions: the question set.
       checkpoint: model and processor.
       model: the model.
-      batches: makes its prompts.
+      questions: the question set.
+      batches: makes prompts.
       cells: by name.
       max_new_tokens: of an answer.
+      decode_capacity: slots for them in the cache.
       kept: whatever calls keep from one to the next.
 
     Raises:
@@ -92,6 +85,7 @@ class ModelWorker:
         self.batches = Batches(self.checkpoint, config.questions, prompt, config.batch_size, config.seed)
         self.questions = self.batches.questions
         self.max_new_tokens = prompt.max_new_tokens or self.questions.max_new_tokens
+        self.decode_capacity = round_up(self.max_new_tokens, decode.DECODE_CAPACITY_BUCKET)
         if config.comparison.square:
             loading.check_square(model.source, self.model)
         self.cells = config.comparison.cells(self.model, length=self.batches.length)
@@ -103,11 +97,6 @@ class ModelWorker:
         check_request(self.model, example, self.max_new_tokens, times=config.batch_size)
         self._compiled = set[Hashable]()
         self.kept: dict[Hashable, Any] = {}
-
-    @property
-    def decode_capacity(self) -> int:
-        """Slots for new tokens in the cache."""
-        return round_up(self.max_new_tokens, decode.DECODE_CAPACITY_BUCKET)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for all workers."""
@@ -168,15 +157,13 @@ class ModelWorker:
             room = max(1, min(max_new_tokens, self.model.config.text.max_positions - batch.inputs.input_ids.shape[1]))
             if beside_vanilla and batch.vanilla is None:
                 batch.vanilla = np.asarray(self.prefill(batch, self.cells[BASELINE], room).logits)
-            work = functools.partial(self._answer, batch, room, beside_vanilla, probe)
             if timed:
-                self._time(batch, cells, room, entry)
-                found = list(map(work, cells))
-                entry["prefill_s"] = dict(zip(cells, (one.prefill_s for one in found), strict=True))
-                entry["cache_bytes"] = dict(zip(cells, (one.cache_bytes for one in found), strict=True))
-            else:
-                found = _several(work, cells)
-            self._note(entry, batch, ("answer", room), cells, found)
+                self._compile(entry, batch, cells, room)
+            work = functools.partial(self._answer, batch, room, beside_vanilla, probe)
+            found = self._each(entry, batch, cells, ("answer", room), work, 1 if timed else pairs.at_a_time())
+            if timed:
+                entry["prefill_s"] = {name: one.prefill_s for name, one in found.items()}
+                entry["cache_bytes"] = {name: one.cache_bytes for name, one in found.items()}
         return entry
 
     def loglikelihoods(
@@ -203,14 +190,7 @@ class ModelWorker:
         entry = _entry(cells, errors, waited=time.perf_counter() - start)
         for batch in batches:
             given = [answers[index] for index in batch.indices]
-
-            def judge(name: str, batch: Batch = batch, given: list[list[int]] = given) -> _Found:
-                begin, cuts = time.perf_counter(), self._cuts(batch, self.cells[name])
-                prompt = batch.prompt(self.model, cuts)
-                found = likelihood.loglikelihoods(self.model, prompt, given, cuts=cuts, seed=batch.seed)
-                return _Found({"prediction": found}, time.perf_counter() - begin)
-
-            self._note(entry, batch, "loglikelihoods", cells, list(map(judge, cells)))
+            self._each(entry, batch, cells, "loglikelihoods", functools.partial(self._judge, batch, given), 1)
         return entry
 
     def prefill(self, batch: Batch, cell: Cell, max_new_tokens: int = 0, probe: Probe | None = None) -> Prefilled:
@@ -253,28 +233,45 @@ class ModelWorker:
         columns = {"prediction": self.checkpoint.decode(tokens)[:rows], **columns}
         return _Found(columns, time.perf_counter() - start, prefill_s, cache_bytes)
 
-    def _time(self, batch: Batch, cells: Sequence[str], room: int, entry: dict[str, Any]) -> None:
-        """Compile the prefill of all cells, where that is not done."""
-        shape = ("prefill", room, jax.tree.map(np.shape, batch.inputs.named).__repr__())
-        if shape not in self._compiled:
+    def _judge(self, batch: Batch, given: Sequence[Sequence[int]], name: str) -> _Found:
+        start, cuts = time.perf_counter(), self._cuts(batch, self.cells[name])
+        prompt = batch.prompt(self.model, cuts)
+        found = likelihood.loglikelihoods(self.model, prompt, given, cuts=cuts, seed=batch.seed)
+        return _Found({"prediction": found}, time.perf_counter() - start)
+
+    def _compile(self, entry: dict[str, Any], batch: Batch, cells: Sequence[str], room: int) -> None:
+        """Compile the prefill of all cells, where that is not done, and note how long it took."""
+        if (key := ("prefill", room, _shapes(batch))) not in self._compiled:
             entry["first_call_s"] = {}
             for name in cells:
-                start = time.perf_counter()
-                self.prefill(batch, self.cells[name], room)
-                entry["first_call_s"][name] = time.perf_counter() - start
-            self._compiled.add(shape)
+                _, entry["first_call_s"][name] = seconds_of(
+                    functools.partial(self.prefill, batch, self.cells[name], room)
+                )
+            self._compiled.add(key)
 
-    def _note(
-        self, entry: dict[str, Any], batch: Batch, work: Hashable, cells: Sequence[str], found: Sequence[_Found]
-    ) -> None:
-        """Add to an entry what was found of a batch."""
+    def _each(
+        self,
+        entry: dict[str, Any],
+        batch: Batch,
+        cells: Sequence[str],
+        what: Hashable,
+        work: Callable[[str], _Found],
+        at_a_time: int,
+    ) -> dict[str, _Found]:
+        """Ask cells about a batch, and add what was found to an entry."""
+        if at_a_time == 1:
+            found = dict(zip(cells, map(work, cells), strict=True))
+        else:
+            with ThreadPoolExecutor(at_a_time) as threads:
+                found = dict(zip(cells, threads.map(work, cells), strict=True))
         entry["indices"] += batch.indices
-        for name, one in zip(cells, found, strict=True):
+        for name, one in found.items():
             for column, values in one.columns.items():
                 entry["found"][name].setdefault(column, []).extend(values)
-            shape = (work, name, jax.tree.map(np.shape, batch.inputs.named).__repr__())
-            entry["seconds"]["device" if shape in self._compiled else "compiling"] += one.seconds
-            self._compiled.add(shape)
+            key = (what, name, _shapes(batch))
+            entry["seconds"]["device" if key in self._compiled else "compiling"] += one.seconds
+            self._compiled.add(key)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,9 +293,5 @@ def _entry(cells: Sequence[str], errors: Mapping[int, str], *, waited: float) ->
     }
 
 
-def _several(work: Callable[[str], _Found], cells: Sequence[str]) -> list[_Found]:
-    """As many at a time as there is room for."""
-    if (count := pairs.at_a_time()) == 1:
-        return list(map(work, cells))
-    with ThreadPoolExecutor(count) as threads:
-        return list(threads.map(work, cells))
+def _shapes(batch: Batch) -> str:
+    return str(jax.tree.map(np.shape, batch.inputs.named))
