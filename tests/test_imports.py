@@ -1,6 +1,7 @@
 """Who imports whom, read off the sources: rooms with arrows only downward, and no circles, of packages or modules."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -40,23 +41,30 @@ def tracked():
     return [name for name in listed.stdout.split() if (ROOT / name).exists()]
 
 
+@functools.cache
 def sources():
     """Text by dotted name."""
     files = [Path(name) for name in tracked() if name.split("/")[0] in FLOORS]
     return {".".join(p.with_suffix("").parts).removesuffix(".__init__"): (ROOT / p).read_text() for p in files}
 
 
-def imports(text, known):
-    """Modules that a source imports, inside functions too; `from package import module` is the module."""
+@functools.cache
+def named(text):
+    """(module, None) by `import`, (package, name) by `from`; inside functions too."""
     found = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            found |= {(alias.name, None) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (names & known) | ({node.module} if names - known else set())
+            found |= {(node.module, alias.name) for alias in node.names}
     return found
+
+
+def imports(text, known):
+    """Modules that a source imports; `from package import module` is the module."""
+    pairs = named(text)
+    return {f"{module}.{name}" if f"{module}.{name}" in known else module for module, name in pairs}
 
 
 def graph(texts):
