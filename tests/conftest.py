@@ -1,17 +1,32 @@
-"""What most test files share: they compile dozens of small programs and run each once or twice."""
+"""What all tests share: one folder of compiled programs, for each worker and each command that tests start."""
 
 import os
+import shutil
 import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
-import jax
 import pytest
 
 # A shell that starts this in the background has Ctrl-C ignored, by all that is started from here too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No program from an earlier run, none left behind: for this process and those that tests start.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-jax.config.update("jax_enable_compilation_cache", False)
+# Read by JAX when it is imported: below, in the workers and in child processes. A folder that is set already is kept,
+# so after `export JAX_COMPILATION_CACHE_DIR=...` a second run compiles little.
+MADE = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="tokencarve-programs-")
+os.environ |= {
+    "JAX_COMPILATION_CACHE_DIR": MADE or os.environ["JAX_COMPILATION_CACHE_DIR"],
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    # Compiling programs well takes longer than running them badly.
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    # JAX writes its entries in place: who reads half of one is warned, and compiles.
+    "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache entry",
+}
+
+import jax  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 # Compiled as users' programs are: what is measured here is arithmetic, or takes long to run.
 AS_USERS_DO = (
@@ -23,19 +38,49 @@ AS_USERS_DO = (
     "test_layers",
     "examples",
 )
+MOST_MAPS = 20_000  # of memory; Linux allows a process 65,530, and XLA ends one that needs more
+MOST_BYTES = 3 << 30
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_compiles(request: pytest.FixtureRequest) -> None:
-    """Everywhere else, compiling programs well takes longer than running them badly."""
-    before = jax.config.read("jax_disable_most_optimizations")
+def _settings_of_jax(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", not any(name in str(request.path) for name in AS_USERS_DO))
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    if not jax.config.values["jax_enable_compilation_cache"]:  # by a command that times compiling
+        jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
+    if _holds_too_much():
+        jax.clear_caches()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _let_go_of_programs() -> None:
-    """A process that holds too many compiled programs runs out of memory maps, and XLA ends it."""
-    yield
-    jax.clear_caches()
+def _holds_too_much() -> bool:
+    try:
+        maps = Path("/proc/self/maps").read_bytes().count(b"\n")
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # not Linux
+        return True
+    return maps > MOST_MAPS or pages * os.sysconf("SC_PAGE_SIZE") > MOST_BYTES
+
+
+@pytest.fixture(scope="session")
+def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LLaVA on disk, to read only: `tests.commands.save_checkpoint`."""
+    from tests.commands import save_checkpoint
+
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
+
+
+@pytest.fixture(scope="session")
+def llava_folder_full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the class token among the visual ones (strategy "full")."""
+    from tests.commands import save_checkpoint
+
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model", strategy="full")
+
+
+def pytest_unconfigure() -> None:
+    """The process that made the folder removes it, after its workers have ended."""
+    if MADE is not None:
+        shutil.rmtree(MADE, ignore_errors=True)

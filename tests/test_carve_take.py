@@ -93,8 +93,8 @@ def test_shorten_gathers_every_leaf_and_leaves_room(cut, alone):
     layer = {"k": RNG.normal(size=(B, S, K, D)).astype(np.float32), "v": RNG.integers(9, size=(B, S, K)), "none": None}
     caches = [layer, (jnp.asarray(layer["k"], jnp.bfloat16),), jnp.ones((B, S), bool)]
     kept = cut.kept.shape[1]
-    out = cut.shorten(caches, axis=1, decode_capacity=np.int64(3))
-    jitted = jax.jit(lambda cut, caches: cut.shorten(caches, axis=1, decode_capacity=3))(cut, caches)
+    out = cut.shorten(caches, axis=1, room=np.int64(3))
+    jitted = jax.jit(lambda cut, caches: cut.shorten(caches, axis=1, room=3))(cut, caches)
     assert jax.tree.structure(out) == jax.tree.structure(caches)
     for before, after, traced in zip(*map(jax.tree.leaves, (caches, out, jitted)), strict=True):
         assert after.dtype == jnp.asarray(before).dtype
@@ -110,7 +110,7 @@ def test_shorten_gathers_every_leaf_and_leaves_room(cut, alone):
     )
     for b in range(B):
         rows = jax.tree.map(lambda leaf, b=b: leaf[b], (caches, out))
-        jax.tree.map(np.testing.assert_array_equal, alone[b].shorten(rows[0], axis=0, decode_capacity=3), rows[1])
+        jax.tree.map(np.testing.assert_array_equal, alone[b].shorten(rows[0], axis=0, room=3), rows[1])
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_room_is_made_along_the_sequence(cut, shape, axis, batch):
     short = cut.take(array, axis=axis, batch=batch)
     along = axis if axis < 0 else axis + (batch is None)
     np.testing.assert_array_equal(
-        cut.shorten(array, axis=axis, batch=batch, decode_capacity=2),
+        cut.shorten(array, axis=axis, batch=batch, room=2),
         np.concatenate([short, np.zeros_like(np.take(short, [0, 0], axis=along))], axis=along),
     )
 
@@ -179,10 +179,10 @@ def test_shorten_says_which_array_does_not_fit(cut):
     with pytest.raises(ValueError, match=r"cache_tree\[0\]\['end'\]: there is no axis 1"):
         cut.shorten(cache, axis=1)
     with pytest.raises(ValueError, match="room must be 0 or more"):
-        cut.shorten([], axis=1, decode_capacity=-1)
-    for decode_capacity in (True, 1.0, jnp.int32(1)):
+        cut.shorten([], axis=1, room=-1)
+    for room in (True, 1.0, jnp.int32(1)):
         with pytest.raises(TypeError, match="room must be an int"):
-            cut.shorten([], axis=1, decode_capacity=decode_capacity)
+            cut.shorten([], axis=1, room=room)
 
 
 def test_more_batches_than_one_belong_under_vmap():
@@ -199,7 +199,7 @@ def step(query, keys, hidden, is_image, mask, cache):
     visual, valid = tc.visual_positions(is_image, count=9)
     attention = tc.last_query_attention(query, keys, mask=mask, window=20, softcap=5.0)
     cut = tc.carve_sequence(hidden, attention, visual, keep=4, valid=valid)
-    return cut, cut.take(mask, axis=1), cut.shorten(cache, axis=2, batch=1, decode_capacity=2)
+    return cut, cut.take(mask, axis=1), cut.shorten(cache, axis=2, batch=1, room=2)
 
 
 def arguments(batch, seed=0):

@@ -1,4 +1,4 @@
-"""One table of tests that every row of the registry passes, those of tomorrow too."""
+"""One table of tests that every row of the registry passes, those of tomorrow too: `check`, and more."""
 
 import dataclasses
 import functools
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from jax import export
 
-from tests.contract import EVIDENCE, LEADING, ROWS, D, K, N, keep, limits, make_batch, make_evidence
-from tokencarve_jax import Tokens
+from tests.contract import ROWS, K, keep, limits
+from tokencarve_jax import EVIDENCE, check
+from tokencarve_jax.samples import LEADING, Batch, D, N
 
 every_row = pytest.mark.parametrize("name", ROWS)
 SETS = tuple(np.ndindex(*LEADING))
@@ -31,7 +32,7 @@ def counted(name):
 
 @functools.cache
 def batch_of(names, seed=0):
-    return make_batch(names, seed)
+    return Batch.uneven(np.random.default_rng(seed), names)
 
 
 def batch(name, seed=0):
@@ -129,67 +130,22 @@ def test_it_is_deterministic_and_traced_once(name):
 
 
 @every_row
-def test_padding_has_no_influence(name):
-    of, first = batch(name), result(name)
-    other = shrink(name, of.with_garbage(~of.valid, np.random.default_rng(1)))
-    check_same_where(take(of.valid, first.indices), first, other)
+def test_it_keeps_the_contract(name):
+    check(ROWS[name])
 
 
-def check_same_where(counts, first, other):
-    equal((first.indices, first.assignment, first.tokens.valid), (other.indices, other.assignment, other.tokens.valid))
-    for ours, theirs in zip(jax.tree.leaves(first.tokens), jax.tree.leaves(other.tokens), strict=True):
-        np.testing.assert_array_equal(ours[counts], theirs[counts])
-
-
-@every_row
-def test_what_is_no_number_counts_as_padding_where_enough_others_exist(name):
-    of, first = batch(name), result(name)
-    tokens = dataclasses.replace(of.tokens, valid=jnp.asarray(of.usable))
-    other = shrink(name, of.replace(tokens=tokens))
-    enough = of.usable.sum(-1) >= keep(name)
-    assert (enough & (of.usable != of.valid).any(-1)).any()
-    first, other = (jax.tree.map(lambda array: array[enough], left) for left in (first, other))
-    check_same_where(np.ones_like(first.indices, bool), first, other)
-
-
-@every_row
-def test_text_that_is_not_valid_has_no_influence(name):
-    of = batch(name)
-    about_text = [kind for kind in of.told if "T" in EVIDENCE[kind] and kind != "text_valid"]
-    if "text_valid" not in of.told or not about_text:
-        return
-    told = dict(of.told)
-    for kind in about_text:
-        told[kind] = np.where(told["text_valid"][..., None], told[kind], np.nan)
-    equal(result(name), shrink(name, of.replace(told=told)))
-
-
-@every_row
-def test_a_batch_equals_a_loop_and_vmap(name):
-    of, row = batch(name), counted(name)[0]
-    first = result(name)
-    if not limits(name).alone:
-        return
+def test_one_key_is_shared_by_the_sets_of_a_batch():
+    of, row, first = batch("zoo-prune"), ROWS["zoo-prune"], result("zoo-prune")
     for index in SETS:
         tokens, told = of.one(*index)
-        close(jax.tree.map(lambda array, index=index: array[index], first), row(tokens, keep=keep(name), **told))
-    axes = {kind: 0 if EVIDENCE[kind] else None for kind in of.told}
-    mapped = lambda tokens, told: row(tokens, keep=keep(name), **told)  # noqa: E731
-    for _ in LEADING:
-        mapped = jax.vmap(mapped, in_axes=(0, axes))
-    close(first, jax.jit(mapped)(of.tokens, of.told))
-
-
-def close(left, right):
-    equal((left.indices, left.assignment), (right.indices, right.assignment))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), left.tokens, right.tokens)
+        alone = row(tokens, keep=K, **told)
+        equal((first.indices[index], first.assignment[index]), (alone.indices, alone.assignment))
 
 
 @every_row
 def test_half_precision_stays(name):
     of = batch(name)
-    tokens = dataclasses.replace(of.tokens, values=of.tokens.values.astype(jnp.bfloat16))
-    of = of.replace(tokens=tokens)
+    of = of.replace(values=of.tokens.values.astype(jnp.bfloat16))
     check_form(shrink(name, of), of, keep(name))
 
 
@@ -253,15 +209,6 @@ def test_it_exports_to_cpu_cuda_and_tpu(name):
     exported = export.export(flat, platforms=("cpu", "cuda", "tpu"))(*leaves)
     assert exported.platforms == ("cpu", "cuda", "tpu")
     assert exported.out_avals[0].shape == (keep(name), D)
-
-
-@every_row
-def test_positions_of_three_axes_and_no_more_evidence_than_it_needs(name):
-    row = ROWS[name]
-    told = make_evidence(np.random.default_rng(0), row.required, (2,), n=40)
-    tokens = Tokens.of(np.ones((2, 40, D), np.float32), positions=np.zeros((2, 40, 3), int))
-    left = jax.eval_shape(lambda tokens, told: row(tokens, keep=keep(name, n=40), **told), tokens, told)
-    assert left.tokens.positions.shape == (2, keep(name, n=40), 3)
 
 
 @every_row

@@ -11,7 +11,7 @@ from PIL import Image
 from experiments import eval as evaluation
 from tests.commands import save_checkpoint
 
-ROWS = 200
+ROWS = 66  # each kind twice, beside others
 TEXT = "what is on the sign?"
 # By kind: the row as JSON fields, or the line itself; and what is wrong with it, or None where it is answered.
 KINDS = {

@@ -1,6 +1,7 @@
-"""Who imports whom, read off the sources: three floors with arrows only downward, and no circles."""
+"""Who imports whom, read off the sources: rooms with arrows only downward, and no circles, of packages or modules."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = ("tokencarve_jax", "models", "experiments")  # lowest first
+FLOORS = ("tokencarve_jax", "models", "experiments")
+BASE = {f"models.{name}" for name in ("errors", "config", "cli", "interrupts", "compile_cache")}
+# Rooms, lowest first; each imports from itself and from lines above it. What a line does not name more closely is in
+# "models" or "experiments": the modules on top, commands among them.
+ROOMS = (
+    ("tokencarve_jax",),
+    ("models base",),
+    ("models.io", "models.nn"),
+    ("models.engine",),
+    ("models.families",),
+    ("models",),
+    ("experiments.core",),
+    ("experiments.data", "experiments.metrics"),
+    ("experiments.reports",),
+    ("experiments.evaluation",),
+    tuple(f"experiments.{name}" for name in ("comparison", "speed", "training", "lmms", "studies", "attention_rank")),
+    ("experiments",),
+)
+LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # `models.from_pretrained` is the package's facade: it looks `models.auto` up when it is called.
 FACADES = {("models", "models.auto")}
 # Which device a program is for is decided outside of it: by the model for its caller, and by commands.
@@ -22,23 +41,30 @@ def tracked():
     return [name for name in listed.stdout.split() if (ROOT / name).exists()]
 
 
+@functools.cache
 def sources():
     """Text by dotted name."""
     files = [Path(name) for name in tracked() if name.split("/")[0] in FLOORS]
     return {".".join(p.with_suffix("").parts).removesuffix(".__init__"): (ROOT / p).read_text() for p in files}
 
 
-def imports(text, known):
-    """Modules that a source imports, inside functions too; `from package import module` is the module."""
+@functools.cache
+def named(text):
+    """(module, None) by `import`, (package, name) by `from`; inside functions too."""
     found = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            found |= {(alias.name, None) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (names & known) | ({node.module} if names - known else set())
+            found |= {(node.module, alias.name) for alias in node.names}
     return found
+
+
+def imports(text, known):
+    """Modules that a source imports; `from package import module` is the module."""
+    pairs = named(text)
+    return {f"{module}.{name}" if f"{module}.{name}" in known else module for module, name in pairs}
 
 
 def graph(texts):
@@ -46,14 +72,27 @@ def graph(texts):
     return {name: {to for to in all_of if (name, to) not in FACADES} for name, all_of in edges.items()}
 
 
+def room(name):
+    """That of a module of ours; None for the modules of others."""
+    if name in BASE:
+        return "models base"
+    parts = name.split(".")
+    return next((found for found in (".".join(parts[:2]), parts[0]) if found in LEVELS), None)
+
+
 def upward(edges):
-    floor = {name: number for number, name in enumerate(FLOORS)}
-    return [
+    """Imports from a room above, or from another one beside: packages beside each other cannot be in a circle."""
+
+    def down(name, to):
+        inside, at = room(name), room(to)
+        return at in (inside, None) or LEVELS[at] < LEVELS[inside]
+
+    return sorted(
         f"{name} imports {to}"
         for name, all_of in edges.items()
         for to in all_of
-        if floor.get(to.split(".")[0], -1) > floor[name.split(".")[0]] or to.split(".")[0] in ("tests", "conftest")
-    ]
+        if not down(name, to) or to.split(".")[0] in ("tests", "conftest")
+    )
 
 
 def circles(edges):
@@ -106,6 +145,11 @@ def test_arrows_point_downward():
     assert upward(graph(sources())) == []
 
 
+def test_each_package_is_a_room():
+    packages = {".".join(name.split("/")[:2]) for name in tracked() if name.count("/") > 1}
+    assert {name for name in packages if name.startswith(("models.", "experiments."))} <= set(LEVELS)
+
+
 def test_there_is_no_circle():
     assert circles(graph(sources())) == []
 
@@ -136,6 +180,9 @@ def test_nobody_asks_for_the_device_while_tracing():
     [
         ("tokencarve_jax.tokens", "import models.engine.plan", lambda texts: upward(graph(texts))),
         ("models.config", "from experiments import cli", lambda texts: upward(graph(texts))),
+        ("models.io.table", "def f():\n    import models.nn.rotary", lambda texts: upward(graph(texts))),
+        ("experiments.core.cli", "from experiments.data import scenes", lambda texts: upward(graph(texts))),
+        ("experiments.evaluation.cells", "import experiments.eval", lambda texts: upward(graph(texts))),
         ("models.nn.rotary", "def f():\n    from models.nn import llama", lambda t: circles(graph(t))),
         ("tokencarve_jax.budget", "from tokencarve_jax import carve", lambda texts: circles(graph(texts))),
         ("tokencarve_jax.budget", "from flax import nnx", lambda texts: foreign(graph(texts))),

@@ -4,28 +4,23 @@ import random
 
 import pytest
 
-from tests.commands import save_checkpoint
 from tests.kills import alone, processes
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", alone.JOBS)
-def test_a_killed_command_goes_on(model, name):
-    *early, found = alone.kill_many(name, 1, random.Random(f"{name} 1"), model)
+def test_a_killed_command_goes_on(llava_folder, name):
+    *early, found = alone.kill_many(name, 1, random.Random(f"{name} 1"), llava_folder)
     assert found["hit"]
     assert all(one["same"] for one in (*early, found)), (early, found)
 
 
-def test_what_differs_is_seen(model, monkeypatch):
+def test_what_differs_is_seen(llava_folder, monkeypatch):
     """A job whose result is never the same."""
     runs = iter(range(9))
     odd = alone.Job(alone.JOBS["convert"].argv, lambda out: next(runs))
     monkeypatch.setitem(alone.JOBS, "odd", odd)
-    found, *_ = alone.kill_many("odd", 1, random.Random(1), model)
+    found, *_ = alone.kill_many("odd", 1, random.Random(1), llava_folder)
     assert found["status"] == 0
     assert not found["same"]
 

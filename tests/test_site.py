@@ -32,14 +32,18 @@ MODELS = (
 )
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The site, built as the pages say, its notebook run."""
-    folder = tmp_path_factory.mktemp("site")
-    line = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", folder / "tree", ROOT / "docs", folder]
-    built = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+def build(folder, *more):
+    """The site, as the pages say."""
+    line = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", folder / "tree", *more]
+    built = subprocess.run([*line, ROOT / "docs", folder], cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, but for what its notebook puts out."""
+    return build(tmp_path_factory.mktemp("site"), "-D", "nb_execution_mode=off")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +119,9 @@ def test_every_command_is_there_with_its_flags(site):
     assert "--keep FRACTION|COUNT" in text
 
 
-def test_the_notebook_was_run(site):
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    site = build(tmp_path)
     page = soup(site / "notebook.html")
     outputs = [node.get_text() for node in page.select(".cell_output")]
     assert any(re.search(r"tokencarve\s+LEAF", text) for text in outputs)

@@ -86,7 +86,7 @@ def test_leading_directions_and_the_expected_rest(n, d):
     np.testing.assert_allclose(units.T @ units, np.eye(subspace.LEADING), atol=5e-3)
     np.testing.assert_allclose(units[:, -30:].T @ units[:, -30:], np.eye(30), atol=1e-4)
     # What float32 leaves of the approximation, and what that leaves of the exact ones.
-    signs = np.random.default_rng(0).decode_config([-1.0, 1.0], size=len(gram))[:, None]
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=len(gram))[:, None]
     basis, _ = np.linalg.qr(gram @ (signs * np.resize(np.eye(subspace.SOUGHT), (len(gram), subspace.SOUGHT))))
     product = gram @ basis
     nystrom = np.linalg.eigvalsh(product @ np.linalg.solve(basis.T @ product, product.T))[::-1]

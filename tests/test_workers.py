@@ -166,6 +166,7 @@ class TestEvaluation:
         names = {path.name for path in tmp_path.iterdir()}
         assert names == {path.name for path in alone.iterdir()}  # no lock, no part
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("target", kills.TARGETS)
     def test_killed(self, model, alone, tmp_path, target):
         found = kills.kill_once(kills.command(model, tmp_path, "--workers=2"), tmp_path, target, 2.0, random.Random(0))
@@ -176,6 +177,7 @@ class TestEvaluation:
         agents = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")  # they look for Ray a minute long before they end
         assert not kills.left_over({pid: t for pid, t in found["family"].items() if t not in agents}, patience=60)
 
+    @pytest.mark.slow
     def test_interrupted(self, model, tmp_path):
         process = kills.start(kills.command(model, tmp_path, "--workers=2"))
         while not kills.workers_of(process.pid) and process.poll() is None:

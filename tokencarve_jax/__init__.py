@@ -7,6 +7,7 @@ free, and nothing here knows about any particular model.
 from tokencarve_jax.attention import last_query_attention, remove_trend
 from tokencarve_jax.budget import Budget, plan
 from tokencarve_jax.carve import Carved, carve
+from tokencarve_jax.check import check
 from tokencarve_jax.compressor import EVIDENCE, Compressor
 from tokencarve_jax.positions import visual_positions
 from tokencarve_jax.registry import COMPRESSORS
@@ -26,6 +27,7 @@ __all__ = [
     "Tokens",
     "carve",
     "carve_sequence",
+    "check",
     "gather",
     "information_contribution",
     "last_query_attention",

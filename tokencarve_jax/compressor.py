@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tokencarve_jax.budget import plan
 from tokencarve_jax.merging import merge_rest
@@ -166,8 +167,9 @@ class Compressor:
             The K tokens that are left.
 
         Raises:
-            TypeError: `tokens` are no `Tokens`, `keep` is no number, or evidence is missing or not asked for.
-            ValueError: `keep` is out of range, or evidence has another shape.
+            TypeError: `tokens` are no `Tokens`, `keep` is no number, evidence is missing or not asked for, or `select`
+                returns anything but a `Selection` with indices of integers.
+            ValueError: `keep` is out of range, or evidence or what `select` returns has another shape.
         """
         if not isinstance(tokens, Tokens):
             raise TypeError(f"{self.name} takes Tokens, got {type(tokens).__name__}; wrap values in Tokens.of(values)")
@@ -216,7 +218,43 @@ def _keyword_only(select: Callable[..., Selection]) -> Mapping[str, inspect.Para
 # Compiled also where the caller is not, so that a call outside `jit` is one program and not a hundred.
 @functools.partial(jax.jit, static_argnames=("compressor", "keep"))
 def _compress(compressor: Compressor, tokens: Tokens, told: dict[str, Any], *, keep: int) -> Compressed:
+    return carry_out(compressor, tokens, told, decide(compressor, tokens, told, keep))
+
+
+def decide(compressor: Compressor, tokens: Tokens, told: dict[str, Any], keep: int) -> Selection:
+    """What `select` returns, its types and shapes checked while tracing; indices and assignment as int32.
+
+    Raises:
+        TypeError: It is not a `Selection`, or indices or assignment are not integers.
+        ValueError: An array of it has the wrong shape.
+    """
     selection = compressor.select(tokens, keep=keep, **told, **dict(compressor.options))
+    if not isinstance(selection, Selection):
+        raise TypeError(
+            f"{compressor.name}: select must return a Selection, got {type(selection).__name__}; "
+            "tokencarve_jax.Selection(indices) makes one"
+        )
+    left = (*tokens.shape[:-1], keep)
+    shapes = {"indices": left, "assignment": tokens.shape, "weights": tokens.shape}
+    shapes["values"] = (*left, tokens.values.shape[-1])
+    for name, shape in shapes.items():
+        array = getattr(selection, name)
+        if array is None and name != "indices":
+            continue
+        whole = name in ("indices", "assignment")
+        expected = f"{compressor.name}: select must return {name} {'of integers ' if whole else ''}{list(shape)}"
+        if not isinstance(array, jax.Array | np.ndarray):
+            raise TypeError(f"{expected}, got {type(array).__name__}")
+        if whole and not jnp.issubdtype(array.dtype, jnp.integer):
+            raise TypeError(f"{expected}, got {array.dtype}")
+        if array.shape != shape:
+            raise ValueError(f"{expected} for keep={keep}, got {list(array.shape)}")
+    assignment = None if selection.assignment is None else jnp.asarray(selection.assignment, jnp.int32)
+    return dataclasses.replace(selection, indices=jnp.asarray(selection.indices, jnp.int32), assignment=assignment)
+
+
+def carry_out(compressor: Compressor, tokens: Tokens, told: dict[str, Any], selection: Selection) -> Compressed:
+    """The tokens that a decision leaves, with what becomes of the rest."""
     if compressor.rest == "merged":
         return merge_rest(tokens, selection, _usable(tokens, told))
     return gather(tokens, selection)
