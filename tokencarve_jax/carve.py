@@ -132,16 +132,13 @@ def carve(
         indices = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
         return Carved(tokens=tokens, indices=indices, assignment=indices)
 
-    return _carve(
-        tokens,
-        attention,
-        features,
-        valid,
-        budget=budget,
-        attention_weight=float(weight),
-        information=information,
-        debias=bool(debias),
+    compiled = functools.partial(
+        _carve, budget=budget, attention_weight=float(weight), information=information, debias=bool(debias)
     )
+    if jax.sharding.get_abstract_mesh().explicit_axes:  # leading dimensions stay where they are
+        along = jax.sharding.PartitionSpec(*jax.typeof(tokens).sharding.spec[:-2])
+        compiled = jax.sharding.auto_axes(compiled, out_sharding=along)
+    return compiled(tokens, attention, features, valid)
 
 
 class Scores(NamedTuple):
