@@ -1,5 +1,7 @@
 """`compress_sequence`: any method between two layers, and a decoder that goes on as if it had been masked."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -241,3 +243,14 @@ def test_take_and_shorten_take_trees_and_positions_of_all_rows():
     np.testing.assert_array_equal(cut.shorten(tree, axis=1, room=2)["positions"], np.pad(cut.kept, [(0, 0), (0, 2)]))
     with pytest.raises(ValueError, match=r"^tree\['b'\]: axis 1 must be the uncut sequence"):
         cut.take({"a": hidden, "b": hidden[:, :-1]}, axis=1)
+
+
+@pytest.mark.parametrize("name", ["plain_jax", "flax_nnx", "flax_linen", "scanned_stack", "sliding_window"])
+def test_a_cut_is_at_most_ten_lines_in_any_kind_of_model(name):
+    """The doctests of these files run them; what a user adds to the model is marked."""
+    text = (Path(__file__).parent / "examples" / f"{name}.py").read_text()
+    (prefill,) = (part for part in text.split(">>> def ") if part.startswith("prefill("))
+    added = [line for line in prefill.splitlines() if line.endswith("# cut")]
+    assert 5 <= len(added) <= 10
+    for line in prefill.splitlines():
+        assert line.endswith("# cut") or not any(word in line for word in ("cut.", "compress_", "attention("))
