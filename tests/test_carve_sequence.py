@@ -133,7 +133,7 @@ def test_bad_input_says_what_is_wrong():
     with pytest.raises(TypeError, match="integers"):
         tc.carve_sequence(hidden, attention, IMAGES.astype(np.float32), keep=5)
     with pytest.raises(ValueError, match=r"\[2, N\] or \[2, I, N\]"):
-        tc.carve_sequence(hidden, attention, IMAGES[0, 0], keep=5)
+        tc.carve_sequence(hidden, attention, IMAGES[:1], keep=5)
     with pytest.raises(ValueError, match="distinct"):
         tc.carve_sequence(hidden[:, :20], attention[:, :20], IMAGES, keep=5)
     with pytest.raises(ValueError, match="valid must be shaped"):

@@ -8,11 +8,12 @@ from tokencarve_jax.attention import last_query_attention, remove_trend
 from tokencarve_jax.budget import Budget, plan
 from tokencarve_jax.carve import Carved, carve
 from tokencarve_jax.check import check
+from tokencarve_jax.compose import carve_sequence, compress_sequence
 from tokencarve_jax.compressor import EVIDENCE, Compressor
 from tokencarve_jax.positions import visual_positions
 from tokencarve_jax.registry import COMPRESSORS
 from tokencarve_jax.scores.information import information_contribution
-from tokencarve_jax.sequence import CarvedSequence, carve_sequence
+from tokencarve_jax.sequence import CarvedSequence
 from tokencarve_jax.tokens import Compressed, Selection, Tokens, gather
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "carve",
     "carve_sequence",
     "check",
+    "compress_sequence",
     "gather",
     "information_contribution",
     "last_query_attention",

@@ -6,8 +6,10 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from tokencarve_jax.budget import describe, static_number
+from tokencarve_jax.promotion import usual_promotion
 
 
+@usual_promotion
 def last_query_attention(
     query: ArrayLike,
     keys: ArrayLike,
@@ -134,6 +136,7 @@ def _positive(name: str, value: object) -> float | int:
     return number
 
 
+@usual_promotion
 def remove_trend(attention: ArrayLike, *, valid: ArrayLike | None = None) -> jax.Array:
     """Divide attention by its own exponential trend along the last axis (the raster index of an image).
 

@@ -11,10 +11,11 @@ from jax.typing import ArrayLike
 
 from tokencarve_jax.attention import remove_trend
 from tokencarve_jax.budget import Budget, describe, plan, static_number
+from tokencarve_jax.promotion import usual_promotion
 from tokencarve_jax.scores.information import DEFAULT, ROUTES, check_method, to_unit_scale
 from tokencarve_jax.scores.ranking import USABLE, best_first, fuse_ranks, tiers
 from tokencarve_jax.scores.similarity import cosine
-from tokencarve_jax.tokens import rows_of
+from tokencarve_jax.tokens import Tokens, headroom, rows_of, within
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["tokens", "indices", "assignment"], meta_fields=[])
@@ -43,6 +44,7 @@ class Carved:
     assignment: jax.Array
 
 
+@usual_promotion
 def carve(
     tokens: ArrayLike,
     attention: ArrayLike,
@@ -99,6 +101,11 @@ def carve(
          [1.  1. ]
          [0.  7.5]]
     """
+    if isinstance(tokens, Tokens):
+        raise TypeError(
+            "carve takes an array [..., N, D], got Tokens: pass tokens.values and valid=tokens.valid, or call "
+            'COMPRESSORS["tokencarve"](tokens, keep=..., query_attention=...)'
+        )
     tokens, attention = _floating("tokens", tokens), _floating("attention", attention)
     if tokens.ndim < 2:
         raise ValueError(f"tokens must be [..., N, D], got shape {tokens.shape}")
@@ -125,16 +132,13 @@ def carve(
         indices = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape)
         return Carved(tokens=tokens, indices=indices, assignment=indices)
 
-    return _carve(
-        tokens,
-        attention,
-        features,
-        valid,
-        budget=budget,
-        attention_weight=float(weight),
-        information=information,
-        debias=bool(debias),
+    compiled = functools.partial(
+        _carve, budget=budget, attention_weight=float(weight), information=information, debias=bool(debias)
     )
+    if jax.sharding.get_abstract_mesh().explicit_axes:  # leading dimensions stay where they are
+        along = jax.sharding.PartitionSpec(*jax.typeof(tokens).sharding.spec[:-2])
+        compiled = jax.sharding.auto_axes(compiled, out_sharding=along)
+    return compiled(tokens, attention, features, valid)
 
 
 class Scores(NamedTuple):
@@ -227,20 +231,20 @@ def _prune_and_merge(
     hosts = jnp.take(anchors, jnp.take(similarity.argmax(-1), merging))
     assignment = row_of(kept)
     row = jnp.where(joins, jnp.take(assignment, hosts), -1)
-    rows = _add_to_means(jnp.take(tokens, kept, axis=0), jnp.take(values, members, axis=0), row)
+    rows = _add_to_means(jnp.take(tokens, kept, axis=0), jnp.take(values, members, axis=0), row, headroom(values))
     return rows, kept, assignment.at[members].set(row)
 
 
-def _add_to_means(rows: jax.Array, members: jax.Array, row: jax.Array) -> jax.Array:
+def _add_to_means(rows: jax.Array, members: jax.Array, row: jax.Array, scale: jax.Array) -> jax.Array:
     """Turn each of `rows` [K, D] into the plain mean of itself and the `members` [M, D] whose `row` [M] it is.
 
-    Rows without members stay as they are, bit for bit.
+    Rows without members stay as they are, bit for bit. `scale` keeps the sum within range.
     """
     joins = row == jnp.arange(rows.shape[0])[:, None]
     count = 1 + joins.sum(-1, keepdims=True)
-    total = jnp.matmul(joins.astype(members.dtype), members, precision=lax.Precision.HIGHEST)
-    mean = (rows.astype(members.dtype) + total) / count
-    return jnp.where(count > 1, mean.astype(rows.dtype), rows)
+    total = jnp.matmul(joins.astype(members.dtype), members * scale, precision=lax.Precision.HIGHEST)
+    mean = (rows.astype(members.dtype) * scale + total) / count
+    return jnp.where(count > 1, within(mean / scale, rows.dtype), rows)
 
 
 def _information(matrix: jax.Array, usable: jax.Array, method: str) -> jax.Array:

@@ -13,6 +13,7 @@ import numpy as np
 
 from tokencarve_jax.budget import plan
 from tokencarve_jax.merging import merge_rest
+from tokencarve_jax.promotion import usual_promotion
 from tokencarve_jax.scores.ranking import USABLE, tiers
 from tokencarve_jax.tokens import Compressed, Selection, Tokens, gather
 
@@ -260,6 +261,7 @@ def carry_out(compressor: Compressor, tokens: Tokens, told: dict[str, Any], sele
     return gather(tokens, selection)
 
 
+@usual_promotion
 def _usable(tokens: Tokens, told: dict[str, Any]) -> jax.Array:
     """[..., N] bool: valid tokens that are finite in their values and in all evidence about them."""
     about = [tokens.values]

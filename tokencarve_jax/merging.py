@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tokencarve_jax.promotion import usual_promotion
 from tokencarve_jax.scores.similarity import cosine
 from tokencarve_jax.tokens import Compressed, Selection, Tokens, gather, rows
 
 
+@usual_promotion
 def merge_rest(tokens: Tokens, selection: Selection, usable: jax.Array) -> Compressed:
     """Carry a decision out, and let all that it drops join the survivors.
 
@@ -46,6 +48,7 @@ def merge_rest(tokens: Tokens, selection: Selection, usable: jax.Array) -> Compr
     return dataclasses.replace(whole, tokens=dataclasses.replace(whole.tokens, values=values))
 
 
+@usual_promotion
 def median_positions(positions: jax.Array, assignment: jax.Array, keep: int) -> jax.Array:
     """The lower median of each group's positions, on each axis by itself; each token counts once.
 

@@ -1,4 +1,4 @@
-"""Where the visual tokens of a sequence stand: from a Boolean mask to the static list that `carve_sequence` takes."""
+"""Where the visual tokens of a sequence stand: from a Boolean mask to the static list that a cut takes."""
 
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from tokencarve_jax.budget import describe, static_number
+from tokencarve_jax.promotion import usual_promotion
 
 
 class VisualPositions(NamedTuple):
@@ -23,12 +24,13 @@ class VisualPositions(NamedTuple):
     valid: jax.Array
 
 
+@usual_promotion
 def visual_positions(is_image: ArrayLike, *, count: int, mask: ArrayLike | None = None) -> VisualPositions:
-    """Turn a Boolean mask of the visual tokens into what `carve_sequence` takes as `visual_positions` and `valid`.
+    """Turn a Boolean mask of the visual tokens into the positions that `compress_sequence` and `carve_sequence` take.
 
     The first places of a row are those of its visual tokens, ascending. A row with fewer than `count` goes on with
-    places of no visual token, from the end of the sequence backwards; there `valid` is False, and `carve_sequence`
-    drops them first. They must be padding: pass `mask` unless every row has `count` visual tokens or is padded on the
+    places of no visual token, from the end of the sequence backwards; there `valid` is False, and a cut drops them
+    first. They must be padding: pass `mask` unless every row has `count` visual tokens or is padded on the
     right by as many slots as it lacks.
 
     Args:
@@ -92,14 +94,14 @@ def check_positions(given: ArrayLike, positions: jax.Array, length: int, batched
     rows = np.sort(host.reshape(host.shape[0] if batched else 1, -1), axis=-1)
     if rows[:, 0].min() < 0 or rows[:, -1].max() >= length:
         raise ValueError(
-            f"visual_positions must be within 0..{length - 1}, got {rows[:, 0].min()} to {rows[:, -1].max()}; "
+            f"visual positions must be within 0..{length - 1}, got {rows[:, 0].min()} to {rows[:, -1].max()}; "
             "count from the start of the sequence in hidden"
         )
     twice = np.argwhere(rows[:, 1:] == rows[:, :-1])
     if twice.size:
         row, place = twice[0]
         raise ValueError(
-            f"visual_positions must be distinct, got {rows[row, place]} twice in row {row}; for what a row lacks, list "
+            f"visual positions must be distinct, got {rows[row, place]} twice in row {row}; for what a row lacks, list "
             "padding slots that are False in valid, as `tokencarve_jax.visual_positions` does"
         )
 

@@ -27,6 +27,7 @@ from tokencarve_jax.methods import (
     vispruner,
     zoo_prune,
 )
+from tokencarve_jax.promotion import usual_promotion
 
 _CARVE = Compressor("tokencarve", tokencarve.tokencarve, at="decoder", paper="arXiv 2503.10501")
 
@@ -66,14 +67,22 @@ _ROWS = (
     Compressor("dart", dart.dart, at="decoder", paper="arXiv 2502.11494"),
 )
 
-COMPRESSORS: Mapping[str, Compressor] = MappingProxyType({row.name: row for row in _ROWS})
+
+class _Named(dict[str, Compressor]):
+    def __missing__(self, name: str) -> Compressor:
+        raise KeyError(f"no method is named {name!r}; there are {', '.join(sorted(self))}")
+
+
+COMPRESSORS: Mapping[str, Compressor] = MappingProxyType(
+    _Named({row.name: dataclasses.replace(row, select=usual_promotion(row.select)) for row in _ROWS})
+)
 """Every registered compressor by its name; read-only, in the order in which they are listed.
 
 `COMPRESSORS[name](Tokens.of(values), keep=64, **evidence)` shrinks `values` [..., N, D] to 64 rows; `Compressor` has
 shapes, dtypes and errors.
 
 Raises:
-    KeyError: No method has that name.
+    KeyError: No method has that name; the message lists all.
 
 Source: the paper of each is its `paper`; the registry is this package's own.
 

@@ -151,8 +151,8 @@ class Batch:
             if token_axis(name) is not None:
                 told[name] = np.zeros_like(value) + np.float32(steep / N if name.endswith("attention") else 0)
             elif "T" in EVIDENCE[name]:
-                ones = np.arange(value.shape[-1]) < 16
-                told[name] = np.broadcast_to(value[0, 0] if name == "text_valid" else np.float32(ones), value.shape)
+                word = value[0, 0] if name == "text_valid" else np.float32(np.arange(value.shape[-1]) < 16)
+                told[name] = np.broadcast_to(word, value.shape)
         about = any(token_axis(name) is not None for name in self.told)
         ones = np.zeros((N, D)) if about else steep[:, None] * (np.arange(D) < 16)
         values = np.broadcast_to(np.float32(ones), self.tokens.values.shape)

@@ -1,10 +1,10 @@
-"""Carving inside a whole sequence: text stays, each image (or all of them together) shrinks to its budget."""
+"""What a cut leaves of sequences, and how what is aligned with them follows."""
 
 import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from tokencarve_jax.budget import describe, static_number
-from tokencarve_jax.carve import carve
-from tokencarve_jax.positions import check_positions
-from tokencarve_jax.scores.information import DEFAULT
+from tokencarve_jax.promotion import usual_promotion
 
 
 @functools.partial(
@@ -22,7 +20,7 @@ from tokencarve_jax.scores.information import DEFAULT
 )
 @dataclasses.dataclass(frozen=True)
 class CarvedSequence:
-    """What `carve_sequence` leaves of sequences; frozen, a pytree of four arrays. Nothing is checked when it is made.
+    """What a cut leaves of sequences; frozen, a pytree of four arrays. Nothing is checked when it is made.
 
     S' below is S - N + K, or S - I*N + I*K with I images. Unbatched input leaves all four without their B.
 
@@ -32,9 +30,10 @@ class CarvedSequence:
         indices: [B, K] or [B, I, K] int32, which of the N visual tokens stand, as in `Carved.indices`.
         assignment: [B, N] or [B, I, N] int32, as in `Carved.assignment`: what a picture of the cut is drawn from.
 
-    Source: what the decoder of TokenCarve (arXiv 2503.10501) goes on with.
+    Source: what the decoder of TokenCarve (arXiv 2503.10501) goes on with; `compress_sequence` makes it.
 
     Examples:
+        >>> from tokencarve_jax import carve_sequence
         >>> hidden, attention = jnp.ones((1, 8, 2)), jnp.linspace(0, 1, 8)[None]
         >>> cut = carve_sequence(hidden, attention, jnp.array([[1, 2, 3, 4, 5, 6]]), keep=2)
         >>> cut.hidden.shape, cut.kept.shape, cut.indices.shape, cut.assignment.shape
@@ -60,8 +59,8 @@ class CarvedSequence:
         gone = math.prod(self.assignment.shape[lead:]) - math.prod(self.indices.shape[lead:])
         return self.kept.shape[-1] + gone
 
-    def take(self, array: ArrayLike, *, axis: int | Sequence[int], batch: int | None = 0) -> jax.Array:
-        """What is left of an array that is aligned with the sequence, bit for bit.
+    def take(self, tree: Any, *, axis: int | Sequence[int], batch: int | None = 0) -> Any:
+        """What is left of arrays that are aligned with the sequence, bit for bit.
 
         Positions [B, S]                 `take(array, axis=1)`
         Positions of M-RoPE [3, B, S]    `take(array, axis=2, batch=1)`
@@ -71,21 +70,27 @@ class CarvedSequence:
         Stacked caches [L, B, S, K, d]   `take(array, axis=2, batch=1)`
 
         Args:
-            array: Any dtype, of length S along `axis` and B along `batch`.
-            axis: Which axis of `array` is the sequence, or several that all are. Negative ones count from the end.
-            batch: Which axis of `array` is the batch. None: it has none, all rows share it, and the result has B in
+            tree: An array or a pytree of arrays, any dtypes, each of length S along `axis` and B along `batch`. [S]
+                alone, as positions often are, is shared by all rows, whatever `axis` and `batch` say.
+            axis: Which axis of each array is the sequence, or several that all are. Negative ones count from the end.
+            batch: Which axis of each array is the batch. None: it has none, all rows share it, and the result has B in
                 front of its axes. A cut of unbatched input has no batch and does not read this.
 
         Returns:
-            `array` with S' in place of S.
+            The tree, with S' in place of S.
 
         Raises:
             ValueError: An axis does not exist, is named twice, or is not as long as the sequence or the batch.
         """
+        return _each("tree", tree, functools.partial(self._take, axis=axis, batch=batch))
+
+    def _take(self, array: ArrayLike, *, axis: int | Sequence[int], batch: int | None) -> jax.Array:
         array = jnp.asarray(array)
-        axes = _axes(array, axis if isinstance(axis, Sequence) else (axis,))
         if self.kept.ndim > 2:
             raise ValueError(f"under more than one batch axis, call it inside vmap; kept has shape {self.kept.shape}")
+        if self.kept.ndim == 2 and array.shape == (self.length,):
+            axis, batch = 0, None
+        axes = _axes(array, axis if isinstance(axis, Sequence) else (axis,))
         for a in axes:
             if array.shape[a] != self.length:
                 more = "; slice off first what is behind the sequence" if array.shape[a] > self.length else ""
@@ -126,133 +131,35 @@ class CarvedSequence:
         if slots < 0:
             raise ValueError(f"room must be 0 or more, got {slots}")
 
-        def one(path: tuple[Any, ...], array: ArrayLike) -> jax.Array:
-            try:
-                short = self.take(array, axis=axis, batch=batch)
-            except ValueError as error:
-                raise ValueError(f"cache_tree{jax.tree_util.keystr(path)}: {error}") from error
+        def one(array: ArrayLike) -> jax.Array:
+            short = self._take(array, axis=axis, batch=batch)
             widths = [(0, 0)] * short.ndim
-            widths[axis if axis < 0 else axis - jnp.ndim(array)] = (0, slots)  # from the end: B may be new in front
+            along = -1 if jnp.ndim(array) == 1 else axis if axis < 0 else axis - jnp.ndim(array)
+            widths[along] = (0, slots)  # from the end: B may be new in front
             return jnp.pad(short, widths)
 
-        return jax.tree_util.tree_map_with_path(one, cache_tree)
+        return _each("cache_tree", cache_tree, one)
 
 
-def carve_sequence(
-    hidden: ArrayLike,
-    attention: ArrayLike,
-    visual_positions: ArrayLike,
-    *,
-    keep: float | int,
-    attention_weight: float = 0.5,
-    oversample: float = 1.5,
-    information: str = DEFAULT,
-    features: ArrayLike | None = None,
-    debias: bool = False,
-    valid: ArrayLike | None = None,
-) -> CarvedSequence:
-    """Carve the visual tokens of sequences and leave everything else untouched, bit for bit and in order.
-
-    Args:
-        hidden: [B, S, D], any float dtype: the hidden states entering the layer. Or [S, D], one sequence: then B is
-            missing from all arrays here, and from the result.
-        attention: [B, S], any float dtype: the previous layer's `last_query_attention`.
-        visual_positions: Where the visual tokens stand, int32; distinct, within 0..S-1, need not be contiguous.
-            [B, N]: one joint budget over all visual tokens of a sequence. [B, I, N]: one budget per image,
-            each of the I images keeps K of its N.
-            A row with fewer visual tokens than N lists padding slots of its sequence as the missing entries, with
-            `valid` False there: they are dropped first, and shapes stay static. The function `visual_positions`
-            makes both from a mask.
-        keep: As in `carve`, counted on N: a float in (0, 1] or an int in 1..N.
-        attention_weight: See `carve`.
-        oversample: See `carve`.
-        information: See `carve`.
-        features: [B, S, F] to compute the information score from instead of `hidden`, see `carve`.
-        debias: See `carve`; the trend is fitted along the last axis of `visual_positions`.
-        valid: [B, N] or [B, I, N] bool, shaped as `visual_positions`; False marks padding.
-
-    Returns:
-        A `CarvedSequence`.
-
-    Raises:
-        TypeError: An array has the wrong kind of dtype, or `keep` is no Python or NumPy number.
-        ValueError: A shape or an option does not fit; the message says which. Also concrete `visual_positions` that
-            are out of range or not distinct. For that, a call outside `jit` copies them to the host if they are not
-            there already, and so waits for them, though not for `hidden`. Traced ones are not checked.
-
-    Source: TokenCarve (arXiv 2503.10501); survivors keep their original positions, as in the released code.
-
-    Examples:
-        >>> hidden = jnp.arange(12.0).reshape(1, 6, 2)
-        >>> attention = jnp.array([[0.1, 0.2, 0.05, 0.3, 0.05, 0.3]])
-        >>> out = carve_sequence(hidden, attention, jnp.array([[1, 2, 3, 4]]), keep=0.5)
-        >>> print(out.kept, out.assignment, out.hidden.shape)
-        [[0 1 3 5]] [[ 0 -1  1  1]] (1, 4, 2)
-    """
-    hidden, attention = jnp.asarray(hidden), jnp.asarray(attention)
-    positions = jnp.asarray(visual_positions)
-    if hidden.ndim not in (2, 3):
-        raise ValueError(f"hidden must be [B, S, D], or [S, D] unbatched, got shape {hidden.shape}")
-    *lead, length, _ = hidden.shape
-    if attention.shape != (*lead, length):
-        raise ValueError(
-            f"attention must be {(*lead, length)}, one entry per position, got {attention.shape}; if its last axis is "
-            "the number of heads, last_query_attention was given keys head first"
-        )
-    if not jnp.issubdtype(positions.dtype, jnp.integer):
-        raise TypeError(f"visual_positions must be integers, got {positions.dtype}")
-    if positions.ndim - len(lead) not in (1, 2) or positions.shape[: len(lead)] != (*lead,):
-        front = f"{lead[0]}, " if lead else ""
-        raise ValueError(f"visual_positions must be [{front}N] or [{front}I, N], got shape {positions.shape}")
-    if math.prod(positions.shape[len(lead) :]) > length:
-        count = math.prod(positions.shape[len(lead) :])
-        raise ValueError(f"{count} visual positions cannot be distinct in a sequence of {length}")
-    check_positions(visual_positions, positions, length, batched=bool(lead))
-    if features is not None:
-        features = jnp.asarray(features)
-        if features.shape[:-1] != (*lead, length):
-            raise ValueError(f"features must be {(*lead, length)} and F, got shape {features.shape}")
-    if valid is not None:
-        valid = jnp.asarray(valid)
-        if valid.shape != positions.shape:
-            raise ValueError(f"valid must be shaped as visual_positions {positions.shape}, got {valid.shape}")
-
-    arrays = (hidden, attention, positions, features, valid)
-    if not lead:
-        arrays = jax.tree.map(functools.partial(jnp.expand_dims, axis=0), arrays)
-    hidden, attention, positions, features, valid = arrays
-    batch = hidden.shape[0]
-    carved = carve(
-        _at(hidden, positions),
-        _at(attention[..., None], positions)[..., 0],
-        keep=keep,
-        attention_weight=attention_weight,
-        oversample=oversample,
-        information=information,
-        features=None if features is None else _at(features, positions),
-        debias=debias,
-        valid=valid,
-    )
-    standing = jnp.take_along_axis(positions, carved.indices, axis=-1).reshape(batch, -1)
-    rows = carved.tokens.reshape(batch, standing.shape[1], -1)
-    hidden, kept = jax.vmap(splice)(hidden, rows, positions.reshape(batch, -1), standing)
-    cut = CarvedSequence(hidden=hidden, kept=kept, indices=carved.indices, assignment=carved.assignment)
-    return cut if lead else jax.tree.map(functools.partial(jnp.squeeze, axis=0), cut)
-
-
-def _at(values: jax.Array, positions: jax.Array) -> jax.Array:
-    """The values [B, S, D] at positions [B, ...]: [B, ..., D]."""
-    batch = positions.shape[0]
-    rows = jnp.take_along_axis(values, positions.reshape(batch, -1, 1), axis=1)
-    return rows.reshape(*positions.shape, values.shape[-1])
-
-
+@usual_promotion
 def splice(hidden: jax.Array, rows: jax.Array, visual: jax.Array, standing: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One sequence [S, D]: drop the `visual` positions but the `standing` ones, which take the values `rows`."""
     length = hidden.shape[0]
     gone = jnp.zeros(length, dtype=bool).at[visual].set(True).at[standing].set(False)
     kept = jnp.argsort(gone, stable=True)[: length - visual.size + standing.size].astype(jnp.int32)
     return jnp.take(hidden.at[standing].set(rows), kept, axis=0), kept
+
+
+def _each(name: str, tree: Any, one: Callable[[Any], jax.Array]) -> Any:
+    """The tree with `one` done to each array; an error says which."""
+
+    def named(path: tuple[Any, ...], array: ArrayLike) -> jax.Array:
+        try:
+            return one(array)
+        except ValueError as error:
+            raise ValueError(f"{name}{jax.tree_util.keystr(path)}: {error}" if path else str(error)) from error
+
+    return jax.tree_util.tree_map_with_path(named, tree)
 
 
 def _axes(array: jax.Array, axes: Sequence[int]) -> tuple[int, ...]:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from tokencarve_jax.promotion import usual_promotion
+
 _pytree = functools.partial(jax.tree_util.register_dataclass, meta_fields=[])
 
 
@@ -137,6 +139,23 @@ class Compressed:
     assignment: jax.Array
 
 
+def headroom(values: jax.Array) -> jax.Array:
+    """A power of two [..., 1, 1] that lets finite values [..., N, D] be summed: 1 unless they are near the limit."""
+    largest = jnp.abs(lax.stop_gradient(values)).max((-2, -1), keepdims=True, initial=0)
+    near = largest > jnp.finfo(values.dtype).max / _MOST
+    return jnp.where(near, 1 / _MOST, 1).astype(values.dtype)
+
+
+_MOST = 2.0**24  # of the weights in a sum
+
+
+def within(values: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """As another dtype; what is beyond its range becomes its largest number, and not infinite."""
+    largest = float(jnp.finfo(dtype).max)
+    return jnp.clip(values, -largest, largest).astype(dtype)
+
+
+@usual_promotion
 def gather(tokens: Tokens, selection: Selection) -> Compressed:
     """Carry a decision out: the only place where values, sizes and positions move.
 
@@ -181,8 +200,9 @@ def gather(tokens: Tokens, selection: Selection) -> Compressed:
             share = jnp.where(joins, weights[..., None, :].astype(precise), 0)
             total = share.sum(-1, keepdims=True)
             finite = jnp.where(counts[..., None], tokens.values.astype(precise), 0)
-            mean = jnp.matmul(share, finite, precision=lax.Precision.HIGHEST) / jnp.where(total > 0, total, 1)
-            values = jnp.where(grown[..., None] & (total > 0), mean.astype(values.dtype), values)
+            scale = headroom(finite)
+            mean = jnp.matmul(share, finite * scale, precision=lax.Precision.HIGHEST) / jnp.where(total > 0, total, 1)
+            values = jnp.where(grown[..., None] & (total > 0), within(mean / scale, values.dtype), values)
     if selection.values is not None:
         values = selection.values.astype(values.dtype)
     return Compressed(Tokens(values, valid, sizes, positions), indices, assignment)

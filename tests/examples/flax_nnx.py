@@ -1,8 +1,8 @@
-"""TokenCarve inside a Flax NNX decoder: rotary positions, a KV cache that is passed in and returned, greedy decoding.
+"""A cut inside a Flax NNX decoder that one does not own: its layers do not hand their query out.
 
 >>> import jax, jax.numpy as jnp
 >>> from flax import nnx
->>> from tokencarve_jax import carve_sequence, last_query_attention
+>>> from tokencarve_jax import compress_sequence, last_query_attention
 
 >>> def rotary(x, positions):  # [B, S, H, d], [B, S]
 ...     angle = positions[..., None, None] / 100 ** jnp.linspace(0, 1, x.shape[-1] // 2)
@@ -17,41 +17,51 @@
 ...         q, k = rotary(q, positions), rotary(k, positions)
 ...         if cache is not None:
 ...             k, v = (jax.lax.dynamic_update_slice_in_dim(old, new, slot, 1) for old, new in zip(cache, (k, v)))
-...         return x + self.out(nnx.dot_product_attention(q, k, v, mask=mask)), q[:, -1], (k, v)
-
-The four lines under `if i == self.cut` are all that carving adds:
+...         return x + self.out(nnx.dot_product_attention(q, k, v, mask=mask)), (k, v)
 
 >>> class Decoder(nnx.Module):
-...     def __init__(self, vocabulary, width, heads, depth, *, cut, keep, rngs):
+...     def __init__(self, vocabulary, width, heads, depth, *, rngs):
 ...         self.embed = nnx.Embed(vocabulary, width, rngs=rngs)
 ...         self.layers = nnx.List([Layer(width, heads, rngs=rngs) for _ in range(depth)])
-...         self.cut, self.keep = cut, keep
-...     def prefill(self, x, visual_positions, room):
+...     def prefill(self, x):
 ...         positions, caches = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]), []
-...         for i, layer in enumerate(self.layers):
-...             if i == self.cut:
-...                 attention = last_query_attention(query, caches[-1][0])
-...                 cut = carve_sequence(x, attention, visual_positions, keep=self.keep)
-...                 x, positions = cut.hidden, cut.take(positions, axis=1)
-...                 caches = cut.shorten(caches, axis=1)
-...             x, query, cache = layer(x, positions, jnp.tri(x.shape[1], dtype=bool)[None, None])
+...         for layer in self.layers:
+...             x, cache = layer(x, positions, jnp.tri(x.shape[1], dtype=bool)[None, None])
 ...             caches.append(cache)
-...         pad = lambda array: jnp.pad(array, [(0, 0), (0, room), (0, 0), (0, 0)])
-...         return self.embed.attend(x[:, -1]), jax.tree.map(pad, caches), cut
+...         return self.embed.attend(x[:, -1]), caches
 ...     def decode(self, tokens, position, slot, caches):
 ...         x, new = self.embed(tokens)[:, None], []
 ...         positions, mask = jnp.full(x.shape[:2], position), jnp.arange(caches[0][0].shape[1]) <= slot
 ...         for layer, cache in zip(self.layers, caches):
-...             x, _, cache = layer(x, positions, mask[None, None, None], cache, slot)
+...             x, cache = layer(x, positions, mask[None, None, None], cache, slot)
 ...             new.append(cache)
 ...         return self.embed.attend(x[:, -1]), new
 
+Its prefill again, with a cut before layer 2. The query of the layer before is computed anew, from what entered it; the
+lines that end in `# cut` are all that is new:
+
+>>> def prefill(decoder, x, places, method, keep, room):
+...     positions, caches = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]), []
+...     for i, layer in enumerate(decoder.layers):
+...         if i == 2:  # cut
+...             query = jnp.squeeze(jnp.split(before.qkv(entered[:, -1:]), 3, axis=2)[0], 2)  # cut
+...             attention = last_query_attention(rotary(query, positions[:, -1:])[:, 0], caches[-1][0])  # cut
+...             cut = compress_sequence(x, places, method, keep=keep, query_attention=attention)  # cut
+...             x, positions = cut.hidden, cut.take(positions, axis=1)  # cut
+...             caches = cut.shorten(caches, axis=1)  # cut
+...         before, entered = layer, x  # cut
+...         x, cache = layer(x, positions, jnp.tri(x.shape[1], dtype=bool)[None, None])
+...         caches.append(cache)
+...     pad = lambda array: jnp.pad(array, [(0, 0), (0, room), (0, 0), (0, 0)])
+...     return decoder.embed.attend(x[:, -1]), jax.tree.map(pad, caches), cut
+
 40 positions are 16 after the cut: the next token stands at position 40, in slot 16.
 
->>> decoder = Decoder(50, 32, 4, depth=4, cut=2, keep=8, rngs=nnx.Rngs(0))
+>>> decoder = Decoder(50, 32, 4, depth=4, rngs=nnx.Rngs(0))
 >>> prompt = jax.random.normal(jax.random.key(0), (2, 40, 32))
 >>> visual = jnp.arange(4, 36) + jnp.array([[0], [3]])
->>> logits, caches, cut = nnx.jit(Decoder.prefill, static_argnames="room")(decoder, prompt, visual, room=6)
+>>> compiled = nnx.jit(prefill, static_argnames=("method", "keep", "room"))
+>>> logits, caches, cut = compiled(decoder, prompt, visual, method="fastv", keep=8, room=6)
 >>> steps, tokens = [logits], []
 >>> for step in range(6):
 ...     tokens.append(steps[-1].argmax(-1))

@@ -1,7 +1,7 @@
-"""TokenCarve inside a plain-JAX decoder: rotary positions, grouped queries, a KV cache, greedy decoding.
+"""A cut inside a plain-JAX decoder with a KV cache of its own: rotary positions, grouped queries, greedy decoding.
 
 >>> import jax, jax.numpy as jnp
->>> from tokencarve_jax import carve_sequence, last_query_attention, visual_positions
+>>> from tokencarve_jax import compress_sequence, last_query_attention, visual_positions
 
 A decoder as anyone has it. Positions and slots are two arguments:
 
@@ -19,17 +19,17 @@ A decoder as anyone has it. Positions and slots are two arguments:
 >>> def causal(length):
 ...     return jnp.tri(length, dtype=bool)[None, None]
 
-The prefill with a cut before layer 2. Its five lines are all that carving adds:
+The prefill with a cut before layer 2. The lines that end in `# cut` are all that it adds:
 
 >>> def prefill(layers, x, is_image, room):
 ...     positions, caches = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]), []
 ...     for i, params in enumerate(layers):
-...         if i == 2:
-...             visual, valid = visual_positions(is_image, count=33)
-...             attention = last_query_attention(query, caches[-1][0])
-...             cut = carve_sequence(x, attention, visual, keep=0.25, valid=valid)
-...             x, positions = cut.hidden, cut.take(positions, axis=1)
-...             caches = cut.shorten(caches, axis=1)
+...         if i == 2:  # cut
+...             places = visual_positions(is_image, count=33)  # cut
+...             attention = last_query_attention(query, caches[-1][0])  # cut
+...             cut = compress_sequence(x, places, "tokencarve", keep=0.25, query_attention=attention)  # cut
+...             x, positions = cut.hidden, cut.take(positions, axis=1)  # cut
+...             caches = cut.shorten(caches, axis=1)  # cut
 ...         x, query, cache = layer(params, x, positions, causal(x.shape[1]))
 ...         caches.append(cache)
 ...     pad = lambda array: jnp.pad(array, [(0, 0), (0, room), (0, 0), (0, 0)])

@@ -1,7 +1,7 @@
-"""TokenCarve in a decoder whose layers are one `lax.scan`: three segments for the prefill, one scan for decoding.
+"""A cut in a decoder whose layers are one `lax.scan` (or `nn.scan`, whose parameters are stacked just so).
 
 >>> import jax, jax.numpy as jnp
->>> from tokencarve_jax import carve_sequence, last_query_attention
+>>> from tokencarve_jax import compress_sequence, last_query_attention
 
 >>> def rotary(x, positions):  # [B, S, H, d], [B, S]
 ...     angle = positions[..., None, None] / 100 ** jnp.linspace(0, 1, x.shape[-1] // 2)
@@ -23,18 +23,19 @@ itself, and only its query and keys leave it. A scan returns its caches stacked,
 ...         x, query, cache = layer(layer_params, x, positions, jnp.tri(x.shape[1], dtype=bool)[None, None])
 ...         return x, cache
 ...     return jax.lax.scan(body, x, params)
->>> def prefill(params, x, visual_positions, room, cut_at=3):
+>>> def prefill(params, x, places, room, cut_at=3):
 ...     positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
 ...     part = lambda start, stop: jax.tree.map(lambda w: jax.lax.slice_in_dim(w, start, stop), params)
 ...     x, before = segment(part(0, cut_at - 1), x, positions)
-...     last = jax.tree.map(lambda w: jnp.squeeze(w, 0), part(cut_at - 1, cut_at))
-...     x, query, (keys, values) = layer(last, x, positions, jnp.tri(x.shape[1], dtype=bool)[None, None])
-...     cut = carve_sequence(x, last_query_attention(query, keys), visual_positions, keep=8)
-...     before = cut.shorten((*before,), axis=2, batch=1, room=room)
-...     at = jax.tree.map(lambda a: a[None], cut.shorten((keys, values), axis=1, room=room))
-...     x, after = segment(part(cut_at, params["q"].shape[0]), cut.hidden, cut.take(positions, axis=1))
+...     last = jax.tree.map(lambda w: jnp.squeeze(w, 0), part(cut_at - 1, cut_at))  # cut
+...     x, query, (keys, values) = layer(last, x, positions, jnp.tri(x.shape[1], dtype=bool)[None, None])  # cut
+...     attention = last_query_attention(query, keys)  # cut
+...     cut = compress_sequence(x, places, "tokencarve", keep=8, query_attention=attention)  # cut
+...     before = cut.shorten(before, axis=2, batch=1, room=room)  # cut
+...     at = jax.tree.map(lambda a: a[None], cut.shorten((keys, values), axis=1, room=room))  # cut
+...     x, after = segment(part(cut_at, params["q"].shape[0]), cut.hidden, cut.take(positions, axis=1))  # cut
 ...     after = jax.tree.map(lambda a: jnp.pad(a, [(0, 0), (0, 0), (0, room), (0, 0), (0, 0)]), after)
-...     return x[:, -1:], jax.tree.map(lambda *parts: jnp.concatenate(parts), before, at, after), cut
+...     return x[:, -1:], jax.tree.map(lambda *parts: jnp.concatenate(parts), before, at, after), cut  # cut
 
 All layers are equally long then, and decoding is one scan again:
 

@@ -1,7 +1,7 @@
-"""TokenCarve in a decoder with sliding-window layers, every second one (Gemma 2 and 3, Mistral).
+"""A cut in a decoder with sliding-window layers, every second one (Gemma 2 and 3, Mistral).
 
 >>> import jax, jax.numpy as jnp
->>> from tokencarve_jax import carve_sequence, last_query_attention
+>>> from tokencarve_jax import compress_sequence, last_query_attention
 
 >>> def rotary(x, positions):  # [B, S, H, d], [B, S]
 ...     angle = positions[..., None, None] / 100 ** jnp.linspace(0, 1, x.shape[-1] // 2)
@@ -20,17 +20,17 @@
 
 A window counts positions, and those stay what they were: `take` cuts both kinds of mask along queries and keys.
 
->>> def prefill(layers, x, visual_positions, room):
+>>> def prefill(layers, x, places, room):
 ...     positions, caches = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]), []
 ...     everywhere = jnp.broadcast_to(jnp.tri(x.shape[1], dtype=bool), (x.shape[0], 1, x.shape[1], x.shape[1]))
 ...     local = everywhere & near(positions, positions, 12)
 ...     for i, params in enumerate(layers):
-...         if i == 2:  # after a global layer
-...             attention = last_query_attention(query, caches[-1][0], window=WINDOWS[i - 1])
-...             cut = carve_sequence(x, attention, visual_positions, keep=8)
-...             x, positions = cut.hidden, cut.take(positions, axis=1)
-...             local, everywhere = (cut.take(mask, axis=(2, 3)) for mask in (local, everywhere))
-...             caches = cut.shorten(caches, axis=1)
+...         if i == 2:  # after a global layer # cut
+...             attention = last_query_attention(query, caches[-1][0], window=WINDOWS[i - 1])  # cut
+...             cut = compress_sequence(x, places, "tokencarve", keep=8, query_attention=attention)  # cut
+...             x, positions = cut.hidden, cut.take(positions, axis=1)  # cut
+...             local, everywhere = cut.take((local, everywhere), axis=(2, 3))  # cut
+...             caches = cut.shorten(caches, axis=1)  # cut
 ...         x, query, cache = layer(params, x, positions, local if WINDOWS[i] else everywhere)
 ...         caches.append(cache)
 ...     pad = lambda array: jnp.pad(array, [(0, 0), (0, room), (0, 0), (0, 0)])

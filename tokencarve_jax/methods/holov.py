@@ -1,5 +1,7 @@
 """HoloV (arXiv 2510.02912): every part of the image gets a share of the budget, by attention and variety within it."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -59,9 +61,9 @@ def holov(
     slots = jnp.arange(-(-count // crops))
     inside = slots < size[..., None]  # [..., crops, M]
     where = jnp.minimum(start[..., None] + slots, count - 1)
-    members = rows(at, where.reshape(*where.shape[:-2], -1))
+    members = rows(at, where.reshape(*where.shape[:-2], math.prod(where.shape[-2:])))
     finite = jnp.where(usable[..., None], tokens.values.astype(jnp.float32), 0)
-    cut = rows(finite, members).reshape(*where.shape, -1)
+    cut = rows(finite, members).reshape(*where.shape, finite.shape[-1])
     told = _ATTENTION_SCALE * jnp.where(inside, rows(attention, members).reshape(where.shape), 0)
     scores = _crop_scores(cosine(cut, cut), told, inside, size, diversity)
 

@@ -6,7 +6,7 @@ from jax import lax
 
 from tokencarve_jax.scores.ranking import USABLE, best_first, invert, tiers
 from tokencarve_jax.scores.similarity import cosine
-from tokencarve_jax.tokens import Selection, Tokens, rows, rows_of
+from tokencarve_jax.tokens import Selection, Tokens, headroom, rows, rows_of, within
 
 
 def prumerge(
@@ -76,10 +76,11 @@ def prumerge(
     values = tokens.values.astype(jnp.promote_types(tokens.values.dtype, jnp.float32))
     weights = jnp.where(takes, attention[..., None, :], 0).astype(values.dtype)
     finite = jnp.where(usable[..., None], values, 0)
-    taken = jnp.matmul(weights, finite, precision=lax.Precision.HIGHEST)
-    base = jnp.where(is_extra, 0, rows(values, indices))
+    scale = headroom(finite)
+    taken = jnp.matmul(weights, finite * scale, precision=lax.Precision.HIGHEST)
+    base = jnp.where(is_extra, 0, rows(values, indices)) * scale
     changed = takes.any(-1, keepdims=True)
-    kept = jnp.where(changed, (base + taken).astype(tokens.values.dtype), rows(tokens.values, indices))
+    kept = jnp.where(changed, within((base + taken) / scale, tokens.values.dtype), rows(tokens.values, indices))
     return Selection(indices, assignment, values=kept)
 
 

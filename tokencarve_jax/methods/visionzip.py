@@ -6,7 +6,7 @@ from jax import lax
 
 from tokencarve_jax.scores.ranking import USABLE, best_first, invert, tiers
 from tokencarve_jax.scores.similarity import cosine
-from tokencarve_jax.tokens import Selection, Tokens, rows, rows_of
+from tokencarve_jax.tokens import Selection, Tokens, headroom, rows, rows_of, within
 
 
 def visionzip(
@@ -76,8 +76,8 @@ def _with_means(tokens: Tokens, indices: jax.Array, joined: jax.Array) -> jax.Ar
     weights = jnp.where(joins, tokens.sizes[..., None, :], 0)  # [..., K, N]
     total = weights.sum(-1, keepdims=True)
     finite = jnp.where((joined >= 0)[..., None], values, 0)
-    mean = jnp.matmul(weights.astype(values.dtype), finite, precision=lax.Precision.HIGHEST) / jnp.where(
-        total > 0, total, 1
-    )
-    plus = (rows(values, indices) + mean).astype(tokens.values.dtype)
+    scale = headroom(finite)
+    sums = jnp.matmul(weights.astype(values.dtype), finite * scale, precision=lax.Precision.HIGHEST)
+    mean = sums / jnp.where(total > 0, total, 1)
+    plus = within((rows(values, indices) * scale + mean) / scale, tokens.values.dtype)
     return jnp.where(total > 0, plus, rows(tokens.values, indices))

@@ -19,6 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from tokencarve_jax._blas import one_thread
+from tokencarve_jax.promotion import usual_promotion
 from tokencarve_jax.scores.decompositions import eigh, eigh_by_jacobi, right_singular_vectors, triangle
 from tokencarve_jax.scores.spectrum import (
     dominating_directions,
@@ -37,6 +38,7 @@ DEFAULT = "subspace"
 Eigh = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
+@usual_promotion
 def information_contribution(tokens: ArrayLike, *, method: str = DEFAULT) -> jax.Array:
     """How much each token contributes to the information in the whole: the L1 norms of the rows of U S.
 
@@ -70,6 +72,7 @@ def information_contribution(tokens: ArrayLike, *, method: str = DEFAULT) -> jax
     return (ROUTES[method](scaled) * scale[..., 0]).astype(jnp.float32)
 
 
+@usual_promotion
 def subspace_uncertainty(tokens: ArrayLike) -> jax.Array:
     """How far the route "subspace" may be off: the standard error of its scores, over how much tokens differ in them.
 
