@@ -85,6 +85,6 @@ class PatchMapRecorder:
             found[name] = {left: self.maps(done, rows)}, []
         wide = self._llava.prompt(**inputs.named, bucket=_WIDE)
         for name, (by_budget, ranks) in replay(self._llava, wide, seed, requests).items():
-            own = {budget: self.maps([cut], rows) for budget, cut in by_budget.items()}
+            own = {budget: self.maps([by_budget[budget]], rows) for budget in requests[name].budgets}
             found[name] = own, self.ranks(ranks, rows) if ranks else []
         return {name: found[name] for name in schedules}
