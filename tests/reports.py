@@ -13,7 +13,7 @@ from experiments.comparison.cells import default_methods
 from experiments.data.scenes import make_scene
 from experiments.metrics.summary import wilson
 from experiments.reports.gallery import image_path
-from experiments.reports.patch_maps import maps as patch_maps
+from experiments.reports.patch_maps.maps import patch_map
 
 GRID = 24
 EVERY = GRID * GRID
@@ -28,13 +28,17 @@ def share(value: float, of: int = 900) -> dict[str, Any]:
     return {"right": right, "of": of, "share": right / of, "low": low, "high": high}
 
 
+def accuracy(value: float) -> dict[str, Any]:
+    return {family: share(value, 300) for family in FAMILIES} | {"overall": share(value)}
+
+
 def method(name: str, *, tokens: int, flops: float) -> dict[str, Any]:
     value = SHARES[name]
     return {
         "method": name,
         "visual_tokens": tokens,
         "layer_average": float(tokens),
-        "accuracy": {family: share(value, 300) for family in FAMILIES} | {"overall": share(value)},
+        "accuracy": accuracy(value),
         "of_vanilla": value / SHARES["vanilla"],
         "difference": value - SHARES["vanilla"],
         "difference_half_width": 0.015,
@@ -51,23 +55,23 @@ def method(name: str, *, tokens: int, flops: float) -> dict[str, Any]:
 
 
 def carved(order: np.ndarray, keep: int) -> dict[str, Any]:
-    """The best of an order stand, half as many again merge into the best one of their row of patches."""
-    standing = np.sort(order[:keep])
-    fate = np.full(EVERY, -1)
-    fate[standing] = np.arange(keep)
+    """The best of an order are kept, half as many again merge into one of them."""
+    survivors = np.sort(order[:keep])
+    assignment = np.full(EVERY, -1)
+    assignment[survivors] = np.arange(keep)
     for number, patch in enumerate(order[keep : keep + keep // 2]):
-        fate[patch] = number % keep
-    return patch_maps.patch_map(standing, fate, first=0, patches=EVERY)
+        assignment[patch] = number % keep
+    return patch_map(survivors, assignment, first=0, patches=EVERY)
 
 
 def scene(sample: int, rng: np.random.Generator) -> dict[str, Any]:
     fused = rng.permutation(EVERY)
-    drawn = {keep: np.sort(rng.permutation(EVERY)[:keep]) for keep in BUDGETS}
     maps = [{"method": "vanilla", "visual_tokens": EVERY, "answered": True, "kept": list(range(EVERY)), "merged": []}]
     for keep in BUDGETS:
         about = {"visual_tokens": keep, "answered": keep == 128}
+        drawn = np.sort(rng.permutation(EVERY)[:keep]).tolist()
         maps.append({"method": "tokencarve", **about, **carved(np.argsort(fused), keep)})
-        maps.append({"method": "random", **about, "kept": drawn[keep].tolist(), "merged": []})
+        maps.append({"method": "random", **about, "kept": drawn, "merged": []})
     ranks = {name: (1 + rng.permutation(EVERY)).tolist() for name in ("attention", "information")}
     return {
         "sample": sample,
@@ -87,19 +91,20 @@ def evaluation(folder: Path, *, scenes: int = 3) -> dict[str, Any]:
     first = [scene(number, rng) for number in range(min(scenes, 3))]
     # Beyond three they are alike but for their names: nothing is compressed, so that sizes are what they would be.
     gallery = [first[number % 3] | {"sample": 3 * number, "scene": number} for number in range(scenes)]
+    predictions = {"vanilla": "LEAF", "tokencarve": "LEAF", "random": "LAKE"}
+    about = ("sample", "scene", "family", "question", "answer")
     report = {
+        "kind": "eval",
         "command": ["python", "-m", "experiments.eval"],
         "date": "2026-11-27T10:00:00+00:00",
         "model": "experiments/tiny",
         "scenes": 300,
         "settings": {
-            "keep": 0.222,
             "methods": list(SHARES),
             "dtype": "float32",
             "batch_size": 6,
             "seed": 0,
             "decode_capacity": 32,
-            "workers": 1,
             "machine": {"processor": "a processor", "cores": 2, "backend": "cpu", "device": "cpu"},
             "versions": {"python": "3.11.7", "jax": "0.10.2"},
         },
@@ -109,11 +114,7 @@ def evaluation(folder: Path, *, scenes: int = 3) -> dict[str, Any]:
             method("random", tokens=128, flops=1.9e9),
         ],
         "gallery": gallery,
-        "samples": [
-            {name: one[name] for name in ("sample", "scene", "family", "question", "answer")}
-            | {"said": {"vanilla": "LEAF", "tokencarve": "LEAF", "random": "LAKE"}}
-            for one in gallery
-        ],
+        "samples": [{name: one[name] for name in about} | {"predictions": predictions} for one in gallery],
     }
     for one in gallery:
         path = image_path(folder, one["sample"])
@@ -121,30 +122,6 @@ def evaluation(folder: Path, *, scenes: int = 3) -> dict[str, Any]:
         path.write_bytes(_images()[one["scene"] % 3])
     write(folder, report)
     return report
-
-
-def cell(name: str, *, budget: int | None, basis: str | None, tokens: int, right: float) -> dict[str, Any]:
-    key = name if budget is None else f"{name} ({name}@2={tokens})"
-    return {
-        "budget": budget,
-        "basis": basis,
-        "why_not": "",
-        "method": name,
-        "cell": key,
-        "tokens": tokens,
-        "average": tokens / 2 + EVERY / 2,
-        "flops": 1_000_000_000 + 3_000_000 * tokens,
-        "place": "decoder layer 2",
-        "reads": "query_attention",
-        "accuracy": {family: share(right, 300) for family in FAMILIES} | {"overall": share(right)},
-        "to_vanilla": [right - 0.97, 0.01],
-        "to_reference": None if budget is None else [right - 0.9, 0.01],
-        "same_answer": right,
-        "kl_mean": 0.125,
-        "cache_bytes": 4000 * tokens,
-        "prefill_s": 0.05 + tokens / 10_000,
-        "own_s": 0.003,
-    }
 
 
 def comparison(folder: Path) -> dict[str, Any]:
@@ -164,11 +141,34 @@ def comparison(folder: Path) -> dict[str, Any]:
             for key, tokens in cells.items()
         ]
     for sample in report["samples"]:
-        sample["said"] = {key: str(rng.choice(["LEAF", "LAKE"])) for key in cells}
+        sample["predictions"] = {key: str(rng.choice(["LEAF", "LAKE"])) for key in cells}
     del report["methods"]
-    report |= {"rows": rows, "source": "300 held-out scenes", "notes": ["A note."], "failed": []}
+    report |= {"kind": "compare", "rows": rows, "source": "300 held-out scenes", "notes": ["A note."], "failed": []}
     write(folder, report)
     return report
+
+
+def cell(name: str, *, budget: int | None, basis: str | None, tokens: int, right: float) -> dict[str, Any]:
+    return {
+        "budget": budget,
+        "basis": basis,
+        "why_not": "",
+        "method": name,
+        "cell": name if budget is None else f"{name} ({name}@2={tokens})",
+        "tokens": tokens,
+        "average": tokens / 2 + EVERY / 2,
+        "flops": 1_000_000_000 + 3_000_000 * tokens,
+        "place": "decoder layer 2",
+        "reads": "query_attention",
+        "accuracy": accuracy(right),
+        "to_vanilla": [right - 0.97, 0.01],
+        "to_reference": None if budget is None else [right - 0.9, 0.01],
+        "same_answer": right,
+        "kl_mean": 0.125,
+        "cache_bytes": 4000 * tokens,
+        "prefill_s": 0.05 + tokens / 10_000,
+        "own_s": 0.003,
+    }
 
 
 @functools.cache

@@ -1,18 +1,17 @@
-"""Carve maps: what a run records is what its cuts did, and the ranks are those that decided."""
+"""Patch maps: what a run records is what its cuts did, and the ranks are those that decided."""
 
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiments.reports.patch_maps.looking import Looker
 
 from experiments.core import loading
 from experiments.core.schedules import read as schedule_of
 from experiments.data.scene_questions import SceneQuestions
 from experiments.data.scenes import make_scene
-from experiments.reports.patch_maps import choosing, fates, looking
-from models.engine.sequence import CutRecord
+from experiments.reports import gallery
+from experiments.reports.patch_maps import maps, recorder
 from models.errors import CommandError
 from tests import oracle
 from tests.commands import VISUAL, save_checkpoint
@@ -28,33 +27,37 @@ SCHEDULES = {
     "divprune": f"divprune@input={KEEP}",
     "two": "tokencarve@1=11 random@2=9",
 }
+BUDGETS = {name: [KEEP, 6] for name in SCHEDULES} | {"vanilla": [COUNT], "two": [9]}
 
 
 @pytest.fixture(scope="module")
-def looked(tmp_path_factory):
-    """What a looker finds about two rows of a batch, and what the library's own prefill does to them."""
+def recorded(tmp_path_factory):
+    """What a recorder finds about two rows of a batch, and what the library's own prefill does to them."""
     folder = save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model", strategy="full")
     checkpoint = loading.load(str(folder), dtype="float32")
     scenes = [make_scene("test", index) for index in range(BATCH)]
     inputs = checkpoint.encode([(s.image,) for s in scenes], [s.questions[0].text for s in scenes])
     given = {name: schedule_of(text.split()) if text else () for name, text in SCHEDULES.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(looking, "OTHER_BUDGETS", (1 / 3,))  # each is a program to compile
-        found = Looker(checkpoint.llava).look(given, inputs, seed=SEED, rows=[0, 2], decode_capacity=0)
+        patch.setattr(recorder, "OTHER_BUDGETS", (1 / 3,))  # each is a program to compile
+        own = recorder.PatchMapRecorder(checkpoint.llava)
+        found = own.record(given, inputs, seed=SEED, rows=[0, 2], decode_capacity=0)
     prompt = checkpoint.llava.prompt(**inputs.named)
     cuts = {name: checkpoint.llava.prefill(prompt, carve=cut or None, seed=SEED).cuts for name, cut in given.items()}
     return found, cuts
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_maps_are_what_the_cuts_of_a_prefill_did(looked, name):
-    found, cuts = looked
-    maps, _ = found[name]
-    answered = {"vanilla": COUNT, "two": 9}.get(name, KEEP)
-    for number, row in enumerate((0, 2)):
-        one = maps[answered][number]
+def test_maps_are_what_the_cuts_of_a_prefill_did(recorded, name):
+    found, cuts = recorded
+    by_budget, _ = found[name]
+    assert list(by_budget) == BUDGETS[name]
+    for kept, rows in by_budget.items():
+        assert all(len(one["kept"]) in (kept, kept - 1) for one in rows)
+    rows = by_budget[BUDGETS[name][0]]
+    for one, row in zip(rows, (0, 2), strict=True):
         assert (one["kept"], dict(one["merged"])) == followed(cuts[name], row)
-    assert maps[answered][0] != maps[answered][1] or name == "vanilla"
+    assert rows[0] != rows[1] or name == "vanilla"
 
 
 def followed(cuts, row):
@@ -72,20 +75,11 @@ def followed(cuts, row):
     return [token - 1 for token in standing if token], merged
 
 
-def test_single_cuts_have_other_budgets_too(looked):
-    found, _ = looked
-    for name, (maps, _) in found.items():
-        own = [COUNT] if name == "vanilla" else [9] if name == "two" else [KEEP, 6]
-        assert list(maps) == own
-        for kept, rows in maps.items():
-            assert all(len(one["kept"]) in (kept, kept - 1) for one in rows)
-
-
-def test_ranks_decide_who_passes_stage_one(looked):
-    found, _ = looked
+def test_ranks_decide_who_passes_stage_one(recorded):
+    found, _ = recorded
     assert [name for name, (_, ranks) in found.items() if ranks] == ["tokencarve"]
-    maps, ranks = found["tokencarve"]
-    for kept, rows in maps.items():
+    by_budget, ranks = found["tokencarve"]
+    for kept, rows in by_budget.items():
         for one, rank in zip(rows, ranks, strict=True):
             passed = {i for i, place in enumerate(rank["fused"]) if place <= plan(COUNT, kept).survivors}
             assert passed == {*one["kept"], *dict(one["merged"])}
@@ -103,23 +97,14 @@ def test_ranks_against_plain_loops(options):
         assert np.asarray(getattr(found, name)).tolist() == [41 - points for points in want], name
 
 
-def test_recorded_and_back():
-    standing, fate = np.array([1, 4, 6]), np.array([-1, 0, 0, -1, 1, 2, 2, 1, -1])
-    record = fates.recorded(standing, fate, first=0, patches=9)
-    assert record == {"kept": [1, 4, 6], "merged": [[2, 1], [5, 6], [7, 4]]}
-    back = fates.assignment(9, record)
-    np.testing.assert_array_equal(back[0], standing)
-    np.testing.assert_array_equal(back[1], fate)
-    with pytest.raises(ValueError, match="10 patches are no square grid"):
-        fates.grid_of(10)
-
-
-def test_two_cuts_are_joined():
-    first = CutRecord(np.array([[0, 2, 3, 5]]), np.array([[0, 0, 1, 2, -1, 3]]))
-    second = CutRecord(np.array([[0, 2]]), np.array([[0, 1, 1, -1]]))
-    standing, fate = fates.joined((first, second), 0, 6)
-    assert (standing.tolist(), fate.tolist()) == ([0, 3], [0, 0, 1, 1, -1, -1])
-    assert fates.joined((), 0, 3)[1].tolist() == [0, 1, 2]
+def test_a_map_and_back():
+    survivors, assignment = np.array([1, 4, 6]), np.array([-1, 0, 0, -1, 1, 2, 2, 1, -1])
+    found = maps.patch_map(survivors, assignment, first=0, patches=9)
+    assert found == {"kept": [1, 4, 6], "merged": [[2, 1], [5, 6], [7, 4]]}
+    for back, want in zip(maps.arrays_of(found, 9), (survivors, assignment), strict=True):
+        np.testing.assert_array_equal(back, want)
+    with pytest.raises(ValueError, match="10 patches are not a square grid"):
+        maps.grid_of(10)
 
 
 class _Set:
@@ -147,11 +132,25 @@ class _Set:
         ([], 3, []),
     ],
 )
-def test_choosing(groups, count, want):
-    assert choosing.choose(_Set(*groups), count) == want
+def test_questions_that_are_shown(groups, count, want):
+    assert gallery.choose(_Set(*groups), count) == want
 
 
 def test_four_of_each_family_by_default():
     questions = SceneQuestions(300, 0)
-    families = [questions.sample(index).family for index in choosing.choose(questions, choosing.DEFAULT)]
+    families = [questions.sample(index).family for index in gallery.choose(questions, gallery.DEFAULT)]
     assert {families.count(family) for family in families} == {4}
+
+
+def test_the_gallery_on_the_disk(tmp_path):
+    """An image for each record, and a picture of each family's first, with what the first method leaves."""
+    image = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    own = {"kept": [0, 3], "merged": [[1, 0]]}
+    both = [{"method": "vanilla", "answered": True, "kept": [0, 1, 2, 3], "merged": []}]
+    both += [{"method": "tome", "answered": answered, **own} for answered in (False, True)]
+    records = [{"sample": i, "family": family, "grid": 2, "maps": both} for i, family in enumerate("bab")]
+    gallery.save(records, [image] * 3, tmp_path)
+    paths = gallery.draw(records, [image] * 3, ["vanilla", "tome"], tmp_path)
+    assert paths == [tmp_path / "b.png", tmp_path / "a.png"]
+    assert {path.name for path in (tmp_path / "gallery").iterdir()} == {"0.webp", "1.webp", "2.webp"}
+    assert paths[0].read_bytes() == paths[1].read_bytes()

@@ -88,16 +88,20 @@ def test_one_panel_where_nothing_merges(view):
 
 @pytest.mark.parametrize("class_token", [False, True])
 def test_views_of_several_images(class_token):
+    """Two cuts are joined, and each image has its own part."""
     config = dataclasses.replace(CONFIG, keep_class_token=class_token)
     size, images = config.tokens_per_image, [np.zeros((30, 30, 3), np.uint8)] * 2
-    fate, survivors = np.arange(2 * size) % 3 - 1, np.array([3, 30])
-    cut = CutRecord(indices=np.stack([survivors * 0, survivors]), assignment=np.stack([fate * 0, fate]))
-    prefilled = SimpleNamespace(cuts=(cut,))
-    views = pictures.views_of(images, config, prefilled, row=1)
+    first = np.arange(0, 2 * size, 2), np.arange(2 * size) // 2
+    second = np.array([1, 15]), np.where(np.arange(size) < 15, 0, 1)
+    second[1][3] = -1
+    cuts = [CutRecord(*(np.stack([0 * part, part]) for part in cut)) for cut in (first, second)]
+    views = pictures.views_of(images, config, SimpleNamespace(cuts=cuts), row=1)
+    want = np.where(np.arange(2 * size) < 30, 0, 1)
+    want[6:8] = -1
     for i, view in enumerate(views):
         assert view.first == i * size + class_token
-        np.testing.assert_array_equal(view.assignment, fate[view.first : view.first + 25])
-        np.testing.assert_array_equal(view.survivors, survivors)
+        np.testing.assert_array_equal(view.assignment, want[view.first : view.first + 25])
+        np.testing.assert_array_equal(view.survivors, [2, 30])
 
 
 def test_nothing_cut_shows_the_images_as_they_are():
@@ -106,8 +110,8 @@ def test_nothing_cut_shows_the_images_as_they_are():
         np.testing.assert_array_equal(carved_panel(view, group_colours(view.assignment)), enlarge(view.image))
 
 
-def test_patches_that_are_no_grid_are_refused(view):
-    with pytest.raises(ValueError, match="15 patches are no square grid"):
+def test_patches_that_are_not_a_grid_are_refused(view):
+    with pytest.raises(ValueError, match="15 patches are not a square grid"):
         carved_panel(dataclasses.replace(view, assignment=view.assignment[1:]), {})
 
 

@@ -48,11 +48,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Make the tokenizer.
-
-    Returns:
-        A tokenizer that begins every text with <s> and pads on the left.
-    """
+    """The tokenizer, which begins every text with <s> and pads on the left."""
     core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), *(normalizers.Replace(Regex(rf"\b{c}(?=[a-z])"), c.lower()) for c in LETTERS)]
@@ -84,11 +80,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> LlavaProcessor:
-    """Make the processor: the tokenizer, and CLIP's image processor at 336 pixels.
-
-    Returns:
-        A processor that writes 576 placeholders for every <image>.
-    """
+    """The tokenizer, and CLIP's image processor at 336 pixels: 576 placeholders for every <image>."""
     images = CLIPImageProcessorPil(
         size={"shortest_edge": SIZE},
         crop_size={"height": SIZE, "width": SIZE},
@@ -107,11 +99,7 @@ def build_processor() -> LlavaProcessor:
 
 
 def save_processor(folder: str | Path) -> None:
-    """Write the tokenizer and processor files into `folder`.
-
-    Args:
-        folder: Where to write; made if it doesn't exist. `AutoProcessor.from_pretrained(folder)` reads it.
-    """
+    """Write the files that `AutoProcessor.from_pretrained(folder)` reads; the folder is made if it doesn't exist."""
     build_processor().save_pretrained(folder)
 
 

@@ -26,19 +26,12 @@ _FADE, _TINT = 0.82, 0.5  # how far
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One image and what became of its patches.
+    """One image and what became of its patches. Groups may span images."""
 
-    Attributes:
-      image: uint8 [side, side, 3], as the tower sees it.
-      assignment: [N] the survivor that each patch lives on in, or -1 where it was dropped. Groups may span images.
-      survivors: [K] which of all visual tokens the survivors are, in ascending order.
-      first: which of all visual tokens the first patch is.
-    """
-
-    image: np.ndarray
-    assignment: np.ndarray
-    survivors: np.ndarray
-    first: int = 0
+    image: np.ndarray  # uint8 [side, side, 3], as the tower sees it
+    assignment: np.ndarray  # [N] the survivor that each patch lives on in, or -1 where it was dropped
+    survivors: np.ndarray  # [K] which of all visual tokens the survivors are, in ascending order
+    first: int = 0  # which of all visual tokens the first patch is
 
 
 def views_of(images: Sequence[np.ndarray], config: LlavaConfig, prefilled: Prefilled, row: int = 0) -> list[View]:
@@ -124,15 +117,9 @@ def carved_panel(view: View, colours: dict[int, tuple[int, int, int]]) -> np.nda
 
 
 def draw(views: Sequence[View]) -> Image.Image:
-    """Each image, what is left of it in any form (stage I), and what stands or merges (stage II), side by side.
+    """The images of one prompt: each, what is left of it (stage I), and what is kept or merged (stage II), in a row.
 
     Where nothing merges the two stages are one, and so are their panels.
-
-    Args:
-      views: the images of one prompt, in order, all of one carve.
-
-    Returns:
-      The picture.
     """
     colours = group_colours(np.concatenate([view.assignment for view in views]))
     stages = [{}, colours] if colours else [{}]

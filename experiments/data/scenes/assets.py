@@ -25,17 +25,15 @@ _FINE = 8  # Shapes, plates and letters are drawn this many times larger, then a
 _WRITERS = 60  # Digits that follow each other come from the same few writers, so the split goes by blocks of them.
 
 
-def photo_columns(width: int, split: Split) -> slice:
-    """The columns of a photograph that are `width` pixels wide that belong to `split`."""
-    border = round(width * TRAIN_COLUMNS)
-    return slice(0, border) if split == "train" else slice(border, width)
-
-
 @cache
 def photos(split: Split) -> tuple[Image.Image, ...]:
     """The regions of the two sample photographs that belong to `split`."""
-    images = [np.asarray(Image.open(_shipped(f"images/{name}.jpg"))) for name in ("china", "flower")]
-    return tuple(Image.fromarray(np.ascontiguousarray(p[:, photo_columns(p.shape[1], split)])) for p in images)
+    images = [Image.open(_shipped(f"images/{name}.jpg")) for name in ("china", "flower")]
+    borders = [round(image.width * TRAIN_COLUMNS) for image in images]
+    return tuple(
+        image.crop((0, 0, border, image.height) if split == "train" else (border, 0, image.width, image.height))
+        for image, border in zip(images, borders, strict=True)
+    )
 
 
 @cache
@@ -129,29 +127,25 @@ def _shape(shape: str) -> Image.Image:
     pen, middle, r = ImageDraw.Draw(page), side / 2, 11.5 * _FINE
     square = (middle - r, middle - r, middle + r, middle + r)
 
-    def around(radii: tuple[float, ...], start: float, lift: float) -> list[tuple[float, float]]:
-        angles = start + 2 * np.pi * np.arange(len(radii)) / len(radii)
-        return [(middle + q * np.cos(a), middle + lift + q * np.sin(a)) for q, a in zip(radii, angles, strict=True)]
-
-    if shape == "circle":
+    if shape in ("circle", "ring"):
         pen.ellipse(square, fill=255)
-    elif shape == "ring":
-        hole = 6.0 * _FINE
-        pen.ellipse(square, fill=255)
-        pen.ellipse((middle - hole, middle - hole, middle + hole, middle + hole), fill=0)
+        if shape == "ring":
+            hole = 6.0 * _FINE
+            pen.ellipse((middle - hole, middle - hole, middle + hole, middle + hole), fill=0)
     elif shape == "square":
         inset = 1.5 * _FINE
         pen.rectangle((square[0] + inset, square[1] + inset, square[2] - inset, square[3] - inset), fill=255)
     elif shape == "triangle":
         pen.polygon([(middle, middle - r), (middle + r, middle + 0.8 * r), (middle - r, middle + 0.8 * r)], fill=255)
     elif shape == "star":
-        pen.polygon(around((1.1 * r, 0.46 * r) * 5, -np.pi / 2, 0.06 * r), fill=255)
-    elif shape == "cross":
+        angles = np.pi * (np.arange(10) / 5 - 0.5)
+        radii = np.tile((1.1 * r, 0.46 * r), 5)
+        points = np.stack([middle + radii * np.cos(angles), middle + 0.06 * r + radii * np.sin(angles)], 1)
+        pen.polygon(list(map(tuple, points.tolist())), fill=255)
+    else:  # a cross
         arm = 3.8 * _FINE
         pen.rectangle((middle - arm, square[1], middle + arm, square[3]), fill=255)
         pen.rectangle((square[0], middle - arm, square[2], middle + arm), fill=255)
-    else:
-        raise ValueError(f"no such shape: {shape!r}; the shapes are {', '.join(SHAPES)}")
     return page
 
 

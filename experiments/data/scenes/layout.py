@@ -9,35 +9,20 @@ from experiments.data.scenes.vocabulary import COLOURS, DIGITS, GRID, SHAPES, WO
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """How full and how varied a scene is.
+    """How full and how varied a scene is."""
 
-    Attributes:
-        signs: How many signs with a word, each of another colour; at most 6.
-        cards: How many cards with a number, each of another colour; at most 6.
-        shapes: The least and the greatest number of shapes.
-        digits: How many digits stand on a card.
-        gap: Free patches between any two objects.
-        border: Free patches along the edges of the image.
-        jitter: How far a colour strays from its centre, in steps of 255 per channel.
-        zoom: The least side of the photo crop, as a share of the greatest side that fits.
-        brightness: The least and the greatest factor on the photograph.
-        where_margin: How far, in patches, a shape's centre is from the centre line when its place is asked for.
-        relation_margin: How far, in patches, two shapes are apart along the axis on which they are compared.
-        adversarial: The share of "no" answers whose colour and shape both occur in the scene, on different shapes.
-    """
-
-    signs: int = 2
-    cards: int = 2
-    shapes: tuple[int, int] = (4, 6)
-    digits: int = 3
-    gap: int = 1
-    border: int = 1
-    jitter: int = 14
-    zoom: float = 0.7
-    brightness: tuple[float, float] = (0.7, 1.1)
-    where_margin: float = 1.5
-    relation_margin: float = 6.0
-    adversarial: float = 0.5
+    signs: int = 2  # with a word, each of another colour; at most 6
+    cards: int = 2  # with a number, each of another colour; at most 6
+    shapes: tuple[int, int] = (4, 6)  # the least and the greatest number
+    digits: int = 3  # on a card
+    gap: int = 1  # free patches between any two objects
+    border: int = 1  # free patches along the edges of the image
+    jitter: int = 14  # how far a colour strays from its centre, of 255, per channel
+    zoom: float = 0.7  # the least side of the photo crop, as a share of the greatest side that fits
+    brightness: tuple[float, float] = (0.7, 1.1)  # the least and the greatest factor on the photograph
+    where_margin: float = 1.5  # patches from a shape's centre to the centre line, when its place is asked for
+    relation_margin: float = 6.0  # patches between two shapes along the axis on which they are compared
+    adversarial: float = 0.5  # share of "no" answers whose colour and shape both occur, on different shapes
 
     def __post_init__(self) -> None:
         """Refuse what no scene can show."""
@@ -55,23 +40,12 @@ class SceneConfig:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One thing in a scene.
+    """One thing in a scene, and the rectangle of patches that it covers."""
 
-    Attributes:
-        kind: "sign", "card" or "shape".
-        colour: One of `COLOURS`.
-        name: What questions call it: "sign", "card", or the shape ("circle", ...).
-        text: What is written on it; empty for shapes.
-        row: The first row of patches that it covers.
-        column: The first column of patches that it covers.
-        height: How many rows of patches it covers.
-        width: How many columns of patches it covers.
-    """
-
-    kind: str
-    colour: str
-    name: str
-    text: str
+    kind: str  # "sign", "card" or "shape"
+    colour: str  # one of `COLOURS`
+    name: str  # what questions call it: "sign", "card", or the shape ("circle", ...)
+    text: str  # what is written on it; empty for shapes
     row: int
     column: int
     height: int
@@ -89,14 +63,7 @@ class SceneObject:
 
 
 def place_objects(config: SceneConfig, rng: np.random.Generator) -> tuple[SceneObject, ...]:
-    """Draw the objects of one scene and put each on free patches, with a gap around it.
-
-    Args:
-        config: How many of what.
-        rng: Where the choices come from.
-
-    Returns:
-        Signs, then cards, then shapes.
+    """Draw signs, then cards, then shapes, and put each on free patches, with a gap around it.
 
     Raises:
         ValueError: The objects don't fit on the grid.

@@ -27,24 +27,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one scene.
+    """One question about one scene."""
 
-    Attributes:
-        family: One of `FAMILIES`.
-        kind: The sort of question within its family: "word", "number", "where", "left or right", "above or below",
-            "exists".
-        text: The question as a person would ask it.
-        short: The same with few words, ending with the object's name.
-        answer: The one right answer.
-        about: Indices into the scene's objects of those that must be seen to answer; empty where the answer is "no".
-    """
-
-    family: str
-    kind: str
-    text: str
-    short: str
-    answer: str
-    about: tuple[int, ...]
+    family: str  # one of `FAMILIES`
+    kind: str  # within its family: "word", "number", "where", "left or right", "above or below", "exists"
+    text: str  # as a person would ask it
+    short: str  # the same with few words, ending with the object's name
+    answer: str  # the one right one
+    about: tuple[int, ...]  # which of the scene's objects must be seen to answer; empty where the answer is "no"
 
 
 class _Deck(Generic[T]):

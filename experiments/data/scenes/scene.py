@@ -14,23 +14,14 @@ from experiments.data.scenes.vocabulary import COLOURS, DIGITS, GRID, KINDS, LET
 
 
 class Labels(NamedTuple):
-    """What each patch shows; every field is an int32 array [24, 24] in which 0 means "none".
+    """What each patch shows; every field is an int32 array [24, 24] in which 0 means "none"."""
 
-    Attributes:
-        kind: 0 background, 1 sign, 2 card, 3 shape.
-        colour: 1 + index into `COLOURS`.
-        glyph: 1..26 for the letters A..Z, 27..36 for the digits 0..9.
-        place: 1 + place of the glyph in its word or number.
-        shape: 1 + index into `SHAPES`.
-        quadrant: 1 top left, 2 top right, 3 bottom left, 4 bottom right of a shape.
-    """
-
-    kind: np.ndarray
-    colour: np.ndarray
-    glyph: np.ndarray
-    place: np.ndarray
-    shape: np.ndarray
-    quadrant: np.ndarray
+    kind: np.ndarray  # 0 background, 1 sign, 2 card, 3 shape
+    colour: np.ndarray  # 1 + index into `COLOURS`
+    glyph: np.ndarray  # 1..26 for the letters A..Z, 27..36 for the digits 0..9
+    place: np.ndarray  # 1 + place of the glyph in its word or number
+    shape: np.ndarray  # 1 + index into `SHAPES`
+    quadrant: np.ndarray  # 1 top left, 2 top right, 3 bottom left, 4 bottom right of a shape
 
 
 LABEL_CLASSES = {"kind": 4, "colour": 7, "glyph": 37, "place": 5, "shape": 7, "quadrant": 5}
@@ -41,18 +32,11 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and all that is known about it.
+    """An image and all that is known about it."""
 
-    Attributes:
-        image: uint8 [336, 336, 3].
-        labels: What each patch shows.
-        objects: Signs, then cards, then shapes.
-        questions: Questions with their answers.
-    """
-
-    image: np.ndarray
+    image: np.ndarray  # uint8 [336, 336, 3]
     labels: Labels
-    objects: tuple[SceneObject, ...]
+    objects: tuple[SceneObject, ...]  # signs, then cards, then shapes
     questions: tuple[Question, ...]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.reports.html.page import Figure, Table
-from experiments.reports.tables import Column, missing, number, percent
+from experiments.reports.tables import Column, number, percent
 
 Point = tuple[float, ...]
 """x and y, and where it has a 95 % interval, its lower and upper end."""
@@ -80,12 +80,3 @@ def bars(
     return Figure(
         title, text, {"kind": "bars", "x": x, "names": list(names), "series": groups}, Table(title, columns, rows)
     )
-
-
-def for_script(chart: Any) -> Any:
-    """A chart as JSON can hold it: what is not a number is null."""
-    if isinstance(chart, dict):
-        return {name: for_script(part) for name, part in chart.items()}
-    if isinstance(chart, list):
-        return [for_script(part) for part in chart]
-    return None if isinstance(chart, float) and missing(chart) else chart

@@ -12,19 +12,12 @@ from experiments.reports.tables import Column
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table for people.
-
-    Attributes:
-      caption: what it is of.
-      columns: their heads; the first column names the row.
-      rows: texts.
-      strong: numbers of the rows that are set off.
-    """
+    """A table for people."""
 
     caption: str
-    columns: Sequence[str]
+    columns: Sequence[str]  # heads; the first column names the row
     rows: Sequence[Sequence[str]]
-    strong: frozenset[int] = frozenset()
+    strong: frozenset[int] = frozenset()  # rows that are set off
 
     @classmethod
     def of(cls, caption: str, columns: Sequence[Column], rows: Iterable[Any], strong: Iterable[int] = ()) -> Table:
@@ -35,44 +28,26 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A chart, with the same numbers as a table.
-
-    Attributes:
-      title: what is seen.
-      text: what one has to know to read it.
-      chart: for the page's script, see `experiments.reports.html.charts`.
-      table: the same in words.
-    """
+    """A chart, with the same numbers as a table."""
 
     title: str
-    text: str
-    chart: dict[str, Any]
+    text: str  # what one has to know to read it
+    chart: dict[str, Any]  # for the page's script, see `experiments.reports.html.charts`
     table: Table
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """A report.
-
-    Attributes:
-      title: of the page.
-      lead: the finding in a sentence or two.
-      highlights: the first numbers that one sees, each with what it is.
-      facts: what was run, by name.
-      tables: all of them.
-      figures: all charts.
-      notes: what one has to know to read the tables.
-      gallery: scenes for the page's script, see `experiments.reports.html.scenes`; None where there are none.
-    """
+    """A report."""
 
     title: str
-    lead: str = ""
-    highlights: Sequence[tuple[str, str]] = ()
-    facts: Sequence[tuple[str, str]] = ()
+    lead: str = ""  # the finding in a sentence or two
+    highlights: Sequence[tuple[str, str]] = ()  # the first numbers that one sees, each with what it is
+    facts: Sequence[tuple[str, str]] = ()  # what was run, by name
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
-    notes: Sequence[str] = ()
-    gallery: dict[str, Any] | None = None
+    notes: Sequence[str] = ()  # what one has to know to read the tables
+    gallery: dict[str, Any] | None = None  # for the page's script, see `experiments.reports.html.scenes`
 
 
 def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:

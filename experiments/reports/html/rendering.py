@@ -18,7 +18,6 @@ from markupsafe import Markup
 
 from experiments.core.results import write_text
 from experiments.reports.html import reading
-from experiments.reports.html.charts import for_script
 from experiments.reports.html.kinds import page_of
 from experiments.reports.html.page import Page
 from models.errors import CommandError, one_line
@@ -72,6 +71,7 @@ def _html(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = _JSON
+    charts = {f"figure-{number}": figure.chart for number, figure in enumerate(page.figures)}
     # Nothing may be loaded from anywhere, and no script but ours may run.
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in scripts
@@ -80,7 +80,7 @@ def _html(page: Page) -> str:
         page=page,
         gallery=gallery,
         left_out=left_out,
-        charts={f"figure-{number}": for_script(figure.chart) for number, figure in enumerate(page.figures)},
+        charts=json.loads(json.dumps(charts), parse_constant=lambda _: None),  # the script takes null for NaN
         style=Markup(_source("page.css")),
         scripts=map(Markup, scripts),
         policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "

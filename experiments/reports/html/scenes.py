@@ -64,7 +64,9 @@ def gallery(report: Mapping[str, Any], methods: Sequence[Mapping[str, Any]], fol
 def _scene(
     record: Mapping[str, Any], by_key: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, str], folder: Path
 ) -> dict[str, Any]:
-    patches = {*range(min(record["grid"], _LARGEST_GRID) ** 2)}
+    if not 0 < record["grid"] <= _LARGEST_GRID:
+        raise ValueError(f"question {record['sample']}: a grid of {record['grid']} x {record['grid']} patches")
+    patches = set(range(record["grid"] ** 2))
     maps: dict[str, dict[int, dict[str, Any]]] = {}
     for one in record["maps"]:
         row = by_key[one["cell"] if "cell" in one else one["method"]]

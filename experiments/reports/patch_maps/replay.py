@@ -25,15 +25,10 @@ from tokencarve_jax.methods import tokencarve
 
 
 class Request(NamedTuple):
-    """What to replay of a method.
+    """What to replay of a method."""
 
-    Attributes:
-      cut: its only one, behind the tower, with one budget for all images.
-      budgets: visual tokens to leave.
-    """
-
-    cut: Cut
-    budgets: tuple[int, ...] = ()
+    cut: Cut  # its only one, behind the tower, with one budget for all images
+    budgets: tuple[int, ...] = ()  # visual tokens to leave
 
 
 Replayed = tuple[dict[int, CutRecord], dict[str, Any]]

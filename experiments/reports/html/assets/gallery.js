@@ -45,7 +45,8 @@
     };
 
     const inspect = (patch) => {
-      const own = state.tokens === data.every ? null : scene().ranks[state.method];
+      const ranked = state.tokens !== data.every && Object.hasOwn(scene().ranks, state.method);
+      const own = ranked ? scene().ranks[state.method] : null; // a method may be named "constructor"
       const ranks = own ?? scene().ranks.tokencarve, of = scene().grid ** 2;
       const passes = patches.filter((one) => one.fate !== "dropped").length;
       $("patch").textContent = `Patch in ${place(patch)}`;

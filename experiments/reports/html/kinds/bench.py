@@ -8,7 +8,6 @@ from typing import Any
 
 from experiments.core.results import format_bytes, format_seconds
 from experiments.reports.html.charts import bars
-from experiments.reports.html.kinds import other
 from experiments.reports.html.page import Figure, Page, Table, facts
 from experiments.reports.tables import Column, percent
 
@@ -16,9 +15,8 @@ Side = Mapping[str, Any]
 
 
 def page(report: Mapping[str, Any], folder: Path) -> Page:
-    """The page. What was compiled for another machine has no times, and tables alone."""
-    if "cells" not in report:
-        return other.page(report, folder)
+    """The page."""
+    del folder
     cells = [cell for cell in report["cells"] if "error" not in cell]
     failed = [f"Batch {cell['batch']}: {cell['error']}" for cell in report["cells"] if "error" in cell]
     return Page(

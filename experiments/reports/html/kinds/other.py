@@ -21,8 +21,8 @@ def page(report: Mapping[str, Any], folder: Path) -> Page:
     tables = [_table(name, rows) for name, rows in lists.items()]
     rest = {name: value for name, value in report.items() if name not in {*lists, *_FACTS}}
     if rest:
-        pairs = itertools.islice(_texts(rest).items(), _ROWS)
-        tables.append(Table("Further figures", ["name", "value"], list(map(list, pairs))))
+        pairs = itertools.islice(flat(rest, lists=False), _ROWS)
+        tables.append(Table("Further figures", ["name", "value"], [[name, _text(value)] for name, value in pairs]))
     return Page(title=f"Results in {folder.resolve().name}", facts=facts(report), tables=tables)
 
 
@@ -31,17 +31,13 @@ def _records(rows: Any) -> bool:
 
 
 def _table(name: str, rows: list[Mapping[str, Any]]) -> Table:
-    texts = [_texts(row) for row in rows[:_ROWS]]
-    columns = list(dict.fromkeys(column for row in texts for column in row))
+    shown = [dict(flat(row, lists=False)) for row in rows[:_ROWS]]
+    columns = list(dict.fromkeys(column for row in shown for column in row))
     more = [f"the first {_ROWS} of {len(rows)}"] if len(rows) > _ROWS else []
     more += [f"{_COLUMNS} of {len(columns)} columns"] if len(columns) > _COLUMNS else []
     columns = columns[:_COLUMNS]
     caption = f"{name} ({', '.join(more)})" if more else name
-    return Table(caption, columns, [[row.get(column, "") for column in columns] for row in texts])
-
-
-def _texts(value: Mapping[str, Any]) -> dict[str, str]:
-    return {name: _text(part) for name, part in flat(value, lists=False)}
+    return Table(caption, columns, [[_text(row.get(column)) for column in columns] for row in shown])
 
 
 def _text(value: Any) -> str:
