@@ -11,10 +11,10 @@ import pytest
 
 from experiments import bench
 from experiments.core.results import format_seconds
-from experiments.metrics import costs as floors
+from experiments.metrics import costs
 from experiments.reports import html as html_report
-from experiments.speed import capacity, presets
-from models import compile_cache as compiled
+from experiments.speed import capacity, measure, presets
+from models import compile_cache
 from models.engine import plan, prefill
 from models.engine.decode import decode_step
 from models.engine.target import CPU
@@ -54,7 +54,7 @@ def llava():
 def micro(monkeypatch):
     """`--preset=small` is tiny here, in the other process too."""
     monkeypatch.setattr(presets, "PRESETS", types.MappingProxyType({"small": SHALLOW}))
-    monkeypatch.setattr(bench, "PROBE_SIZES", {"cpu": (2**14, 16)})
+    monkeypatch.setattr(measure, "PROBE_SIZES", {"cpu": (2**14, 16)})
     return SHALLOW
 
 
@@ -68,7 +68,7 @@ def test_flops_agree_with_the_compiler(llava, carve):
     # Cutting at random computes nothing: what is counted is the model.
     cuts = plan.resolve(plan.parse(carve, num_layers=WIDE.text.num_layers), WIDE.tokens_per_image)
     lowered = prefill.prefill.lower(llava, prompt, np.uint32(0), plan=cuts, decode_capacity=32, target=CPU)
-    counted = floors.prefill_flops(WIDE, ids.shape[1], cuts.cuts)
+    counted = costs.prefill_flops(WIDE, ids.shape[1], cuts.cuts)
     assert 0.94 < counted / lowered.compile().cost_analysis()["flops"] <= 1
 
 
@@ -76,11 +76,11 @@ def test_step_bytes_agree_with_the_arrays(llava):
     ids, pixels = presets.inputs(WIDE, batch=3, prompt_tokens=30)
     cache = llava.prefill(presets.on_device(llava, ids, pixels), decode_capacity=0).cache
     weights = jax.tree.leaves((llava.decoder.layers, llava.decoder.norm, llava.decoder.lm_head))
-    assert floors.decoder_weights(WIDE) == sum(leaf.size for leaf in weights)
-    assert 3 * floors.cache_bytes(WIDE, ids.shape[1], 4) == cache.nbytes
+    assert costs.decoder_weights(WIDE) == sum(leaf.size for leaf in weights)
+    assert 3 * costs.cache_bytes(WIDE, ids.shape[1], 4) == cache.nbytes
     # Two new tokens: one step, whose own slot is the only new one.
-    total = floors.step_bytes(WIDE, batch=3, prompt_slots=ids.shape[1], new_tokens=2, itemsize=4)
-    new = 3 * (2 * floors.cache_bytes(WIDE, 1, 4) + 256 * 4)
+    total = costs.step_bytes(WIDE, batch=3, prompt_slots=ids.shape[1], new_tokens=2, itemsize=4)
+    new = 3 * (2 * costs.cache_bytes(WIDE, 1, 4) + 256 * 4)
     assert total == sum(leaf.nbytes for leaf in weights) + cache.nbytes + new
 
 
@@ -96,13 +96,13 @@ def test_random_weights_compute_finite_numbers(llava):
 
 
 def test_presets_have_the_sizes_of_the_published_models():
-    sizes = {name: floors.decoder_weights(config) for name, config in presets.PRESETS.items()}
+    sizes = {name: costs.decoder_weights(config) for name, config in presets.PRESETS.items()}
     embedding = {name: config.text.vocab_size * config.text.hidden_size for name, config in presets.PRESETS.items()}
     assert round((sizes["llava-1.5-7b"] + embedding["llava-1.5-7b"]) / 1e9, 2) == 6.74
     assert round((sizes["llava-1.5-13b"] + embedding["llava-1.5-13b"]) / 1e9, 2) == 13.02
     seven = presets.PRESETS["llava-1.5-7b"]
     cuts = plan.resolve(plan.parse(0.222, num_layers=32), seven.tokens_per_image).cuts
-    limit = floors.prefill_flops(seven, 652) / floors.prefill_flops(seven, 652, cuts)
+    limit = costs.prefill_flops(seven, 652) / costs.prefill_flops(seven, 652, cuts)
     assert 2.5 < limit < 2.7
 
 
@@ -126,33 +126,16 @@ def test_memory_needed_grows_with_the_batch(llava):
 
 
 def test_the_command_compares_and_writes_everything_down(micro, tmp_path, capsys):
-    argv = [
-        "--keep=0.4",
-        "--batch",
-        "1",
-        "2",
-        "--prompt-tokens=9",
-        "--new-tokens=3",
-        "--repeats=2",
-        f"--out={tmp_path}",
-    ]
-    assert bench.main([*argv, "--against=transformers"]) == 0
+    argv = ["--keep=0.4", "--batch", "1", "2", "--prompt-tokens=9", "--new-tokens=3", "--repeats=2"]
+    assert bench.main([*argv, "--against=transformers", f"--out={tmp_path}"]) == 0
     out = capsys.readouterr().out
-    for words in (
-        "generate, one token",
-        "prefill",
-        "faster than transformers",
-        "bandwidth bound",
-        "limit by FLOPs",
-        "KV cache",
-        "compile time",
-    ):
+    for words in ("generate, one token", "faster than transformers", "bandwidth bound", "limit by FLOPs", "KV cache"):
         assert words in out
     found = json.loads((tmp_path / "results.json").read_text())
-    assert found["settings"]["kept"] == 10
-    assert found["settings"]["visual_tokens"] == 25
+    assert found["kind"] == "bench"
+    assert (found["settings"]["kept"], found["settings"]["visual_tokens"]) == (10, 25)
     assert found["transformers"]["attention"] == "sdpa"
-    # transformers' tower has all its layers and a pooled output, ours the same weights: one count.
+    # The tower of transformers has all its layers and a pooled output, and so has this one: one count.
     assert found["transformers"]["parameters"] == found["parameters"]
     assert min(found["floors"]["bytes_per_second"].values()) > 0
     assert [cell["batch"] for cell in found["cells"]] == [1, 2]
@@ -179,7 +162,7 @@ def test_the_command_compares_and_writes_everything_down(micro, tmp_path, capsys
 
 
 def test_compiling_is_timed_and_not_read_from_the_disk(micro, capsys, monkeypatch):
-    monkeypatch.setattr(compiled, "keep_on_disk", lambda: pytest.fail("compiled programs of an earlier run"))
+    monkeypatch.setattr(compile_cache, "keep_on_disk", lambda: pytest.fail("compiled programs of an earlier run"))
     failure(bench.main, ["--new-tokens=1"], capsys)
 
 

@@ -9,7 +9,7 @@ from experiments.comparison import measurer, tables
 from experiments.comparison.cells import COMPUTE, COUNT, GIVEN, grid
 from experiments.core import loading
 from experiments.core.cli import CommandError
-from experiments.metrics import costs as floors
+from experiments.metrics import costs
 from experiments.speed import presets
 
 SEVEN = presets.PRESETS["llava-1.5-7b"]
@@ -43,8 +43,8 @@ class TestCells:
     def test_what_the_tower_saves_is_spent_in_the_decoder(self, found):
         tome = cell(found, "tome", COMPUTE)
         assert tome.tokens > cell(found, "uniform", COMPUTE).tokens
-        assert tome.flops == floors.tower_flops(SEVEN, tome.cuts) + floors.decoder_flops(SEVEN, LENGTH, tome.cuts)
-        assert floors.tower_flops(SEVEN, tome.cuts) < floors.tower_flops(SEVEN)
+        assert tome.flops == costs.tower_flops(SEVEN, tome.cuts) + costs.decoder_flops(SEVEN, LENGTH, tome.cuts)
+        assert costs.tower_flops(SEVEN, tome.cuts) < costs.tower_flops(SEVEN)
 
     def test_same_place_same_cell(self, found):
         for budget in (128, 288):

@@ -60,63 +60,52 @@ class Chip:
         return int(self.memory * (0.95 if self.platform == "cuda" else 1))
 
 
-def _nvidia(
-    name: str, *, capability: int, accelerated: bool, cores: int, lanes: int, shared: int, cache: int, **rates: Any
-) -> Chip:
-    """A data-centre GPU with these numbers of streaming multiprocessors, lanes and kilobytes in each."""
+@dataclasses.dataclass(frozen=True)
+class _Generation:
+    """What GPUs of one generation share; memory of a multiprocessor in KiB, the clock in GHz."""
+
+    capability: int
+    features: str
+    multiprocessors: int
+    lanes: int
+    shared_kib: int
+    cache_mib: int
+    clock: float
+    flops: float
+
+
+_AMPERE = _Generation(8, "NONE", 108, 64, 164, 40, 1.41, 312e12)
+_HOPPER = _Generation(9, "ACCELERATED_FEATURES", 132, 128, 228, 50, 1.98, 989.4e12)
+
+
+def _nvidia(name: str, generation: _Generation, *, bandwidth: float, memory: int) -> Chip:
+    """A data-centre GPU."""
     about = f"""
         gpu_device_info {{
-          cuda_compute_capability {{
-            major: {capability} feature_extension: {"ACCELERATED_FEATURES" if accelerated else "NONE"}
-          }}
+          cuda_compute_capability {{ major: {generation.capability} feature_extension: {generation.features} }}
           threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-          shared_memory_per_block: 49152 shared_memory_per_core: {shared * 1024}
-          shared_memory_per_block_optin: {(shared - 1) * 1024}
+          shared_memory_per_block: 49152 shared_memory_per_core: {generation.shared_kib * 1024}
+          shared_memory_per_block_optin: {(generation.shared_kib - 1) * 1024}
           registers_per_core_limit: 65536 registers_per_block_limit: 65536
-          core_count: {cores} fpus_per_core: {lanes} clock_rate_ghz: {rates.pop("clock")}
+          core_count: {generation.multiprocessors} fpus_per_core: {generation.lanes}
+          clock_rate_ghz: {generation.clock}
           block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
           thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-          memory_bandwidth: {int(rates["bandwidth"])} device_memory_size: {rates["memory"]}
-          l2_cache_size: {cache * 2**20} name: "{name}" device_vendor: "NVIDIA Corporation"
+          memory_bandwidth: {int(bandwidth)} device_memory_size: {memory}
+          l2_cache_size: {generation.cache_mib * 2**20} name: "{name}" device_vendor: "NVIDIA Corporation"
         }}
         platform_name: "CUDA"
         dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
         device_description_str: "{name}"
     """
-    return Chip("cuda", target=CUDA, about=about, **rates)
+    return Chip("cuda", generation.flops, bandwidth, memory, CUDA, about)
 
 
-_AMPERE: dict[str, Any] = {"capability": 8, "accelerated": False, "cores": 108, "lanes": 64, "shared": 164}
-_HOPPER: dict[str, Any] = {"capability": 9, "accelerated": True, "cores": 132, "lanes": 128, "shared": 228}
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
-        "a100": _nvidia(
-            "NVIDIA A100-SXM4-80GB",
-            **_AMPERE,
-            cache=40,
-            clock=1.41,
-            flops=312e12,
-            bandwidth=2.039e12,
-            memory=85_100_068_864,
-        ),
-        "h100": _nvidia(
-            "NVIDIA H100 80GB HBM3",
-            **_HOPPER,
-            cache=50,
-            clock=1.98,
-            flops=989.4e12,
-            bandwidth=3.35e12,
-            memory=84_942_979_072,
-        ),
-        "h200": _nvidia(
-            "NVIDIA H200 141GB HBM3e",
-            **_HOPPER,
-            cache=50,
-            clock=1.98,
-            flops=989.4e12,
-            bandwidth=4.8e12,
-            memory=151_397_597_184,
-        ),
+        "a100": _nvidia("NVIDIA A100-SXM4-80GB", _AMPERE, bandwidth=2.039e12, memory=85_100_068_864),
+        "h100": _nvidia("NVIDIA H100 80GB HBM3", _HOPPER, bandwidth=3.35e12, memory=84_942_979_072),
+        "h200": _nvidia("NVIDIA H200 141GB HBM3e", _HOPPER, bandwidth=4.8e12, memory=151_397_597_184),
         "v5e": Chip("tpu", flops=197e12, bandwidth=819e9, memory=16 * 2**30, target=TPU),
         "v6e": Chip("tpu", flops=918e12, bandwidth=1638e9, memory=32 * 2**30, target=TPU),
     }
