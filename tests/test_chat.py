@@ -10,9 +10,9 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 
 from experiments import generate
 from experiments.core import loading
-from experiments.data import conversation
 from experiments.data.scenes import make_scene
 from experiments.data.tiny_processor import PATCH, build_tokenizer
+from experiments.generate import Conversation, questions
 from models import convert
 from tests import families
 from tests.commands import failure, save_checkpoint
@@ -97,7 +97,7 @@ def test_lines_that_are_refused_do_not_end_it(model, image, capsys, monkeypatch)
 
 def test_answers_stream(model, image):
     checkpoint = loading.load(str(model), dtype="float32")
-    talk = conversation.Conversation(checkpoint, [Image.open(image)], carve=None, max_new_tokens=6)
+    talk = Conversation(checkpoint, [Image.open(image)], carve=None, max_new_tokens=6)
     answer = talk.ask("What is there?")
     first = next(answer)
     assert talk.turns == []  # it is not over
@@ -155,7 +155,7 @@ def test_terminals_are_prompted(capsys):
         def isatty(self):
             return True
 
-    assert list(conversation.questions(Terminal("a\n"))) == ["a"]
+    assert list(questions(Terminal("a\n"))) == ["a"]
     assert capsys.readouterr() == ("", "> > ")
 
 

@@ -9,16 +9,28 @@ Axis letters: B batch, N visual tokens, P = prefix + N, Q questions, T tokens of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from tqdm import tqdm
 
 from experiments.data.scenes import GRID
-from experiments.training.pool import IGNORE
+from experiments.training.pool import IGNORE, NUM_PATCHES, Pool, QuestionTokens
+from experiments.training.stages import Stage
+from experiments.training.tower import normalise_patches, place_losses
 from models.engine.loop import Flow, run_layers
 from models.families.llava import Projector
+from models.io.writing import replacing
+from models.nn.clip import ClipVisionTower
 from models.nn.llama import Decoder
+
+QUESTION_WIDTH = 16  # tokens; the longest question with its answer has 15
 
 
 class Answerer(nnx.Module):
@@ -28,27 +40,6 @@ class Answerer(nnx.Module):
         self.projector = projector
         self.decoder = decoder
         self.place_head = nnx.Linear(decoder.config.hidden_size, 2 * GRID, rngs=rngs)
-
-
-def place_loss(model: Answerer, features: jax.Array, where: jax.Array) -> jax.Array:
-    """Cross-entropy of each visual token's row and column, read off the projector's output.
-
-    The first questions that a decoder learns do not ask where things are; without this loss the projector drops that
-    by the time when others do.
-
-    Args:
-      model: projector and head.
-      features: [B, N, tower width].
-      where: [B, N] int32, raster index.
-
-    Returns:
-      A scalar.
-    """
-    tokens = model.projector(features)
-    tokens = tokens * jax.lax.rsqrt(jnp.mean(tokens**2, axis=-1, keepdims=True) + 1e-6)
-    logits = jnp.split(model.place_head(tokens), 2, axis=-1)
-    pairs = zip(logits, jnp.divmod(where, GRID), strict=True)
-    return sum(optax.softmax_cross_entropy_with_integer_labels(*pair).mean() for pair in pairs)
 
 
 def _attend_two(query: jax.Array, image: tuple[jax.Array, jax.Array], own: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -94,7 +85,7 @@ def answer_logits(
 
     Args:
       projector: from the tower's width to the decoder's.
-      decoder: the decoder.
+      decoder: of the model.
       features: [B, N, tower width].
       where: [B, N] int32, raster index of each feature (all of them, or a subset).
       prefix: [p] int32 ids before the image.
@@ -149,3 +140,59 @@ def answer_loss(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, dict[
     right = (logits.argmax(-1) == targets) | ~asked
     metrics = {"token": (right & asked).sum() / asked.sum(), "answer": right.all(-1).mean()}
     return (losses * asked).sum() / asked.sum(), metrics
+
+
+def decoder_loss(places: float, model: Answerer, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Loss and accuracies of one batch of `batches`.
+
+    `places` is the weight of the loss on where visual tokens are, read off the projector's output. The first questions
+    that a decoder learns do not ask where things are; without this loss the projector drops that by the time when
+    others do.
+    """
+    features, where, prefix, ids, targets = batch
+    logits = answer_logits(model.projector, model.decoder, features, where, prefix, ids, num_visual=NUM_PATCHES)
+    loss, metrics = answer_loss(logits, targets)
+    tokens = model.projector(features)
+    tokens = tokens * jax.lax.rsqrt(jnp.mean(tokens**2, axis=-1, keepdims=True) + 1e-6)
+    row, column = (place for _, place, _ in place_losses(model.place_head(tokens), where))
+    return loss + places * (row + column), metrics | {"where": row + column}
+
+
+def cache_features(tower: ClipVisionTower, pool: Pool, path: Path) -> np.ndarray:
+    """The trained tower's features of every scene, [P, N, D] float16, kept on disk."""
+    depth = tower.config.num_layers
+
+    @jax.jit
+    def features_of(tower: ClipVisionTower, patches: jax.Array) -> jax.Array:
+        x = tower.embed(normalise_patches(patches))
+        return tower.encode(x, feature_layers=(depth - 1,)).features[:, 1:].astype(jnp.float16)
+
+    if not path.exists():
+        with replacing(path) as part:
+            shape = (len(pool), NUM_PATCHES, tower.config.hidden_size)
+            out = np.lib.format.open_memmap(part, "w+", np.float16, shape)
+            for start in tqdm(range(0, len(pool), 64), "features"):
+                out[start : start + 64] = features_of(tower, pool.patches[start : start + 64])
+            out.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def batches(pool: Pool, features: np.ndarray, seed: int, questions: int, stage: Stage) -> Callable[[int], Any]:
+    """By step: features float32 [B, N, D], their places [B, N] int32, prefix [p], ids and targets int32 [B, Q, T]."""
+    tokens = QuestionTokens()
+
+    def batch_at(step: int) -> Any:
+        rng = np.random.default_rng([seed, stage.patches, stage.steps, step])
+        index, where = pool.draw(stage, rng)
+        chosen = np.stack([features[i][w] for i, w in zip(index, where, strict=True)]).astype(np.float32)
+        begin, end = stage.short
+        ids, targets = tokens.batch(
+            [pool.objects[i] for i in index],
+            questions=questions,
+            width=QUESTION_WIDTH,
+            short=begin + (end - begin) * step / stage.steps,
+            rng=rng,
+        )
+        return chosen, where, tokens.prefix, ids, targets
+
+    return batch_at

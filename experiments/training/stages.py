@@ -16,8 +16,9 @@ import orbax.checkpoint as ocp
 from tqdm import tqdm
 
 from experiments.core.results import OtherRunError, differing, write_text
-from experiments.training.pool import NUM_PATCHES
+from experiments.data.scenes import GRID
 
+NUM_PATCHES = GRID * GRID
 SAVE_EVERY = 100  # steps
 
 
