@@ -29,7 +29,7 @@ import tokencarve_jax as tc
 from experiments.core import cli, results
 from experiments.core.cli import CommandError
 from experiments.metrics.latency import timed
-from experiments.studies.score_matrices import TYPICAL, synthetic
+from experiments.studies.score_matrices import like_hidden_states
 from tokencarve_jax._blas import open_blas
 
 CARVING, INSTALLED = "as carving leaves it", "as installed"
@@ -64,8 +64,8 @@ def _prepare(setting: str) -> None:
 def _take(calls: int, tokens: int, width: int, keep: float | int, busy: int) -> tuple[list[float], int | None]:
     """Seconds of each call, of a matrix whose singular values decay as those of hidden states do; LAPACK's threads."""
     rng = np.random.default_rng(0)
-    matrix = dict(synthetic(tokens, width, rng))[TYPICAL]
-    arguments = jnp.asarray(matrix, jnp.float32), jnp.asarray(rng.random(tokens), jnp.float32)
+    matrix = jnp.asarray(like_hidden_states(tokens, width, rng), jnp.float32)
+    arguments = matrix, jnp.asarray(rng.random(tokens), jnp.float32)
     carve = functools.partial(tc.carve, *arguments, keep=keep)
     for _ in range(3):
         timed(carve)
