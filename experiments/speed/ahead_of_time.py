@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import multiprocessing
 import os
 import signal
@@ -79,7 +80,7 @@ def run(job: Job) -> Iterator[dict[str, Any]]:
     Raises:
       CommandError: what is wrong, in one line.
     """
-    targets.place(job.target)  # what is wrong with it shows at once
+    targets.find(job.target)  # what is wrong with it shows at once
     context = multiprocessing.get_context("spawn")  # which reads the environment anew
     answers, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(job, sender))
@@ -139,7 +140,7 @@ def _end_with_parent() -> None:
 
 def _compiled(job: Job, side: str, batch: int) -> dict[str, Any]:
     """Figures of both programs of one side, or that it does not fit, and the bounds."""
-    chip, config, cuts = targets.place(job.target).chip, job.config, job.cuts(side)
+    chip, config, cuts = targets.find(job.target), job.config, job.cuts(side)
     stages = roofline.stages(
         config,
         batch=batch,
@@ -168,7 +169,7 @@ def _pair(job: Job, side: str, batch: int) -> programs.Pair | str:
             carve=job.cuts(side) or None,
             prompt_tokens=job.prompt_tokens,
             new_tokens=job.new_tokens,
-            target=targets.place(job.target).chip.target,
+            target=targets.find(job.target).target,
             placed=placed,
             decoding=job.decoding,
         )
@@ -180,13 +181,13 @@ def _pair(job: Job, side: str, batch: int) -> programs.Pair | str:
 
 @functools.cache
 def _model(job: Job) -> tuple[Any, programs.Placing]:
-    devices = targets.place(job.target).devices(job.mesh[0] * job.mesh[1] if job.mesh else 1)
+    devices = targets.devices(job.target, math.prod(job.mesh or (1,)))
     return programs.abstract_llava(job.config, jnp.dtype(job.dtype), devices, job.mesh)
 
 
 def _largest(job: Job, side: str) -> int:
     """By the compiler's figures."""
-    memory = targets.place(job.target).chip.usable_memory
+    memory = targets.find(job.target).usable_memory
 
     def need(batch: int) -> int:
         pair = _pair(job, side, batch)

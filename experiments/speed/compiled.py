@@ -98,7 +98,7 @@ def bench(flags: argparse.Namespace, *, command: str) -> None:
       CommandError: no such target, its compiler is missing, or a flag that does not belong.
     """
     job = _job(flags)
-    chip = targets.place(job.target).chip
+    chip = targets.find(job.target)
     (cut,) = job.cuts("carved")
     path = flags.out / "results.json"
     flags.out.mkdir(parents=True, exist_ok=True)
