@@ -105,16 +105,9 @@ def _run(step: Step, seconds: float, folder: Path) -> dict[str, Any]:
 
 
 def session(*, limit: float, out: Path, about: dict[str, Any], command: str) -> bool:
-    """Do `STEPS` in order, write results.json after each, and print what they came to.
+    """Do `STEPS` in order within `limit` seconds, write results.json after each; returns whether all were done.
 
-    Args:
-      limit: seconds for all of them.
-      out: folder for results.json, and for one folder of each step.
-      about: the machine.
-      command: recorded in results.json.
-
-    Returns:
-      Whether all were done.
+    `about` is the machine; each step has a folder of its own in `out`.
     """
     deadline = time.monotonic() + limit
     found: list[dict[str, Any]] = [{"step": step.name, "status": "not begun"} for step in STEPS]

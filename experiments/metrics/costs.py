@@ -55,14 +55,7 @@ def _head_widths(text: TextConfig) -> tuple[int, int]:
 
 
 def layer_flops(text: TextConfig, tokens: int, queries: int, pairs: float) -> float:
-    """One decoder layer that computes keys and values of `tokens`, and everything else of `queries`.
-
-    Args:
-      text: of the model.
-      tokens: that enter the layer.
-      queries: that leave it.
-      pairs: of a query and a key that are scored.
-    """
+    """One decoder layer: keys and values of `tokens`, everything else of `queries`, attention of so many `pairs`."""
     width, (heads, groups) = text.hidden_size, _head_widths(text)
     each_query = 4 * width * heads + 6 * width * text.intermediate_size
     return queries * each_query + 4 * pairs * heads + 4 * tokens * width * groups

@@ -90,10 +90,6 @@ def _job(flags: argparse.Namespace) -> Job:
 def bench(flags: argparse.Namespace, *, command: str) -> None:
     """Compile, print, and write results.json.
 
-    Args:
-      flags: of `experiments.bench`.
-      command: recorded in results.json.
-
     Raises:
       CommandError: no such target, its compiler is missing, or a flag that does not belong.
     """

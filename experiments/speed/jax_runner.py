@@ -104,14 +104,7 @@ class JaxRunner:
 class GenerateCall:
     """What a user calls for one new token: `Llava.generate`, from a processor's arrays to the token on the host.
 
-    Args:
-      llava: the model.
-      ids: [B, S] integers.
-      pixels: [B, C, height, width].
-      carve: as for `generate`.
-
-    Attributes:
-      compile_seconds: the first call less a later one.
+    `compile_seconds` is the first call less a later one.
     """
 
     def __init__(self, llava: Llava, ids: np.ndarray, pixels: np.ndarray, carve: plan.Carve):
@@ -126,14 +119,7 @@ class GenerateCall:
 def carving_alone(llava: Llava, prompt: Prompt, keep: int, information: str) -> Callable[[], float]:
     """What a cut adds to a prefill: the attention row and `carve_sequence`, on the shapes of the real thing.
 
-    Args:
-      llava: the model.
-      prompt: on the device.
-      keep: visual tokens to leave, a count.
-      information: route to the score.
-
-    Returns:
-      A function that carves once, compiled already, and gives the seconds.
+    Returns a function that carves once, compiled already, and gives the seconds.
     """
     text = llava.config.text
     batch, size = prompt.input_ids.shape

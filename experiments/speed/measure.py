@@ -149,10 +149,6 @@ def _largest(flags: argparse.Namespace, llava: Llava, cut: Cut) -> dict[str, Any
 def bench(flags: argparse.Namespace, *, command: str) -> None:
     """Measure, print, and write results.json.
 
-    Args:
-      flags: of `experiments.bench`.
-      command: recorded in results.json.
-
     Raises:
       CommandError: flags do not fit each other, or the model not into memory.
     """

@@ -42,16 +42,10 @@ class Stage:
 def stages(
     config: LlavaConfig, *, batch: int, length: int, cuts: Schedule, split: int, new_tokens: int, itemsize: int
 ) -> list[Stage]:
-    """All stages of a prefill in order, and one decoding step.
+    """All stages of a prefill in order, and one decoding step, an average one of `new_tokens`.
 
-    Args:
-      config: of the model.
-      batch: rows of one image each.
-      length: tokens of a row, visual ones included.
-      cuts: one cut at layer `split` with its count, or none.
-      split: where the decoder's layers are two stages, cut or not, so that both sums are of the same parts.
-      new_tokens: decoded; the step is an average one.
-      itemsize: bytes of a weight.
+    `length` counts the tokens of a row, visual ones included; `cuts` are one at layer `split`, or none. The decoder's
+    layers are two stages in either case, so that both sums are of the same parts.
     """
     text = config.text
     head = text.hidden_size * text.vocab_size

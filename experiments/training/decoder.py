@@ -30,8 +30,6 @@ from models.io.writing import replacing
 from models.nn.clip import ClipVisionTower
 from models.nn.llama import Decoder
 
-QUESTION_WIDTH = 16  # tokens; the longest question with its answer has 15
-
 
 class Answerer(nnx.Module):
     """What is trained, and a head that is dropped after training."""
@@ -45,13 +43,8 @@ class Answerer(nnx.Module):
 def _attend_two(query: jax.Array, image: tuple[jax.Array, jax.Array], own: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Causal attention of each question over the image's keys and its own.
 
-    Args:
-      query: [B, Q, T, H, d].
-      image: keys and values [B, P, G, d].
-      own: keys and values [B, Q, T, G, d].
-
-    Returns:
-      [B, Q * T, H * d].
+    `query` is [B, Q, T, H, d], keys and values are [B, P, G, d] of the image and [B, Q, T, G, d] of the questions; the
+    result is [B, Q * T, H * d].
     """
     batch, questions, length, heads, width = query.shape
     groups = own[0].shape[3]
@@ -72,20 +65,12 @@ def _attend_two(query: jax.Array, image: tuple[jax.Array, jax.Array], own: tuple
 
 
 def answer_logits(
-    projector: Projector,
-    decoder: Decoder,
-    features: jax.Array,
-    where: jax.Array,
-    prefix: jax.Array,
-    ids: jax.Array,
-    *,
-    num_visual: int,
+    model: Any, features: jax.Array, where: jax.Array, prefix: jax.Array, ids: jax.Array, *, num_visual: int
 ) -> jax.Array:
     """Logits of every question's tokens.
 
     Args:
-      projector: from the tower's width to the decoder's.
-      decoder: of the model.
+      model: with a projector and a decoder.
       features: [B, N, tower width].
       where: [B, N] int32, raster index of each feature (all of them, or a subset).
       prefix: [p] int32 ids before the image.
@@ -95,14 +80,13 @@ def answer_logits(
     Returns:
       [B, Q, T, V] float32.
     """
-    batch, questions, length = ids.shape
-    head = jnp.broadcast_to(decoder.embed_tokens(prefix), (batch, prefix.shape[0], decoder.config.hidden_size))
+    decoder, (batch, questions, length), before = model.decoder, ids.shape, prefix.shape[0]
+    head = jnp.broadcast_to(decoder.embed_tokens(prefix), (batch, before, decoder.config.hidden_size))
     text = decoder.embed_tokens(ids.reshape(batch, -1))
-    hidden = jnp.concatenate([head, projector(features), text], axis=1)
-    lead = jnp.broadcast_to(jnp.arange(prefix.shape[0]), (batch, prefix.shape[0]))
-    start = prefix.shape[0] + num_visual
-    behind = jnp.tile(start + jnp.arange(length), (batch, questions))
-    positions = jnp.concatenate([lead, prefix.shape[0] + where, behind], axis=1)[..., None]
+    hidden = jnp.concatenate([head, model.projector(features), text], axis=1)
+    lead = jnp.broadcast_to(jnp.arange(before), (batch, before))
+    behind = jnp.tile(before + num_visual + jnp.arange(length), (batch, questions))
+    positions = jnp.concatenate([lead, before + where, behind], axis=1)[..., None]
     flow = _Questions(decoder, positions, jnp.full(batch, hidden.shape[1]), questions=questions, length=length)
     text = run_layers(decoder.layers, hidden, flow)[:, -questions * length :]
     return decoder.logits(text).reshape(batch, questions, length, -1)
@@ -126,14 +110,9 @@ class _Questions(Flow):
 
 
 def answer_loss(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Cross-entropy on the answers' tokens, and the share of answers right in every token, by family.
+    """Cross-entropy on the answers' tokens; accuracies by "token", and of each "answer" as a whole.
 
-    Args:
-      logits: [B, Q, T, V].
-      targets: [B, Q, T] int32, `IGNORE` where no answer stands.
-
-    Returns:
-      Loss, and {"token": ..., "answer": ...} accuracies.
+    Logits are [B, Q, T, V], targets [B, Q, T] int32, `IGNORE` where no answer stands.
     """
     asked = targets != IGNORE
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
@@ -150,7 +129,7 @@ def decoder_loss(places: float, model: Answerer, batch: Any) -> tuple[jax.Array,
     others do.
     """
     features, where, prefix, ids, targets = batch
-    logits = answer_logits(model.projector, model.decoder, features, where, prefix, ids, num_visual=NUM_PATCHES)
+    logits = answer_logits(model, features, where, prefix, ids, num_visual=NUM_PATCHES)
     loss, metrics = answer_loss(logits, targets)
     tokens = model.projector(features)
     tokens = tokens * jax.lax.rsqrt(jnp.mean(tokens**2, axis=-1, keepdims=True) + 1e-6)
@@ -186,13 +165,8 @@ def batches(pool: Pool, features: np.ndarray, seed: int, questions: int, stage: 
         index, where = pool.draw(stage, rng)
         chosen = np.stack([features[i][w] for i, w in zip(index, where, strict=True)]).astype(np.float32)
         begin, end = stage.short
-        ids, targets = tokens.batch(
-            [pool.objects[i] for i in index],
-            questions=questions,
-            width=QUESTION_WIDTH,
-            short=begin + (end - begin) * step / stage.steps,
-            rng=rng,
-        )
+        short = begin + (end - begin) * step / stage.steps
+        ids, targets = tokens.batch([pool.objects[i] for i in index], questions=questions, short=short, rng=rng)
         return chosen, where, tokens.prefix, ids, targets
 
     return batch_at

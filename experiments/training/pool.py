@@ -22,6 +22,7 @@ from experiments.training.stages import NUM_PATCHES, Stage
 from models.io.writing import replacing
 
 IGNORE = -1  # marks tokens that no loss is taken on
+QUESTION_WIDTH = 16  # T; the longest question with its answer has 15
 HINTS = 2  # questions per image that are replaced by hints
 
 
@@ -62,16 +63,7 @@ class Pool:
 
 
 def make_pool(folder: Path, size: int, seed: int) -> Pool:
-    """Make the pool, or open the one that is there.
-
-    Args:
-      folder: where it is kept.
-      size: P.
-      seed: of the scenes.
-
-    Returns:
-      The pool; `patches` is mapped from disk.
-    """
+    """Make a pool of `size` scenes in a folder, or open the one that is there; `patches` is mapped from disk."""
     done = folder / f"pool-{size}-{seed}.pkl"
     pixels = done.with_suffix(".npy")
     if not done.exists():
@@ -131,27 +123,20 @@ class QuestionTokens:
         return self._cache[text]
 
     def batch(
-        self,
-        scenes: list[tuple[SceneObject, ...]],
-        *,
-        questions: int,
-        width: int,
-        short: float,
-        rng: np.random.Generator,
+        self, scenes: list[tuple[SceneObject, ...]], *, questions: int, short: float, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fresh questions about each scene.
 
         Args:
           scenes: objects of B scenes.
           questions: Q, per scene.
-          width: T; longer than any question with its answer.
           short: share of questions in their short form, without the turn marker before the answer.
           rng: where the choices come from.
 
         Returns:
           Input ids and, shifted by one, the answers' ids (`IGNORE` elsewhere), both int32 [B, Q, T].
         """
-        ids = np.zeros((len(scenes), questions, width), np.int32)
+        ids = np.zeros((len(scenes), questions, QUESTION_WIDTH), np.int32)
         targets = np.full_like(ids, IGNORE)
         eos = [self._tokenizer.eos_token_id]
         for row, objects in enumerate(scenes):
