@@ -48,6 +48,29 @@ def _share(work: float, seconds: Sequence[float], per_second: Sequence[float]) -
     return statistics.median(work / taken / speed for taken, speed in zip(seconds, per_second, strict=True))
 
 
+def _figures(
+    name: str, times: dict[str, list[float]], *, batch: int, steps: int, flops: int, moved: float
+) -> dict[str, Any]:
+    """One side's times, and which share of the machine's own speed they are.
+
+    `flops` of a prefill and bytes `moved` by a decoding step are those of the whole batch.
+    """
+    prefill = latency.summary(times[f"{name} prefill"])
+    step = latency.summary([seconds / steps for seconds in times[f"{name} decode"]])
+    figures = {
+        "prefill": prefill,
+        "step": step,
+        "tokens_per_second": batch / step["median"],
+        "prefill_flops": flops,
+        "prefill_share": _share(flops, prefill["seconds"], times["flops"]),
+        "step_bytes": moved,
+        "decode_share": _share(moved, step["seconds"], times["bandwidth"]),
+    }
+    if called := times.get(f"{name} generate"):
+        figures["generate"] = latency.summary(called)
+    return figures
+
+
 def _cell(
     flags: argparse.Namespace,
     llava: Llava,
@@ -84,35 +107,16 @@ def _cell(
     times = _rounds(work, probes, flags.repeats)
 
     flops = {name: costs.prefill_flops(config, ids.shape[1], cuts[name]) for name in SIDES}
+    sizes = {"batch": batch, "new_tokens": flags.new_tokens, "itemsize": itemsize}
     cell: dict[str, Any] = {"batch": batch}
     for name in (*SIDES, "transformers") if client else SIDES:
         model = name if name in runners else "uncompressed"
-        runner = runners[model]
-        prefill = latency.summary(times[f"{name} prefill"])
-        step = latency.summary([seconds / steps for seconds in times[f"{name} decode"]])
-        prefill_flops = batch * flops[model]
-        moved = costs.step_bytes(
-            config,
-            batch=batch,
-            prompt_slots=runner.cache["slots"],
-            new_tokens=flags.new_tokens,
-            itemsize=itemsize,
-        )
-        side = cell[name] = {
-            "prefill": prefill,
-            "step": step,
-            "tokens_per_second": batch / step["median"],
-            "prefill_flops": prefill_flops,
-            "prefill_share": _share(prefill_flops, prefill["seconds"], times["flops"]),
-            "step_bytes": moved,
-            "decode_share": _share(moved, step["seconds"], times["bandwidth"]),
-        }
-        if calls:
-            side["generate"] = latency.summary(times[f"{name} generate"])
+        moved = costs.step_bytes(config, prompt_slots=runners[model].cache["slots"], **sizes)
+        side = cell[name] = _figures(name, times, batch=batch, steps=steps, flops=batch * flops[model], moved=moved)
         if name in runners:
-            side |= {"cache": runner.cache, "compile": dict(runner.compile_seconds), "peak": runner.peak}
-            if calls:
-                side["compile"]["generate"] = calls[name].compile_seconds
+            generate = {"generate": calls[name].compile_seconds} if calls else {}
+            compiling = runners[name].compile_seconds | generate
+            side |= {"cache": runners[name].cache, "compile": compiling, "peak": runners[name].peak}
         elif client:
             side["peak"] = client.call("peak_memory")
     whole, carved = (runners[name].cache for name in SIDES)
