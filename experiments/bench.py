@@ -85,14 +85,14 @@ def _parser() -> cli.Parser:
         "(default: on a CPU)",
     )
     cli.add_out_flag(parser, "results/bench")
-    away = parser.add_argument_group("compiling for an accelerator that is not here")
-    away.add_argument("--target", metavar="NAME", help=f"{targets.FORMS}; nothing is run")
-    away.add_argument(
+    target = parser.add_argument_group("compiling for an accelerator that is not here")
+    target.add_argument("--target", metavar="NAME", help=f"{targets.FORMS}; nothing is run")
+    target.add_argument(
         "--mesh",
         metavar="DATAxMODEL",
         help="chips along both axes, such as 1x4 for weights split over four (default: one chip)",
     )
-    away.add_argument(
+    target.add_argument(
         "--layers", type=cli.positive, metavar="COUNT", help="at most so many in decoder and tower, for a quick look"
     )
     return parser

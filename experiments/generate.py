@@ -207,7 +207,7 @@ def _check_picture(path: Path, carve: Carve) -> None:
         raise CommandError(f"--picture {path} {problem}")
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise CommandError(f"--picture {path}: {above} is no folder that can be written to")
+        raise CommandError(f"--picture {path}: {above} is not a folder that can be written to")
 
 
 def _run(flags: argparse.Namespace) -> None:

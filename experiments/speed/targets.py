@@ -44,7 +44,7 @@ class Chip:
       bandwidth: of its memory, bytes per second.
       memory: bytes.
       target: the static choices for its programs.
-      about: what the compiler must be told of a GPU, as a text of XLA's `GpuTargetConfigProto`; empty for a TPU.
+      about: what the compiler must know of a GPU, as a text of XLA's `GpuTargetConfigProto`; empty for a TPU.
     """
 
     platform: str
