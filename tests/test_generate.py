@@ -108,9 +108,6 @@ class TestBadInput:
         [
             (None, "no such file"),
             (b"", "unknown format"),
-            (b"GIF89a", "unknown format"),
-            (b"not an image", "unknown format"),
-            ("truncated", "cannot be read (OSError: "),
             ("damaged", "cannot be read (OSError: "),
             ("folder", "is a folder, not a file"),
         ],
@@ -119,8 +116,6 @@ class TestBadInput:
         path = tmp_path / "image.png"
         if content == "folder":
             path.mkdir()
-        elif content == "truncated":
-            path.write_bytes(image.read_bytes()[:-2000])
         elif content == "damaged":
             path.write_bytes(image.read_bytes().replace(b"IDAT", b"IDAT\xff\xff\xff", 1))
         elif content is not None:

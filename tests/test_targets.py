@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import bench
+from experiments.core.cli import CommandError
 from experiments.metrics import costs
 from experiments.speed import ahead_of_time, inspection, presets, programs, roofline, targets
 from experiments.speed.ahead_of_time import Job
@@ -155,7 +156,6 @@ def installed(monkeypatch):
         (["--target=h100", "--layers=1"], "needs at least 2"),
         (["--target=h100", "--keep=577"], "keep=577: keep as a count must be"),
         (["--target=h100", "--keep=1.0"], "leaves all 576 visual tokens"),
-        (["--target=h100", "--information=best"], "invalid choice: 'best'"),
         (["--mesh=1x4"], "--mesh is for --target alone"),
         (["--layers=2"], "--layers is for --target alone"),
     ],
@@ -169,6 +169,12 @@ def test_a_missing_compiler_names_its_extra(monkeypatch, target, extra, capsys, 
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     line = failure(bench.main, [f"--target={target}", f"--out={tmp_path}"], capsys)
     assert f"pip install -e '.[experiments,{extra}]'" in line
+
+
+def test_what_the_compiling_process_refuses_is_raised_here(monkeypatch):
+    monkeypatch.setattr(targets, "find", lambda _: None)  # here, not there
+    with pytest.raises(CommandError, match="--target=b7: expected one of a100"):
+        list(ahead_of_time.run(Job("b7", "small")))
 
 
 def test_the_command_prints_and_writes_what_was_compiled(installed, monkeypatch, capsys, tmp_path):
@@ -193,6 +199,6 @@ def test_the_command_prints_and_writes_what_was_compiled(installed, monkeypatch,
     ):
         assert words in out
     found = json.loads((tmp_path / "results.json").read_text())
-    assert found["measured"] is False
+    assert (found["kind"], found["measured"]) == ("bench-compiled", False)
     assert found["settings"]["mesh"] == [1, 2]
     assert [one["fits"] for one in found["compiled"]] == [True, False]
