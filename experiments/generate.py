@@ -7,23 +7,22 @@ it holds a conversation: every line of standard input is a question, until the e
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from PIL import Image
 
 from experiments.core import cli, loading, methods, preprocessing, schedules
 from experiments.core.memory import Request, check_request
 from experiments.core.results import format_bytes, format_seconds
-from experiments.data import conversation
 from experiments.data.image_files import open_image
+from experiments.metrics.latency import timed
 from experiments.reports import pictures
 from models.engine.decode import DECODE_CAPACITY_BUCKET, DecodeConfig, finish
 from models.engine.plan import Carve, has_budgets_per_image, parse, resolve
@@ -39,93 +38,62 @@ _EXAMPLES = """examples:
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What to ask, and of whom.
-
-    Attributes:
-      model: folder of a checkpoint, or a model id on the hub.
-      images: files.
-      carve: how visual tokens are cut, as `generate` of the model takes it; None carves nothing.
-      max_new_tokens: of the longest answer.
-      dtype: of weights and hidden states.
-      revision: of the model on the hub.
-      clip: what tells relevance to the question, as `model`; None for nothing.
-      clip_revision: of that on the hub.
-      image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.core.preprocessing`.
-    """
-
-    model: str
-    images: tuple[Path, ...]
-    carve: Carve = None
-    max_new_tokens: int = 32
-    dtype: str = "float32"
-    revision: str | None = None
-    clip: str | None = None
-    clip_revision: str | None = None
-    image_aspect_ratio: str = "checkpoint"
+def _load(flags: argparse.Namespace) -> loading.Checkpoint:
+    """The checkpoint that the flags name; errors of `experiments.core.loading.load`."""
+    return loading.load(
+        flags.model,
+        dtype=flags.dtype,
+        revision=flags.revision,
+        clip=flags.clip,
+        clip_revision=flags.clip_revision,
+        image_aspect_ratio=flags.image_aspect_ratio,
+        request=Request(flags.max_new_tokens, images=len(flags.image)),
+    )
 
 
-def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """A result, waited for, and the seconds it took."""
-    start = time.perf_counter()
-    result = jax.block_until_ready(work())
-    return result, time.perf_counter() - start
-
-
-def generate(settings: Settings, prompt_text: str, picture: Path | None = None) -> None:
+def _generate(flags: argparse.Namespace, carve: Carve) -> None:
     """Answer a prompt, and print what that took.
-
-    Args:
-      settings: of whom, and about which images.
-      prompt_text: what to ask; the checkpoint's chat template is added.
-      picture: where a picture of what was kept goes.
 
     Raises:
       CommandError: an image cannot be read, the model not be carved like that, or the picture not be drawn.
-      Whatever `experiments.core.loading.load` raises.
     """
-    if loading.not_utf8(prompt_text):
-        raise CommandError(f"--prompt is not UTF-8: {prompt_text!r}")
-    images = [open_image(path) for path in settings.images]
-    checkpoint, load_s = _timed(lambda: _load(settings))
+    if loading.not_utf8(flags.prompt):
+        raise CommandError(f"--prompt is not UTF-8: {flags.prompt!r}")
+    images, most = [open_image(path) for path in flags.image], flags.max_new_tokens
+    checkpoint, load_s = timed(lambda: _load(flags))
     llava = checkpoint.llava
-    if picture and not llava.square:
+    if flags.picture and not llava.square:
         raise CommandError("a picture cannot show the tiles of a LLaVA-NeXT; ask for none")
     try:
-        inputs = checkpoint.encode([images], [prompt_text])
-        schedule = parse(settings.carve, num_layers=llava.config.text.num_layers)
+        inputs = checkpoint.encode([images], [flags.prompt])
+        schedule = parse(carve, num_layers=llava.config.text.num_layers)
         prompt = llava.prompt(**inputs.named, per_image=has_budgets_per_image(schedule))
-        check_request(llava, inputs, settings.max_new_tokens)
-        room_for = prompt.visual_slots.shape[1]
-        methods.check_evidence(resolve(schedule, room_for, images=prompt.images).cuts, clip=checkpoint.clip)
+        check_request(llava, inputs, most)
+        visual_slots = prompt.visual_slots.shape[1]
+        methods.check_evidence(resolve(schedule, visual_slots, images=prompt.images).cuts, clip=checkpoint.clip)
     except ValueError as error:
         raise CommandError(str(error)) from error
-    visual = int(prompt.visual_valid.sum())
 
     def answer() -> jax.Array:
-        return llava.generate(**inputs.named, max_new_tokens=settings.max_new_tokens, carve=schedule)
+        return llava.generate(**inputs.named, max_new_tokens=most, carve=schedule)
 
-    decode_capacity = round_up(settings.max_new_tokens, DECODE_CAPACITY_BUCKET)
-    tokens, first_s = _timed(answer)
-    (text,) = checkpoint.decode(tokens)
-    print(text)
-    _, whole_s = _timed(answer)  # once more, now that all is compiled
-    prefilled, prefill_s = _timed(lambda: llava.prefill(prompt, carve=schedule, decode_capacity=decode_capacity))
-    left = int(prefilled.cuts[-1].indices.shape[1]) if prefilled.cuts else room_for
-    left = min(left, visual)
-    length, slots = int(prompt.lengths[0]), prompt.input_ids.shape[1] + decode_capacity
-    held = prefilled.cache.nbytes
-    held_slots = sum(key.shape[-2] for key, _ in prefilled.cache.layers)
-    uncarved = held // held_slots * slots * len(prefilled.cache.layers)  # every slot takes the same space
-    count, decode_config = tokens.shape[1], DecodeConfig.of(llava.config)
-    _, decode_s = _timed(
-        lambda: finish(llava, prefilled, 0, max_new_tokens=settings.max_new_tokens, decode_config=decode_config)
-    )
+    tokens, first_s = timed(answer)
+    print(checkpoint.decode(tokens)[0])
+    _, whole_s = timed(answer)  # once more, now that all is compiled
+    capacity = round_up(most, DECODE_CAPACITY_BUCKET)
+    prefilled, prefill_s = timed(lambda: llava.prefill(prompt, carve=schedule, decode_capacity=capacity))
+    visual, length = int(prompt.visual_valid.sum()), int(prompt.lengths[0])
+    left = min(visual, int(prefilled.cuts[-1].indices.shape[1])) if prefilled.cuts else visual
+    cache, layers = prefilled.cache.nbytes, prefilled.cache.layers
+    slot_bytes = cache // sum(key.shape[-2] for key, _ in layers)
+    uncarved_cache = slot_bytes * (prompt.input_ids.shape[1] + capacity) * len(layers)
+    config = DecodeConfig.of(llava.config)
+    _, decode_s = timed(lambda: finish(llava, prefilled, 0, max_new_tokens=most, decode_config=config))
+    count = tokens.shape[1]
     facts = {
         "visual tokens": _change(str(visual), str(left)),
         "sequence": f"{_change(str(length), str(length - visual + left))} tokens",
-        "KV cache": f"{_change(format_bytes(uncarved), format_bytes(held))}, room for {decode_capacity} new tokens "
+        "KV cache": f"{_change(format_bytes(uncarved_cache), format_bytes(cache))}, room for {capacity} new tokens "
         "included",
         "load": format_seconds(load_s),
         "compile": format_seconds(max(0.0, first_s - whole_s)),
@@ -135,52 +103,95 @@ def generate(settings: Settings, prompt_text: str, picture: Path | None = None) 
     print()
     for name, fact in facts.items():
         print(f"{name:<15}{fact}")
-    if picture:
+    if flags.picture:
         views = pictures.views_of(list(checkpoint.seen(inputs.pixel_values)), llava.config, prefilled)
-        page = pictures.draw(views)
-        pictures.save(page, picture)
-        print(f"{'picture':<15}{picture}")
+        pictures.save(pictures.draw(views), flags.picture)
+        print(f"{'picture':<15}{flags.picture}")
 
 
-def _load(settings: Settings) -> loading.Checkpoint:
-    return loading.load(
-        settings.model,
-        dtype=settings.dtype,
-        revision=settings.revision,
-        clip=settings.clip,
-        clip_revision=settings.clip_revision,
-        image_aspect_ratio=settings.image_aspect_ratio,
-        request=Request(settings.max_new_tokens, images=len(settings.images)),
-    )
+def _change(before: str, after: str) -> str:
+    return before if before == after else f"{before} -> {after}"
 
 
-def chat(settings: Settings) -> None:
+def questions(lines: Iterable[str]) -> Iterator[str]:
+    """What is asked, line by line, until "exit" or the end; blank lines do not count. Terminals get a prompt."""
+    stream, show = iter(lines), getattr(lines, "isatty", lambda: False)()
+    while True:
+        if show:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = next(stream, None)
+        if line is None or line.strip().lower() == "exit":
+            return
+        if line.strip():
+            yield line.strip()
+
+
+class Conversation:
+    """Turns so far, and the images that stand before the first of them.
+
+    Args:
+      checkpoint: model and processor.
+      images: what the conversation is about, PIL or uint8 [height, width, 3].
+      carve: as a model's `generate` takes it; each answer starts from all visual tokens again.
+      max_new_tokens: the longest answer.
+    """
+
+    def __init__(self, checkpoint: loading.Checkpoint, images: Sequence[Any], *, carve: Carve, max_new_tokens: int):
+        self._checkpoint, self._images = checkpoint, list(images)
+        self._carve, self._max_new_tokens = carve, max_new_tokens
+        self.turns: list[dict[str, Any]] = []
+
+    def ask(self, question: str) -> Iterator[str]:
+        """Ask, and give the answer in pieces as they come. The turn counts once the last piece is taken.
+
+        Raises:
+          CommandError: the question cannot be asked; the conversation can go on.
+          ValueError: `carve` asks for more visual tokens than there are.
+        """
+        checkpoint = self._checkpoint
+        content = [{"type": "text", "text": question}]
+        if not self.turns:
+            content = [*[{"type": "image"}] * len(self._images), *content]
+        turns = [*self.turns, {"role": "user", "content": content}]
+        inputs = checkpoint.encode_turns([self._images], [turns])
+        check_request(checkpoint.llava, inputs, self._max_new_tokens)
+        stream = checkpoint.llava.stream(
+            **inputs.named, chunk=1, carve=self._carve, max_new_tokens=self._max_new_tokens
+        )
+        tokens, printed = np.zeros((1, 0), np.int32), ""
+        for new in stream:
+            tokens = np.concatenate([tokens, np.asarray(new)], axis=1)
+            (text,) = checkpoint.decode(tokens)
+            # What the next token may still change waits, such as half a character.
+            if text.startswith(printed) and not text.endswith("\ufffd"):
+                yield text[len(printed) :]
+                printed = text
+        (text,) = checkpoint.decode(tokens)
+        if text.startswith(printed):
+            yield text[len(printed) :]
+        self.turns = [*turns, {"role": "assistant", "content": [{"type": "text", "text": text}]}]
+
+
+def _chat(flags: argparse.Namespace, carve: Carve) -> None:
     """Answer line by line what standard input asks.
 
     Raises:
       CommandError: an image cannot be read, or the model not be carved like that.
-      Whatever `experiments.core.loading.load` raises.
     """
-    images = [open_image(path) for path in settings.images]
+    images = [open_image(path) for path in flags.image]
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused by itself
-    talk = conversation.Conversation(
-        _load(settings), images, carve=settings.carve, max_new_tokens=settings.max_new_tokens
-    )
+    conversation = Conversation(_load(flags), images, carve=carve, max_new_tokens=flags.max_new_tokens)
     try:
-        for question in conversation.questions(sys.stdin):
+        for question in questions(sys.stdin):
             try:
-                for piece in talk.ask(question):
+                for piece in conversation.ask(question):
                     print(piece, end="", flush=True)
                 print(flush=True)
             except CommandError as error:  # the line is refused; the conversation goes on
                 print(cli.one_line(error), file=sys.stderr, flush=True)
     except ValueError as error:
         raise CommandError(str(error)) from error
-
-
-def _change(before: str, after: str) -> str:
-    return before if before == after else f"{before} -> {after}"
 
 
 def _check_picture(path: Path, carve: Carve) -> None:
@@ -195,33 +206,20 @@ def _check_picture(path: Path, carve: Carve) -> None:
         raise CommandError(f"--picture {path} {problem}")
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise CommandError(f"--picture {path}: {above} is no folder that can be written to")
+        raise CommandError(f"--picture {path}: {above} is not a folder that can be written to")
 
 
 def _run(flags: argparse.Namespace) -> None:
-    settings = Settings(
-        model=flags.model,
-        images=tuple(flags.image),
-        carve=schedules.read(flags.schedule) if flags.schedule else flags.keep,
-        max_new_tokens=flags.max_new_tokens,
-        dtype=flags.dtype,
-        revision=flags.revision,
-        clip=flags.clip,
-        clip_revision=flags.clip_revision,
-        image_aspect_ratio=flags.image_aspect_ratio,
-    )
-    if flags.chat:
-        if flags.picture:
-            raise CommandError("--picture goes with --prompt, not with --chat")
-        chat(settings)
-        return
+    carve = schedules.read(flags.schedule) if flags.schedule else flags.keep
+    if flags.chat and flags.picture:
+        raise CommandError("--picture goes with --prompt, not with --chat")
     if flags.picture:
-        _check_picture(flags.picture, flags.schedule or flags.keep)
-    generate(settings, flags.prompt, flags.picture)
+        _check_picture(flags.picture, carve)
+    (_chat if flags.chat else _generate)(flags, carve)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the flags, answer, and say what went wrong in one line."""
+    """Read the flags, answer, and print what went wrong in one line."""
     parser = cli.Parser(prog="python -m experiments.generate", description=__doc__, epilog=_EXAMPLES)
     parser.add_argument(
         "--image",
@@ -231,9 +229,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help="what is asked about; give it several times for several images",
     )
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--prompt", metavar="TEXT", help="what to ask; the checkpoint's chat template is added")
-    asked.add_argument(
+    question = parser.add_mutually_exclusive_group(required=True)
+    question.add_argument("--prompt", metavar="TEXT", help="what to ask; the checkpoint's chat template is added")
+    question.add_argument(
         "--chat", action="store_true", help='hold a conversation: ask line by line, and end it with "exit"'
     )
     carve = parser.add_mutually_exclusive_group()

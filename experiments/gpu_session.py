@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import datetime
 import json
 import os
@@ -19,9 +18,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.core import cli, results
 from experiments.core.results import format_seconds, format_table
@@ -35,14 +34,10 @@ _ROOT = Path(__file__).parents[1]
 _LOOK = "import jax; d = jax.devices('gpu'); print(d[0].device_kind, len(d), sep=';')"
 
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One command.
+class Step(NamedTuple):
+    """One command: what it is called, how many seconds it may take, and what stands behind `python`.
 
-    Attributes:
-      name: in the report, and of the folder that it is told to write into.
-      budget: seconds that it may take.
-      argv: behind `python`; "{out}" is that folder.
+    "{out}" in `argv` is the step's own folder.
     """
 
     name: str
@@ -50,22 +45,16 @@ class Step:
     argv: tuple[str, ...]
 
 
-def _bench(*flags: str) -> tuple[str, ...]:
-    model = ("--preset=llava-1.5-7b", "--dtype=bfloat16", "--out={out}")
-    return ("-m", "experiments.bench", *model, *flags)
-
-
+_BENCH = ("-m", "experiments.bench", "--preset=llava-1.5-7b", "--dtype=bfloat16", "--out={out}")
+_ROUTES = ("-m", "experiments.studies.information_routes", "--scenes=2", "--seeds=1", "--widths", "1024", "--out={out}")
+_SPEED = (*_BENCH, "--against=transformers", "--no-largest-batch")
 # What would be missed most comes first.
 STEPS = (
     Step("tests", 100, ("-m", "pytest", "-m", "gpu", "-n", "0", "-q", "tests/test_gpu.py")),
-    Step("batch-1", 140, _bench("--batch=1", "--against=transformers", "--repeats=7", "--no-largest-batch")),
-    Step(
-        "routes",
-        60,
-        ("-m", "experiments.studies.information_routes", "--scenes=2", "--seeds=1", "--widths", "1024", "--out={out}"),
-    ),
-    Step("batch-8", 110, _bench("--batch=8", "--against=transformers", "--repeats=3", "--no-largest-batch")),
-    Step("largest-batch", 120, _bench("--batch=1", "--new-tokens=1024", "--repeats=1", "--largest-batch")),
+    Step("batch-1", 140, (*_SPEED, "--batch=1", "--repeats=7")),
+    Step("routes", 60, _ROUTES),
+    Step("batch-8", 110, (*_SPEED, "--batch=8", "--repeats=3")),
+    Step("largest-batch", 120, (*_BENCH, "--batch=1", "--new-tokens=1024", "--repeats=1", "--largest-batch")),
 )
 
 
@@ -82,17 +71,8 @@ def look() -> dict[str, Any]:
     return {"device": kind, "devices": int(count)}
 
 
-def _end(process: subprocess.Popen[Any]) -> None:
-    """A step and all that it started."""
-    for kind, patience in ((signal.SIGINT, _GRACE_S), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, kind)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
-
-
-def _do(step: Step, seconds: float, folder: Path) -> dict[str, Any]:
-    """Run a step for so many seconds at most; what it came to."""
+def _run(step: Step, seconds: float, folder: Path) -> dict[str, Any]:
+    """Run a step for so many seconds at most, and end all that it started; what it came to."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").unlink(missing_ok=True)  # of an earlier session
     argv = [part.replace("{out}", str(folder.resolve())) for part in step.argv]
@@ -102,71 +82,62 @@ def _do(step: Step, seconds: float, folder: Path) -> dict[str, Any]:
             [sys.executable, *argv], cwd=_ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            process.wait(seconds)
-            status = "done" if process.returncode == 0 else "failed"
+            status = "done" if process.wait(seconds) == 0 else "failed"
         except subprocess.TimeoutExpired:
             status = "out of time"
         finally:
-            _end(process)
-    text = (folder / "output.txt").read_text(errors="replace")
-    found: dict[str, Any] = {
+            for kind, patience in ((signal.SIGINT, _GRACE_S), (signal.SIGKILL, None)):
+                with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                    os.killpg(process.pid, kind)
+                    process.wait(patience)
+    found = {
         "step": step.name,
         "status": status,
         "seconds": round(time.monotonic() - began, 1),
         "budget": step.budget,
         "exit": process.returncode,
         "command": " ".join(["python", *step.argv]),
-        "output": text[-_TAIL:],
+        "output": (folder / "output.txt").read_text(errors="replace")[-_TAIL:],
     }
     with contextlib.suppress(OSError, ValueError):
         found["results"] = json.loads((folder / "results.json").read_text())
     return found
 
 
-def session(steps: Sequence[Step], *, limit: float, out: Path, about: dict[str, Any], command: str) -> bool:
-    """Do the steps in order, write results.json after each, and say what they came to.
+def session(*, limit: float, out: Path, about: dict[str, Any], command: str) -> bool:
+    """Do `STEPS` in order within `limit` seconds, write results.json after each; returns whether all were done.
 
-    Args:
-      steps: what is done.
-      limit: seconds for all of them.
-      out: folder for results.json, and for one folder of each step.
-      about: the machine.
-      command: what is put on record as having asked for it.
-
-    Returns:
-      Whether all were done.
+    `about` is the machine; each step has a folder of its own in `out`.
     """
     deadline = time.monotonic() + limit
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    found: list[dict[str, Any]] = [{"step": step.name, "status": "not begun"} for step in steps]
-
-    def write() -> None:
-        head = {"command": command, "date": date, "limit_s": limit, "machine": about, "versions": results.versions()}
-        results.write_json(out / "results.json", head | {"steps": found})
-
-    cli.check_folder(out).mkdir(parents=True, exist_ok=True)
-    write()
-    for index, step in enumerate(steps):
+    found: list[dict[str, Any]] = [{"step": step.name, "status": "not begun"} for step in STEPS]
+    value = {
+        "kind": "gpu-session",
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "limit_s": limit,
+        "machine": about,
+        "versions": results.versions(),
+        "steps": found,
+    }
+    path = cli.check_folder(out) / "results.json"
+    out.mkdir(parents=True, exist_ok=True)
+    results.write_json(path, value)
+    for index, step in enumerate(STEPS):
         left = deadline - time.monotonic() - _GRACE_S
         if left < _LEAST_S:
             break
         print(f"{step.name}: {' '.join(['python', *step.argv])}", flush=True)
-        found[index] = _do(step, min(step.budget, left), out / step.name)
-        write()
+        found[index] = _run(step, min(step.budget, left), out / step.name)
+        results.write_json(path, value)
         print(f"  {found[index]['status']} after {format_seconds(found[index]['seconds'])}", flush=True)
     rows = [[one["step"], one["status"], format_seconds(one.get("seconds", 0))] for one in found]
-    print("\n" + format_table(["step", "status", "took"], rows))
-    print(f"\nAll that was found: {out / 'results.json'}")
+    print(f"\n{format_table(['step', 'status', 'took'], rows)}\n\nAll that was found: {path}")
     return all(one["status"] == "done" for one in found)
 
 
-def main(
-    argv: Sequence[str] | None = None,
-    *,
-    steps: Sequence[Step] = STEPS,
-    look: Callable[[], dict[str, Any]] = look,
-) -> int:
-    """Read the flags, measure, and say what went wrong in one line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the flags, measure, and print what went wrong in one line."""
     argv = sys.argv[1:] if argv is None else argv
     parser = cli.Parser(prog="python -m experiments.gpu_session", description=__doc__)
     parser.add_argument(
@@ -176,8 +147,7 @@ def main(
 
     def body(flags: argparse.Namespace) -> int:
         command = " ".join(["python -m experiments.gpu_session", *argv])
-        about = results.host() | look()
-        return 0 if session(steps, limit=flags.limit, out=flags.out, about=about, command=command) else 1
+        return 0 if session(limit=flags.limit, out=flags.out, about=results.host() | look(), command=command) else 1
 
     return cli.run(body, parser, argv, interrupted="interrupted; results.json holds what was done")
 

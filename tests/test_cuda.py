@@ -2,8 +2,7 @@
 
 import pytest
 
-from experiments.speed import ahead_of_time as ahead
-from experiments.speed.ahead_of_time import Job
+from experiments.speed.ahead_of_time import Job, run
 
 pytestmark = pytest.mark.cuda
 
@@ -11,7 +10,7 @@ pytestmark = pytest.mark.cuda
 @pytest.mark.parametrize("target", ["h100", "a100"])
 def test_every_whole_attention_is_one_fused_kernel(target):
     job = Job(target, "llava-1.5-7b", layers=3)
-    for found in ahead.run(job):
+    for found in run(job):
         prefill, decoding = found["prefill"], found["decode"]
         assert found["fits"]
         # Three blocks of the tower, and all layers but the last, which asks for one token with a mask.

@@ -11,7 +11,7 @@ from experiments import generate
 from experiments.core import loading
 from experiments.data.image_files import open_image
 from experiments.data.scenes import make_scene
-from tests.commands import DAMAGES, KEEPS, VISUAL, damage, failure, save_checkpoint
+from tests.commands import DAMAGES, VISUAL, damage, failure, save_checkpoint
 from tests.kills import processes
 
 PROMPT = "--prompt=Where is the red circle?"
@@ -39,8 +39,7 @@ def test_answer_and_facts(model, image, tmp_path, capsys):
     argv = [f"--model={model}", f"--image={image}", f"--image={image}", PROMPT, "--keep=6", "--max-new-tokens=5"]
     assert generate.main([*argv, f"--picture={picture}"]) == 0
     out = capsys.readouterr().out
-    said = facts(out)
-
+    shown = facts(out)
     checkpoint = loading.load(str(model), dtype="float32")
     pixels = Image.open(image)
     inputs = checkpoint.encode([[pixels, pixels]], [PROMPT.removeprefix("--prompt=")])
@@ -49,16 +48,16 @@ def test_answer_and_facts(model, image, tmp_path, capsys):
     )
     length = inputs.input_ids.shape[1]
     assert out.startswith(checkpoint.decode(tokens)[0] + "\n\n")
-    assert said["visual tokens"] == f"{visual} -> 6"
-    assert said["sequence"] == f"{length} -> {length - visual + 6} tokens"
+    assert shown["visual tokens"] == f"{visual} -> 6"
+    assert shown["sequence"] == f"{length} -> {length - visual + 6} tokens"
     slot = 3 * 2 * 12 * 4  # bytes: layers, keys and values, one head of 12, float32
     packed = 16 * -(-length // 16)  # up to the bucket
     before, after = (packed + 32) * slot / 1024, (packed + 32 - visual + 6) * slot / 1024
-    assert said["KV cache"] == f"{before:.3g} KiB -> {after:.3g} KiB, room for 32 new tokens included"
-    assert said["decode"].endswith(f", {tokens.shape[1]} tokens")
+    assert shown["KV cache"] == f"{before:.3g} KiB -> {after:.3g} KiB, room for 32 new tokens included"
+    assert shown["decode"].endswith(f", {tokens.shape[1]} tokens")
     for name in ("load", "compile", "prefill", "decode"):
-        assert re.match(r"[\d.]+ m?s", said[name])
-    assert not said["decode"].startswith("0 ")
+        assert re.match(r"[\d.]+ m?s", shown[name])
+    assert not shown["decode"].startswith("0 ")
     assert np.asarray(Image.open(picture)).std() > 20
     assert [path.name for path in picture.parent.iterdir()] == [picture.name]
 
@@ -94,17 +93,12 @@ def test_a_revision_is_the_hubs_to_find(model, image, monkeypatch, capsys):
 
 def test_without_keep_nothing_is_carved(model, image, capsys):
     assert generate.main([f"--model={model}", f"--image={image}", PROMPT, "--max-new-tokens=2"]) == 0
-    said = facts(capsys.readouterr().out)
-    assert said["visual tokens"] == str(VISUAL + 1)
-    assert "->" not in said["KV cache"] + said["sequence"]
+    shown = facts(capsys.readouterr().out)
+    assert shown["visual tokens"] == str(VISUAL + 1)
+    assert "->" not in shown["KV cache"] + shown["sequence"]
 
 
 class TestBadInput:
-    @pytest.mark.parametrize("keep", KEEPS)
-    def test_keep(self, image, capsys, keep):
-        line = failure(generate.main, [f"--image={image}", PROMPT, f"--keep={keep}"], capsys)
-        assert f"--keep: {keep!r} is neither a fraction" in line
-
     def test_keep_more_than_there_are(self, model, image, capsys):
         line = failure(generate.main, [f"--model={model}", f"--image={image}", PROMPT, "--keep=18"], capsys)
         assert "must be in 1..17" in line
@@ -114,9 +108,6 @@ class TestBadInput:
         [
             (None, "no such file"),
             (b"", "unknown format"),
-            (b"GIF89a", "unknown format"),
-            (b"not an image", "unknown format"),
-            ("truncated", "cannot be read (OSError: "),
             ("damaged", "cannot be read (OSError: "),
             ("folder", "is a folder, not a file"),
         ],
@@ -125,8 +116,6 @@ class TestBadInput:
         path = tmp_path / "image.png"
         if content == "folder":
             path.mkdir()
-        elif content == "truncated":
-            path.write_bytes(image.read_bytes()[:-2000])
         elif content == "damaged":
             path.write_bytes(image.read_bytes().replace(b"IDAT", b"IDAT\xff\xff\xff", 1))
         elif content is not None:
@@ -135,25 +124,25 @@ class TestBadInput:
         assert f"error: {path} " in line
         assert reason in line
 
-    @pytest.mark.parametrize("how", DAMAGES)
-    def test_damaged_checkpoint(self, model, image, tmp_path, capsys, how):
+    def test_damaged_checkpoint(self, model, image, tmp_path, capsys):
+        how, picture = "missing weight", tmp_path / "new" / "x.png"
         folder = damage(model, tmp_path / "damaged", how)
-        picture = tmp_path / "new" / "x.png"
         argv = [f"--model={folder}", f"--image={image}", PROMPT, "--keep=3", f"--picture={picture}"]
         assert DAMAGES[how] in failure(generate.main, argv, capsys)
         assert not picture.parent.exists()
 
     @pytest.mark.parametrize(
-        ("flags", "said"),
+        ("flags", "words"),
         [
             (["--picture=x.png"], "pass --keep too"),
             (["--picture=x.txt", "--keep=3"], "ends in .png or .jpg"),
             (["--picture=x", "--keep=3"], "ends in .png or .jpg"),
+            (["--keep=1.5"], "--keep: '1.5' is neither a fraction"),
             (["--max-new-tokens=0"], "'0' is not a whole number of at least 1"),
         ],
     )
-    def test_other_flags(self, image, capsys, flags, said):
-        assert said in failure(generate.main, [f"--image={image}", PROMPT, *flags], capsys)
+    def test_other_flags(self, image, capsys, flags, words):
+        assert words in failure(generate.main, [f"--image={image}", PROMPT, *flags], capsys)
 
     def test_image_and_prompt_are_asked_for(self, capsys):
         assert "--image" in failure(generate.main, [PROMPT], capsys)

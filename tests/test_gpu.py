@@ -32,16 +32,16 @@ def test_carving_on_the_gpu_keeps_the_tokens_of_float64(gpu, information):
 
 
 @pytest.mark.parametrize("carve", [None, 6])
-def test_generation_on_the_gpu_says_what_the_cpu_says(gpu, carve):
+def test_generation_on_the_gpu_gives_the_tokens_of_the_cpu(gpu, carve):
     ids, pixels, mask = make_inputs(2, (9, 4), (1, 2))
     cpu = jax.devices("cpu")[0]
-    said = []
+    tokens = []
     for device in (cpu, gpu):
         with jax.default_device(device), jax.default_matmul_precision("highest"):
             llava = jax.device_put(make_llava(), device)
             out = llava.generate(ids, pixels, attention_mask=mask, max_new_tokens=8, carve=carve)
-        said.append(np.asarray(out).tolist())
-    assert said[0] == said[1]
+        tokens.append(np.asarray(out).tolist())
+    assert tokens[0] == tokens[1]
 
 
 @pytest.mark.parametrize("causal", [False, True])

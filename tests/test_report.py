@@ -9,10 +9,10 @@ import re
 import pytest
 
 from experiments import report
-from experiments.core.cli import CommandError
 from experiments.reports import html as html_report
 from experiments.reports import tables
 from experiments.reports.html import reading, rendering
+from models.errors import CommandError
 from tests import reports
 from tests.commands import failure
 

@@ -4,9 +4,8 @@ import dataclasses
 
 import pytest
 
-from experiments.metrics import costs as floors
-from experiments.speed import ahead_of_time as ahead
-from experiments.speed.ahead_of_time import Job
+from experiments.metrics import costs
+from experiments.speed.ahead_of_time import Job, run
 
 pytestmark = pytest.mark.tpu
 
@@ -14,9 +13,8 @@ V5E = Job("v5e:2x2", "small", decoding=False)
 MESH = dataclasses.replace(V5E, preset="llava-1.5-13b", layers=2, mesh=(1, 4), sides=("carved",))
 
 
-def floor(job, side):
-    length = job.prompt_tokens + job.config.tokens_per_image
-    return floors.prefill_flops(job.config, length, job.cuts if side == "carved" else ())
+def counted_flops(job, side):
+    return costs.prefill_flops(job.config, job.prompt_tokens + job.config.tokens_per_image, job.cuts(side))
 
 
 def check(found):
@@ -30,25 +28,25 @@ def check(found):
     assert prefill["solver"] == (128 if found["side"] == "carved" else 0)
 
 
-def test_carving_saves_the_operations_that_the_floors_say():
-    both = {found["side"]: found for found in ahead.run(V5E)}
+def test_carving_saves_the_operations_that_are_counted():
+    both = {found["side"]: found for found in run(V5E)}
     for found in both.values():
         check(found)
     counted = both["uncompressed"]["prefill"]["flops"] / both["carved"]["prefill"]["flops"]
-    expected = floor(V5E, "uncompressed") / floor(V5E, "carved")
+    expected = counted_flops(V5E, "uncompressed") / counted_flops(V5E, "carved")
     assert expected > 1.05
     assert counted == pytest.approx(expected, rel=0.05)
     for side, found in both.items():
-        assert 0.9 < found["prefill"]["flops"] / floor(V5E, side) < 1.05
+        assert 0.9 < found["prefill"]["flops"] / counted_flops(V5E, side) < 1.05
 
 
 def test_a_layer_on_a_mesh_adds_up_twice():
-    (found,) = ahead.run(MESH)
+    (found,) = run(MESH)
     check(found)
     blocks, layers = max(MESH.config.feature_layers), MESH.config.text.num_layers
     assert (blocks, layers) == (2, 2)
     assert found["prefill"]["all_reduces"] == 2 * blocks + 2 * layers + 1  # and once in the projector
     # A quarter of the products and of the weights but for the embeddings of patches, and what has no weights.
-    assert found["prefill"]["flops"] == pytest.approx(floor(MESH, "carved") / 4, rel=0.1)
-    whole = 2 * (floors.decoder_weights(MESH.config) + MESH.config.text.vocab_size * MESH.config.text.hidden_size)
+    assert found["prefill"]["flops"] == pytest.approx(counted_flops(MESH, "carved") / 4, rel=0.1)
+    whole = 2 * (costs.decoder_weights(MESH.config) + MESH.config.text.vocab_size * MESH.config.text.hidden_size)
     assert found["prefill"]["arguments"] == pytest.approx(whole / 4, rel=0.1)

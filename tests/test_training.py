@@ -14,13 +14,12 @@ from experiments import train
 from experiments.core import loading
 from experiments.data.scenes import make_scene
 from experiments.data.tiny_processor import PROMPT, build_processor
-from experiments.train import hf_config, write_model
+from experiments.train import new_model, write_model
 from experiments.training.decoder import answer_logits, answer_loss
 from experiments.training.pool import IGNORE, QuestionTokens, choose_patches, flatten_patches
 from experiments.training.stages import STAGES, Stage, claim_folder, run_stage
 from experiments.training.tower import normalise_patches
 from models.errors import CommandError
-from models.families.llava import llava_config
 from models.llava import Llava
 from models.nn.clip import patchify
 from tests.tiny import IMAGE_TOKEN, PATCHES, make_llava
@@ -33,7 +32,7 @@ def test_packed_questions_equal_separate_prompts():
     prefix, ids = np.array([9, 11]), rng.integers(8, 101, (2, 3, 7)).astype(np.int32)
     features = llava.vision_tower(jnp.asarray(pixels), feature_layers=llava.config.feature_layers).features[:, 1:]
     where = np.broadcast_to(np.arange(PATCHES), (2, PATCHES))
-    packed = answer_logits(llava.projector, llava.decoder, features, where, prefix, ids, num_visual=PATCHES)
+    packed = answer_logits(llava, features, where, prefix, ids, num_visual=PATCHES)
     for image in range(2):
         for question in range(3):
             prompt = np.concatenate([prefix, np.full(PATCHES, IMAGE_TOKEN), ids[image, question]])[None]
@@ -64,7 +63,7 @@ def test_training_pixels_are_the_processors():
 def test_training_ids_are_the_processors():
     scene = make_scene("train", 5, questions=12)
     tokens, rng = QuestionTokens(), np.random.default_rng(0)
-    ids, targets = tokens.batch([scene.objects], questions=12, width=16, short=0.0, rng=rng)
+    ids, targets = tokens.batch([scene.objects], questions=12, short=0.0, rng=rng)
     processor = build_processor()
     for row, target in zip(ids[0], targets[0], strict=True):
         asked = int(np.flatnonzero(target != IGNORE)[0]) + 1
@@ -80,7 +79,7 @@ def test_training_ids_are_the_processors():
 def test_no_object_is_left_out_of_a_subset():
     kinds = np.zeros((3, 576), np.int8)
     for row, count in enumerate((0, 5, 40)):
-        kinds[row, np.random.default_rng(row).decode_config(576, count, replace=False)] = 2
+        kinds[row, np.random.default_rng(row).choice(576, count, replace=False)] = 2
     chosen = choose_patches(kinds, 60, np.random.default_rng(0))
     assert (np.diff(chosen, axis=1) > 0).all()
     for row in range(3):
@@ -99,11 +98,9 @@ def test_only_answers_count():
 
 def test_the_command_trains_a_model_that_loads(tmp_path, monkeypatch, capsys):
     """Both parts, with few scenes; what it is good for is nothing."""
-    few = (
-        Stage("tower", "tower", 2, 2, 12, 1e-3, places=0.5),
-        Stage("decoder", "decoder", 2, 2, 12, 1e-3, (1.0, 0.5), places=0.05),
-    )
-    monkeypatch.setattr(train, "STAGES", few)
+    tower = Stage("tower", "tower", 2, 2, 12, 1e-3, places=0.5)
+    decoder = Stage("decoder", "decoder", 2, 2, 12, 1e-3, (1.0, 0.5), places=0.05)
+    monkeypatch.setattr(train, "STAGES", (tower, decoder))
     work, dest = tmp_path / "work", tmp_path / "model"
     flags = [f"--work={work}", f"--dest={dest}", "--questions=2"]
     assert train.main([*flags, "--pool=1"]) == 1
@@ -114,7 +111,7 @@ def test_the_command_trains_a_model_that_loads(tmp_path, monkeypatch, capsys):
     losses = [json.loads(line)["loss"] for line in (work / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 2
     assert np.isfinite(losses).all()
-    before = Llava(llava_config(hf_config()), rngs=nnx.Rngs(0))
+    before = new_model(0)
     after = loading.load(str(dest), dtype="float32").llava
     for part in ("vision_tower", "projector", "decoder"):
         was, now = (jax.tree.leaves(nnx.state(getattr(model, part))) for model in (before, after))
@@ -166,11 +163,8 @@ def test_a_folder_belongs_to_one_run(tmp_path):
 
 
 def test_a_written_model_loads_bit_for_bit(tmp_path):
-    from flax import nnx
-
-    config = hf_config()
-    llava = Llava(llava_config(config), rngs=nnx.Rngs(3))
-    write_model(llava, config, tmp_path)
+    llava = new_model(3)
+    write_model(llava, tmp_path)
     again = Llava.from_pretrained(tmp_path)
     assert again.config == llava.config
     chex.assert_trees_all_equal(jax.tree.leaves(llava), jax.tree.leaves(again))

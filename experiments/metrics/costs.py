@@ -1,4 +1,4 @@
-"""What the work costs at least: floating-point operations, bytes, and how fast this machine does either.
+"""What the work costs at least: floating-point operations and bytes, counted from a model's sizes.
 
 Axis letters: B batch, S sequence, N visual tokens, D width, H heads, G key-value heads, d head width, F inner width
 of the MLP, V vocabulary, L layers, T cache slots.
@@ -6,17 +6,11 @@ of the MLP, V vocabulary, L layers, T cache slots.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-
 from experiments.core.memory import cache_bytes as cache_bytes
 from experiments.core.memory import decoder_weights as decoder_weights
 from models.engine.plan import TOWER, Schedule, tokens_by_layer
 from models.families.llava import LlavaConfig
+from models.nn.llama_config import TextConfig
 from tokencarve_jax.methods.tome import block_counts
 
 
@@ -48,6 +42,35 @@ def tower_flops(config: LlavaConfig, cuts: Schedule = ()) -> int:
     return total + 2 * handed * (width * len(config.feature_layers) * out + out**2)
 
 
+def tower_weights(config: LlavaConfig) -> int:
+    """Numbers of tower and projector: blocks up to the deepest feature layer, patches, positions; matrices alone."""
+    vision, out = config.vision, config.text.hidden_size
+    width = vision.hidden_size
+    blocks = max(config.feature_layers) * (4 * width**2 + 2 * width * vision.intermediate_size)
+    embeddings = (vision.num_channels * vision.patch_size**2 + vision.num_patches + 1) * width
+    return blocks + embeddings + width * len(config.feature_layers) * out + out**2
+
+
+def _head_widths(text: TextConfig) -> tuple[int, int]:
+    """H d and G d."""
+    return text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+
+
+def layer_flops(text: TextConfig, tokens: int, queries: int, pairs: float) -> float:
+    """One decoder layer: keys and values of `tokens`, everything else of `queries`, attention of so many `pairs`."""
+    width, (heads, groups) = text.hidden_size, _head_widths(text)
+    each_query = 4 * width * heads + 6 * width * text.intermediate_size
+    return queries * each_query + 4 * pairs * heads + 4 * tokens * width * groups
+
+
+def tokens_and_queries(config: LlavaConfig, length: int, cuts: Schedule) -> list[tuple[int, int]]:
+    """For each decoder layer how many tokens enter it, and for how many it computes more than keys and values."""
+    visual, layers = config.tokens_per_image, config.text.num_layers
+    left = tokens_by_layer(cuts, num_layers=layers, num_visual=visual)
+    tokens = [length - visual + count for count in left]
+    return list(zip(tokens, [*tokens[:-1], 1], strict=True))
+
+
 def decoder_flops(config: LlavaConfig, length: int, cuts: Schedule = ()) -> int:
     """One sequence of `length` tokens through decoder and output head.
 
@@ -59,15 +82,10 @@ def decoder_flops(config: LlavaConfig, length: int, cuts: Schedule = ()) -> int:
     causality; MLP). The last layer computes keys and values of all S tokens, everything else of the last one only.
     The head adds 2 D V, for the last token only. A cut shortens S from its layer on, and counts nothing itself.
     """
-    text, total = config.text, 0
-    width, heads, groups = text.hidden_size, text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-    visual = config.tokens_per_image
-    for layer, left in enumerate(tokens_by_layer(cuts, num_layers=text.num_layers, num_visual=visual)):
-        tokens = length - visual + left
-        queries = 1 if layer + 1 == text.num_layers else tokens
-        total += queries * (4 * width * heads + 4 * tokens * heads + 6 * width * text.intermediate_size)
-        total += 4 * tokens * width * groups
-    return total + 2 * width * text.vocab_size
+    text = config.text
+    counts = tokens_and_queries(config, length, cuts)
+    layers = sum(int(layer_flops(text, tokens, queries, tokens * queries)) for tokens, queries in counts)
+    return layers + 2 * text.hidden_size * text.vocab_size
 
 
 def prefill_flops(config: LlavaConfig, length: int, cuts: Schedule = ()) -> int:
@@ -84,61 +102,3 @@ def step_bytes(config: LlavaConfig, *, batch: int, prompt_slots: int, new_tokens
     slots = prompt_slots + new_tokens / 2  # step i of 1..n-1 attends to prompt_slots + i
     row = cache_bytes(config, 1, itemsize)
     return decoder_weights(config) * itemsize + batch * (row * (slots + 1) + config.text.hidden_size * itemsize)
-
-
-def _best_seconds(program: Callable[..., jax.Array], args: Sequence[Any], repeats: int) -> float:
-    jax.block_until_ready(program(*args))
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(program(*args))
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-class Probes:
-    """How fast this machine moves bytes and multiplies, tried once in every round of the benchmark.
-
-    Machines that are shared or hot change their speed from one minute to the next, so what a round takes is held
-    against what the same round found.
-
-    Args:
-      dtype: of the weights.
-      size: numbers in the large array, more than any cache holds.
-      side: of the square matrices.
-
-    Attributes:
-      bytes_per_second: by probe, the best so far.
-      flops_per_second: the best so far.
-    """
-
-    def __init__(self, dtype: Any, *, size: int, side: int):
-        width = 4096 if size % 4096 == 0 else 1
-        ones = jax.jit(lambda: jnp.ones((width, size // width), dtype))()
-        square, vector = jnp.ones((side, side), dtype), jnp.ones((1, width), dtype)
-        self._flops = 2.0 * side**3
-        exact = {"preferred_element_type": jnp.float32}
-        self._moves: dict[str, tuple[Callable[..., jax.Array], tuple[Any, ...], float]] = {
-            "sum": (jax.jit(lambda x: x.sum(dtype=jnp.float32)), (ones,), ones.nbytes),
-            "copy": (jax.jit(lambda x: x + 1), (ones,), 2 * ones.nbytes),
-            "matrix-vector product": (jax.jit(lambda v, m: jnp.matmul(v, m, **exact)), (vector, ones), ones.nbytes),
-        }
-        self._multiply = jax.jit(jnp.matmul), (square, square)
-        self.bytes_per_second: dict[str, float] = dict.fromkeys(self._moves, 0.0)
-        self.flops_per_second = 0.0
-
-    def measure(self, repeats: int = 3) -> tuple[float, float]:
-        """Try each once more.
-
-        Returns:
-          Bytes per second, the best of the probes, and floating-point operations per second; of now. The attributes
-          keep the best ever seen.
-        """
-        now = {
-            name: moved / _best_seconds(program, args, repeats) for name, (program, args, moved) in self._moves.items()
-        }
-        self.bytes_per_second = {name: max(rate, now[name]) for name, rate in self.bytes_per_second.items()}
-        program, args = self._multiply
-        flops = self._flops / _best_seconds(program, args, repeats)
-        self.flops_per_second = max(self.flops_per_second, flops)
-        return max(now.values()), flops

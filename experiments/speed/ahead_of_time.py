@@ -1,45 +1,40 @@
-"""Compile for a target that is not here, in a process of its own: plugins and flags of one never disturb the other.
-
-`python -m experiments.speed.ahead_of_time` reads one JSON object, a `Job`, and answers with one per line: what was
-compiled, as it is done, or what is wrong.
-"""
+"""Compile for a target that is not here, in a process of its own: plugins and flags of one never disturb the other."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import json
+import math
+import multiprocessing
 import os
-import subprocess
-import sys
+import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+from multiprocessing.connection import Connection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from experiments.speed import capacity, inspection, presets, programs, targets
-from experiments.speed import roofline as bounds
-from models.engine import plan
+from experiments.speed import capacity, inspection, presets, programs, roofline, targets
+from models.engine.plan import Schedule
 from models.errors import CommandError, one_line
 from models.families.llava import LlavaConfig
 from tokencarve_jax.scores.information import DEFAULT
 
-_ROOT = Path(__file__).parents[2]
 SIDES = ("uncompressed", "carved")
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is compiled; JSON types.
+    """What is compiled.
 
     Attributes:
       target: as `--target` names it.
       preset: names the sizes of the model.
       dtype: of weights and hidden states.
-      keep: fraction or count of the visual tokens that are left, from layer 2 on (of two layers: from layer 1 on).
+      keep: fraction or count of the visual tokens that are left.
       information: route to TokenCarve's score.
       mesh: chips along "data" and along "model", or None for one chip.
       batch: rows; several are compiled one after the other.
@@ -69,24 +64,11 @@ class Job:
     def config(self) -> LlavaConfig:
         """The preset, with no more than so many layers."""
         config = presets.PRESETS[self.preset]
-        if self.layers is None:
-            return config
-        text = dataclasses.replace(config.text, num_layers=min(self.layers, config.text.num_layers))
-        vision = dataclasses.replace(config.vision, num_layers=min(self.layers + 1, config.vision.num_layers))
-        return dataclasses.replace(config, text=text, vision=vision, feature_layers=(vision.num_layers - 1,))
+        return config if self.layers is None else presets.shallow(config, self.layers)
 
-    @property
-    def cut_layer(self) -> int:
-        """At whose entry the tokens are cut."""
-        return min(plan.TOKENCARVE_LAYER, self.config.text.num_layers - 1)
-
-    @property
-    def cuts(self) -> plan.Schedule:
-        """With counts."""
-        config = self.config
-        cut = (self.cut_layer, presets.tokencarve(self.information), self.keep)
-        cuts = plan.parse((cut,), num_layers=config.text.num_layers)
-        return plan.resolve(cuts, config.tokens_per_image).cuts
+    def cuts(self, side: str) -> Schedule:
+        """Of one side, with counts. Errors as in `presets.tokencarve`."""
+        return (presets.tokencarve(self.config, self.keep, self.information),) if side == "carved" else ()
 
 
 def run(job: Job) -> Iterator[dict[str, Any]]:
@@ -98,125 +80,117 @@ def run(job: Job) -> Iterator[dict[str, Any]]:
     Raises:
       CommandError: what is wrong, in one line.
     """
-    targets.place(job.target)  # what can be said at once
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.speed.ahead_of_time"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=_ROOT,
-        env=os.environ | targets.ENVIRONMENT,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    targets.find(job.target)  # what is wrong with it shows at once
+    context = multiprocessing.get_context("spawn")  # which reads the environment anew
+    answers, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(job, sender))
+    with _environment():
+        process.start()
+    sender.close()
     try:
-        process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
-        process.stdin.flush()  # and left open: its end tells the process that nobody waits any more
-        for line in process.stdout:
-            answer = json.loads(line)
-            if "error" in answer:
-                raise CommandError(answer["error"])
+        while (answer := answers.recv()) is not None:
+            if isinstance(answer, CommandError):
+                raise answer
             yield answer
-        if process.wait():
-            raise CommandError(f"the compiler's process ended with status {process.returncode}; its words are above")
+    except EOFError:
+        process.join()
+        raise CommandError(
+            f"the compiler's process ended with status {process.exitcode}; what it printed is above"
+        ) from None
     finally:
         process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
+        process.join()
+        answers.close()
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """That of a compiling process, while it starts."""
+    before = dict(os.environ)
+    os.environ.update(targets.ENVIRONMENT)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _work(job: Job, sender: Connection) -> None:
+    """Answer one job, in a process of its own; the last answer is None."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process: a compiler looks at no signal
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.dup2(2, 1)  # what a plugin prints is not part of the tables
+    try:
+        for batch in job.batch:
+            for side in job.sides:
+                sender.send(_compiled(job, side, batch))
+        if job.largest_batch:
+            sender.send({"largest": {side: _largest(job, side) for side in job.sides}})
+        sender.send(None)
+    except CommandError as error:
+        sender.send(error)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _compiled(job: Job, side: str, batch: int) -> dict[str, Any]:
-    """What one side comes to: figures of both programs, or that it does not fit, and the bounds."""
-    place, config = targets.place(job.target), job.config
-    mesh = job.mesh or (1, 1)
-    cuts = job.cuts if side == "carved" else ()
-    length = job.prompt_tokens + config.tokens_per_image
-    stages = bounds.stages(
+    """Figures of both programs of one side, or that it does not fit, and the bounds."""
+    chip, config, cuts = targets.find(job.target), job.config, job.cuts(side)
+    stages = roofline.stages(
         config,
         batch=batch,
-        length=length,
+        length=job.prompt_tokens + config.tokens_per_image,
         cuts=cuts,
-        split=job.cut_layer,
+        split=presets.cut_layer(config),
         new_tokens=job.new_tokens,
         itemsize=jnp.dtype(job.dtype).itemsize,
     )
-    found: dict[str, Any] = {"batch": batch, "side": side, "bounds": bounds.summary(stages, place.chip, mesh)}
+    found = {"batch": batch, "side": side, "bounds": roofline.summary(stages, chip, job.mesh or (1, 1))}
+    pair = _pair(job, side, batch)
+    if isinstance(pair, str):
+        return found | {"fits": False, "compiler": pair}
+    fits = pair.needed <= chip.usable_memory
+    parts = {name: inspection.figures(getattr(pair, name)) for name in pair.seconds}
+    return found | {"fits": fits, "needed": pair.needed, "cache": pair.cache_bytes, "seconds": pair.seconds, **parts}
+
+
+def _pair(job: Job, side: str, batch: int) -> programs.Pair | str:
+    """Both programs, or the compiler's words where they do not fit."""
+    llava, placed = _model(job)
     try:
-        pair = _pair(job, cuts, batch)
+        return programs.compile_pair(
+            llava,
+            batch,
+            carve=job.cuts(side) or None,
+            prompt_tokens=job.prompt_tokens,
+            new_tokens=job.new_tokens,
+            target=targets.find(job.target).target,
+            placed=placed,
+            decoding=job.decoding,
+        )
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return found | {"fits": False, "compiler": one_line(error)[:300]}
-    parts = {name: inspection.figures(getattr(pair, name)) for name in pair.seconds}
-    fits = pair.needed <= place.chip.usable_memory
-    return found | {"fits": fits, "needed": pair.needed, "cache": pair.cache_bytes, "seconds": pair.seconds, **parts}
+        return one_line(error)[:300]
 
 
 @functools.cache
 def _model(job: Job) -> tuple[Any, programs.Placing]:
-    devices = targets.place(job.target).devices(job.mesh[0] * job.mesh[1] if job.mesh else 1)
-    llava = programs.abstract_llava(job.config, jnp.dtype(job.dtype), devices, job.mesh)
-    return llava, programs.placing(llava.mesh, devices[0])
-
-
-def _pair(job: Job, cuts: plan.Schedule, batch: int) -> programs.Pair:
-    llava, placed = _model(job)
-    return programs.compile_pair(
-        llava,
-        batch,
-        carve=cuts or None,
-        prompt_tokens=job.prompt_tokens,
-        new_tokens=job.new_tokens,
-        target=targets.place(job.target).chip.target,
-        placed=placed,
-        decoding=job.decoding,
-    )
+    devices = targets.devices(job.target, math.prod(job.mesh or (1,)))
+    return programs.abstract_llava(job.config, jnp.dtype(job.dtype), devices, job.mesh)
 
 
 def _largest(job: Job, side: str) -> int:
     """By the compiler's figures."""
-    memory = targets.place(job.target).chip.usable_memory
+    memory = targets.find(job.target).usable_memory
 
     def need(batch: int) -> int:
-        try:
-            return _pair(job, job.cuts if side == "carved" else (), batch).needed
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return 2 * memory
+        pair = _pair(job, side, batch)
+        return 2 * memory if isinstance(pair, str) else pair.needed
 
     return capacity.largest(need, memory)
-
-
-def _end_with_parent() -> None:
-    """A compiler at work hears no signal for minutes."""
-    sys.stdin.read()
-    os._exit(1)
-
-
-def main() -> int:
-    """Answer one job."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a plugin prints is not an answer
-
-    def say(answer: dict[str, Any]) -> None:
-        print(json.dumps(answer), file=answers, flush=True)
-
-    read = json.loads(sys.stdin.readline())
-    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
-    job = Job(**given)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        for batch in job.batch:
-            for side in job.sides:
-                say(_compiled(job, side, batch))
-        if job.largest_batch:
-            say({"largest": {side: _largest(job, side) for side in job.sides}})
-    except CommandError as error:
-        say({"error": one_line(error)})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

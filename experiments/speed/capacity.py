@@ -4,40 +4,43 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from experiments.core import memory as free_memory
 from experiments.speed import presets, programs
-from experiments.speed.jax_runner import Runner
+from experiments.speed.jax_runner import JaxRunner
 from experiments.speed.torch_client import OutOfMemory
 from models.engine import plan
 from models.engine.target import target_of
+from models.errors import CommandError
 from models.llava import Llava
 
 
 def limit() -> int:
-    """Bytes that programs may use: the device's, or on the CPU the memory that is free plus what we hold."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    available = next(line for line in lines if line.startswith("MemAvailable"))
-    held = sum(array.nbytes for array in jax.live_arrays())
-    return int(available.split()[1]) * 1024 + held
+    """Bytes that programs may use: what is free on the device, and what this process's arrays take.
+
+    Raises:
+      CommandError: the system does not report it.
+    """
+    free = free_memory.available()
+    if free is None:
+        raise CommandError("--largest-batch: the system does not report how much memory is free; leave it out")
+    return free + sum(array.nbytes for array in jax.live_arrays())
 
 
 def needed(llava: Llava, batch: int, *, carve: plan.Carve, prompt_tokens: int, new_tokens: int) -> int:
     """Bytes that prefill and decoding of `batch` rows need at most, weights included; nothing is run."""
     target = target_of(jax.local_devices()[0])
-    return programs.compile_pair(
+    pair = programs.compile_pair(
         llava, batch, carve=carve, prompt_tokens=prompt_tokens, new_tokens=new_tokens, target=target
-    ).needed
+    )
+    return pair.needed
 
 
 def largest(need: Callable[[int], int], memory: int) -> int:
-    """The largest batch for which `need(batch) <= room`; 0 where not even one row fits.
+    """The largest batch for which `need(batch) <= memory`; 0 where not even one row fits.
 
     Memory is nearly a straight line in the batch, so each guess is where the line through two known points meets
     `memory`, held inside the bracket: a few compilations instead of the dozen of a plain bisection.
@@ -73,12 +76,11 @@ def largest_batch(
       "computed" by the compiler's figures, and "verified" by a run.
     """
     need = functools.partial(needed, llava, carve=carve, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
-    computed = largest(need, memory)
-    batch = computed
+    computed = batch = largest(need, memory)
     while batch:
         try:
             ids, pixels = presets.inputs(llava.config, batch=batch, prompt_tokens=prompt_tokens)
-            Runner(llava, presets.on_device(llava, ids, pixels), carve, new_tokens, steps=2)
+            JaxRunner(llava, presets.on_device(llava, ids, pixels), carve, new_tokens, steps=2)
             break
         except OutOfMemory:
             batch -= max(batch // 20, 1)

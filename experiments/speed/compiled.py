@@ -6,166 +6,128 @@ import argparse
 import dataclasses
 import datetime
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from experiments.core import results
 from experiments.core.results import format_bytes, format_seconds, format_table
-from experiments.speed import ahead_of_time as ahead
-from experiments.speed import targets
-from experiments.speed.ahead_of_time import Job
+from experiments.speed import ahead_of_time, targets
+from experiments.speed.ahead_of_time import SIDES, Job
 from models.errors import CommandError
 
-
-def _program(figures: dict[str, Any]) -> list[str]:
-    """One program in words, in the order of the table's lines."""
-    flops = "-" if figures["flops"] is None else f"{figures['flops'] / 1e12:.4g}"
-    return [
-        format_bytes(figures["needed"]),
-        format_bytes(figures["arguments"]),
-        format_bytes(figures["temporaries"]),
-        flops,
-        str(figures["fused_attention"]),
-        *(
-            str(figures[name])
-            for name in ("solver", "loops", "all_reduces", "all_gathers", "fusions", "host", "dynamic")
-        ),
-    ]
-
-
-_LINES = (
-    "needed, each chip",
-    "  of it arguments",
-    "  of it temporaries",
-    "TFLOP, each chip, by the compiler",
-    "fused attention kernels",
-    "largest eigen-solver, side",
-    "while loops",
-    "all-reduces",
-    "all-gathers",
-    "fusions",
-    "calls to the host",
-    "dynamic dimensions",
-)
+_ROWS = {
+    "needed": "needed, each chip",
+    "arguments": "  of it arguments",
+    "temporaries": "  of it temporaries",
+    "flops": "TFLOP, each chip, by the compiler",
+    "fused_attention": "fused attention kernels",
+    "solver": "largest eigen-solver, side",
+    "loops": "while loops",
+    "all_reduces": "all-reduces",
+    "all_gathers": "all-gathers",
+    "fusions": "fusions",
+    "host": "calls to the host",
+    "dynamic": "dynamic dimensions",
+}
 
 
-def table(found: Sequence[dict[str, Any]], name: str) -> str:
-    """What was compiled at one batch size: a column for each side; `name` is "prefill" or "decode"."""
-    fitting = [one for one in found if name in one]
-    columns = [_program(one[name]) for one in fitting]
-    rows = [[line, *cells] for line, *cells in zip(_LINES, *columns, strict=True)]
-    rows.append(["compile time here", *(format_seconds(one["seconds"][name]) for one in fitting)])
-    return format_table([name, *(one["side"] for one in fitting)], rows)
+def _figure(name: str, value: Any) -> str:
+    if name in ("needed", "arguments", "temporaries"):
+        return format_bytes(value)
+    if name == "flops":
+        return "-" if value is None else f"{value / 1e12:.4g}"
+    return str(value)
 
 
-def lines(one: dict[str, Any], place: targets.Place) -> list[str]:
+def table(found: Sequence[dict[str, Any]], program: str) -> str:
+    """What was compiled at one batch size, "prefill" or "decode": a column for each side that fits."""
+    fitting = [one for one in found if program in one]
+    rows = [[label, *(_figure(name, one[program][name]) for one in fitting)] for name, label in _ROWS.items()]
+    rows.append(["compile time here", *(format_seconds(one["seconds"][program]) for one in fitting)])
+    return format_table([program, *(one["side"] for one in fitting)], rows)
+
+
+def lines(one: dict[str, Any], usable_memory: int) -> list[str]:
     """One side in words: whether it fits, its library calls, and the bounds."""
-    side, bound = one["side"], one["bounds"]
+    side, bounds = one["side"], one["bounds"]
     if "prefill" in one:
         verdict = "fits" if one["fits"] else "does not fit"
-        said = [
-            f"{side}: {verdict} ({format_bytes(one['needed'])} of {format_bytes(place.chip.usable_memory)} "
+        shown = [
+            f"{side}: {verdict} ({format_bytes(one['needed'])} of {format_bytes(usable_memory)} "
             f"on each chip; cache {format_bytes(one['cache'])})"
         ]
-        for name in ("prefill", "decode"):
-            calls = ", ".join(f"{call} {count}" for call, count in one[name]["calls"].items())
-            said.append(f"  library calls of {name}: {calls or 'none'}")
+        for program in ("prefill", "decode"):
+            calls = ", ".join(f"{call} {count}" for call, count in one[program]["calls"].items())
+            shown.append(f"  library calls of {program}: {calls or 'none'}")
     else:
-        said = [f"{side}: does not fit: {one['compiler']}"]
-    stages = ", ".join(f"{row['stage']} {row['ms']:.3g} ms ({row['limit']})" for row in bound["stages"])
-    said.append(f"  bound, computed and not measured: prefill {bound['prefill_ms']:.3g} ms at least; {stages}")
-    return said
+        shown = [f"{side}: does not fit: {one['compiler']}"]
+    stages = ", ".join(f"{row['stage']} {row['ms']:.3g} ms ({row['limit']})" for row in bounds["stages"])
+    shown.append(f"  bound, computed and not measured: prefill {bounds['prefill_ms']:.3g} ms at least; {stages}")
+    return shown
 
 
-def _show(found: Sequence[dict[str, Any]], place: targets.Place) -> str:
-    """All of one batch size."""
+def _show(found: Sequence[dict[str, Any]], usable_memory: int) -> str:
+    """All of one batch size, both sides."""
     shown = [f"\nbatch {found[0]['batch']}"]
     if any("prefill" in one for one in found):
         shown += [table(found, "prefill"), "", table(found, "decode"), ""]
-    shown += [line for one in found for line in lines(one, place)]
-    both = {one["side"]: one for one in found}
-    if set(both) == set(ahead.SIDES):
-        whole, carved = (both[side]["bounds"]["prefill_ms"] for side in ahead.SIDES)
-        shown.append(f"carving: the bounds of the prefill are {whole / carved:.2f} x apart")
-    return "\n".join(shown)
+    shown += [line for one in found for line in lines(one, usable_memory)]
+    whole, carved = (one["bounds"]["prefill_ms"] for one in found)
+    return "\n".join([*shown, f"carving: the bounds of the prefill are {whole / carved:.2f} x apart"])
 
 
-def job(flags: argparse.Namespace) -> Job:
-    """What the flags ask for.
-
-    Raises:
-      CommandError: a mesh that is none, a route or depth that does not belong, or `--against`.
-    """
+def _job(flags: argparse.Namespace) -> Job:
     if flags.against:
         raise CommandError("--against is for measuring; with --target nothing is run")
-    layers = flags.layers
-    if layers is not None and layers < 2:
+    if flags.layers == 1:
         raise CommandError("--layers=1: a cut between two layers needs at least 2")
-    given = {
-        name: getattr(flags, name)
-        for name in ("target", "preset", "keep", "information", "prompt_tokens", "new_tokens")
-    }
-    return Job(
-        **given,
-        dtype=flags.dtype or "bfloat16",
-        mesh=targets.mesh_shape(flags.mesh) if flags.mesh else None,
-        batch=tuple(flags.batch),
-        layers=layers,
-        largest_batch=bool(flags.largest_batch),
-    )
+    given = {field.name: getattr(flags, field.name) for field in dataclasses.fields(Job) if field.name in flags}
+    mesh = targets.mesh_shape(flags.mesh) if flags.mesh else None
+    return Job(**given | {"mesh": mesh, "batch": tuple(flags.batch), "largest_batch": bool(flags.largest_batch)})
 
 
-def bench(job: Job, out: Path, *, command: str) -> None:
+def bench(flags: argparse.Namespace, *, command: str) -> None:
     """Compile, print, and write results.json.
 
-    Args:
-      job: what to compile.
-      out: folder for results.json.
-      command: what is put on record as having asked for it.
-
     Raises:
-      CommandError: no such target, its compiler is missing, or a setting that does not belong.
+      CommandError: no such target, its compiler is missing, or a flag that does not belong.
     """
-    place = targets.place(job.target)
-    try:
-        cuts = job.cuts
-    except ValueError as error:
-        raise CommandError(f"keep={job.keep}: {error}") from error
-    if not cuts:
-        raise CommandError(f"keep={job.keep} leaves all visual tokens: nothing to compare")
-    out.mkdir(parents=True, exist_ok=True)
-    chip = place.chip
+    job = _job(flags)
+    chip = targets.find(job.target)
+    (cut,) = job.cuts("carved")
+    path = flags.out / "results.json"
+    flags.out.mkdir(parents=True, exist_ok=True)
+    mesh = f" on a mesh of {job.mesh[0]} x {job.mesh[1]} (data x model)" if job.mesh else ""
     print(
-        f"{job.preset} in {job.dtype}, {cuts[0].keep} of {job.config.tokens_per_image} visual tokens kept by "
-        f"{cuts[0].compressor.name}, compiled for {job.target}"
-        + (f" on a mesh of {job.mesh[0]} x {job.mesh[1]} (data x model)" if job.mesh else "")
-        + f"; nothing is run. Published: {chip.flops / 1e12:.4g} TFLOP/s, {chip.bandwidth / 1e9:.4g} GB/s."
+        f"{job.preset} in {job.dtype}, {cut.keep} of {job.config.tokens_per_image} visual tokens kept by "
+        f"{cut.compressor.name}, compiled for {job.target}{mesh}; nothing is run. "
+        f"Published: {chip.flops / 1e12:.4g} TFLOP/s, {chip.bandwidth / 1e9:.4g} GB/s."
     )
     found: list[dict[str, Any]] = []
-    about = {
+    value: dict[str, Any] = {
+        "kind": "bench-compiled",
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "settings": dataclasses.asdict(job) | {"kept": cuts[0].keep, "layers": job.config.text.num_layers},
+        "settings": dataclasses.asdict(job) | {"kept": cut.keep, "layers": job.config.text.num_layers},
         "chip": {name: getattr(chip, name) for name in ("platform", "flops", "bandwidth", "memory")},
         "machine": results.host(),
         "versions": results.versions(*targets.PACKAGES[chip.platform]),
         "measured": False,
+        "largest_batch": None,
+        "compiled": found,
     }
-    largest = None
-    with tqdm(total=len(job.batch) * len(job.sides), desc="compiling", unit="side", leave=False) as bar:
-        for answer in ahead.run(job):
+    with tqdm(total=len(job.batch) * len(SIDES), desc="compiling", unit="side", leave=False) as bar:
+        for answer in ahead_of_time.run(job):
             if "largest" in answer:
-                largest = answer["largest"]
+                value["largest_batch"] = answer["largest"]
                 continue
             found.append(answer)
-            # A large model takes minutes a side: what is there is not lost to an interruption.
-            results.write_json(out / "results.json", about | {"largest_batch": None, "compiled": found})
+            results.write_json(path, value)  # a large model takes minutes a side
             bar.update()
-            if len(found) % len(job.sides) == 0:
-                bar.write(_show(found[-len(job.sides) :], place))
-    if largest:
+            if len(found) % len(SIDES) == 0:
+                bar.write(_show(found[-len(SIDES) :], chip.usable_memory))
+    if largest := value["largest_batch"]:
         print("\nlargest batch that fits, by the compiler: " + ", ".join(f"{k} {v}" for k, v in largest.items()))
-        results.write_json(out / "results.json", about | {"largest_batch": largest, "compiled": found})
-    print(f"\nEvery figure: {out / 'results.json'}")
+        results.write_json(path, value)
+    print(f"\nEvery figure: {path}")

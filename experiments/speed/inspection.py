@@ -14,19 +14,8 @@ _CALL = re.compile(r'custom_call_target="([^"]+)"')
 # Eigen- and singular value decompositions by a library, with the shapes of what they give.
 _SOLVER = re.compile(r'= (.*?) custom-call\(.*custom_call_target="([^"]*(?:syev|gesvd|Eigh|Svd)[^"]*)"', re.IGNORECASE)
 _QUARTERED = "EighTpu"  # gives the four quarters of its matrix
-_MATRIX = re.compile(r"\[(?:\d+,)*(\d+),(\d+)\]")
+_SQUARE = re.compile(r"\[(?:\d+,)*(\d+),\1\]")
 _BOUNDED = re.compile(r"\w+\[[^\]]*<=\d")  # a dimension that is known only when the program runs, `f32[<=576]`
-
-
-def needed(program: Any) -> int:
-    """Bytes of a compiled program on each device: arguments, results and temporaries."""
-    memory = program.memory_analysis()
-    return (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes
-        - memory.alias_size_in_bytes
-    )
 
 
 def figures(program: Any) -> dict[str, Any]:
@@ -42,7 +31,12 @@ def figures(program: Any) -> dict[str, Any]:
     text, memory = program.as_text(), program.memory_analysis()
     cost = program.cost_analysis() or {}
     calls, kinds = Counter(_CALL.findall(text)), Counter(_INSTRUCTION.findall(text))
-    left = ("outfeed", "infeed", "send", "recv")
+    transfers = sum(kinds[kind] for kind in ("outfeed", "infeed", "send", "recv"))
+    sides = [
+        int(side) * (2 if name == _QUARTERED else 1)
+        for shapes, name in _SOLVER.findall(text)
+        for side in _SQUARE.findall(shapes)
+    ]
     return {
         "needed": needed(program),
         "arguments": memory.argument_size_in_bytes,
@@ -50,8 +44,8 @@ def figures(program: Any) -> dict[str, Any]:
         "flops": cost.get("flops"),
         "calls": dict(calls.most_common()),
         "fused_attention": sum(count for name, count in calls.items() if name.startswith(_FUSED_ATTENTION)),
-        "host": sum(count for name, count in calls.items() if _HOST.search(name)) + sum(kinds[kind] for kind in left),
-        "solver": max(_solved(text), default=0),
+        "host": sum(count for name, count in calls.items() if _HOST.search(name)) + transfers,
+        "solver": max(sides, default=0),
         "loops": kinds["while"],
         "fusions": kinds["fusion"],
         "all_reduces": kinds["all-reduce"] + kinds["all-reduce-start"],
@@ -60,11 +54,8 @@ def figures(program: Any) -> dict[str, Any]:
     }
 
 
-def _solved(text: str) -> list[int]:
-    """The side of every square matrix that a solver gives."""
-    return [
-        int(side) * (2 if name == _QUARTERED else 1)
-        for shapes, name in _SOLVER.findall(text)
-        for side, other in _MATRIX.findall(shapes)
-        if side == other
-    ]
+def needed(program: Any) -> int:
+    """Bytes of a compiled program on each device: arguments, results and temporaries."""
+    memory = program.memory_analysis()
+    size = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return size - memory.alias_size_in_bytes

@@ -10,14 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
+from models.engine.plan import TOKENCARVE_LAYER, Cut, parse, resolve
 from models.engine.prompt import Prompt
+from models.errors import CommandError
 from models.families.llava import LlavaConfig
+from models.io.table import abstract_model
 from models.llava import Llava
 from models.nn.clip_config import VisionConfig
 from models.nn.llama_config import TextConfig
-from tokencarve_jax import COMPRESSORS, Compressor
+from tokencarve_jax import COMPRESSORS
 
 SYSTEM_TOKENS = 36  # of `--prompt-tokens`, those before the image; as in the usual LLaVA-1.5 prompt
 
@@ -78,28 +80,54 @@ PRESETS: Mapping[str, LlavaConfig] = MappingProxyType(
 )
 
 
+def shallow(config: LlavaConfig, layers: int) -> LlavaConfig:
+    """The same with at most so many layers in the decoder, and in the tower up to its features."""
+    text = dataclasses.replace(config.text, num_layers=min(layers, config.text.num_layers))
+    vision = dataclasses.replace(config.vision, num_layers=min(layers + 1, config.vision.num_layers))
+    return dataclasses.replace(config, text=text, vision=vision, feature_layers=(vision.num_layers - 1,))
+
+
+def cut_layer(config: LlavaConfig) -> int:
+    """Before which layer TokenCarve cuts: the third, or of two layers the second."""
+    return min(TOKENCARVE_LAYER, config.text.num_layers - 1)
+
+
+def tokencarve(config: LlavaConfig, keep: float | int, information: str) -> Cut:
+    """TokenCarve by some route to its score, with a count to keep.
+
+    Raises:
+      CommandError: an impossible `keep`, or one that leaves all tokens.
+    """
+    compressor = COMPRESSORS["tokencarve"].replace(f"tokencarve-{information}", information=information)
+    visual = config.tokens_per_image
+    try:
+        schedule = parse(((cut_layer(config), compressor, keep),), num_layers=config.text.num_layers)
+        cuts = resolve(schedule, visual).cuts
+    except ValueError as error:
+        raise CommandError(f"keep={keep}: {error}") from error
+    if not cuts:
+        raise CommandError(f"keep={keep} leaves all {visual} visual tokens: nothing to compare")
+    return cuts[0]
+
+
 def random_llava(config: LlavaConfig, dtype: Any) -> Llava:
     """A model with random weights, made on the default device in `dtype`, one array at a time.
 
     One program per distinct shape, so that 13 billion weights need neither a host copy nor a long compilation.
     """
-    abstract = nnx.eval_shape(lambda: Llava(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
+    abstract = abstract_model(lambda rngs: Llava(config, dtype=dtype, rngs=rngs))
     normal = jax.jit(
         lambda key, shape: (0.02 * jax.random.normal(key, shape, dtype)).astype(dtype), static_argnames="shape"
     )
-    key, made = jax.random.key(0), []
-    for index, (path, leaf) in enumerate(leaves):
-        name = jax.tree_util.keystr(path)
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"{name} has dtype {leaf.dtype}; expected weights only")
+    keys = (jax.random.fold_in(jax.random.key(0), index) for index in range(len(jax.tree.leaves(abstract))))
+
+    def weight(path: Any, leaf: Any) -> jax.Array:
+        key, name = next(keys), jax.tree_util.keystr(path)
         if "scale" in name:
-            made.append(jnp.ones(leaf.shape, dtype))
-        elif "bias" in name:
-            made.append(jnp.zeros(leaf.shape, dtype))
-        else:
-            made.append(normal(jax.random.fold_in(key, index), leaf.shape))
-    return jax.block_until_ready(jax.tree.unflatten(structure, made))
+            return jnp.ones(leaf.shape, dtype)
+        return jnp.zeros(leaf.shape, dtype) if "bias" in name else normal(key, leaf.shape)
+
+    return jax.block_until_ready(jax.tree_util.tree_map_with_path(weight, abstract))
 
 
 def inputs(config: LlavaConfig, *, batch: int, prompt_tokens: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,11 +145,6 @@ def inputs(config: LlavaConfig, *, batch: int, prompt_tokens: int) -> tuple[np.n
     return np.concatenate([words[:, :system], image, words[:, system:]], axis=1), pixels
 
 
-def tokencarve(information: str) -> Compressor:
-    """TokenCarve by some route to its score."""
-    return COMPRESSORS["tokencarve"].replace(f"tokencarve-{information}", information=information)
-
-
 def on_device(llava: Llava, ids: np.ndarray, pixels: np.ndarray) -> Prompt:
-    """The packed prompt without padding, already on the device: its transfer is nobody's time."""
+    """The packed prompt without padding, already on the device: its transfer is not timed."""
     return jax.device_put(llava.prompt(ids, pixels, bucket=1))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from experiments.speed import presets
 from experiments.speed.inspection import needed
@@ -24,14 +25,10 @@ from models.engine.prompt import round_up
 from models.engine.sharding import auto_mesh, batch_sharding, weight_sharding
 from models.engine.target import Target
 from models.families.llava import LlavaConfig
-from models.io.table import abstract_model, dotted
+from models.io.table import abstract_model, dotted, variables_of
 from models.llava import Llava
 
 Placing = Callable[[tuple[int, ...]], Sharding | None]  # of an array with rows of the batch in front, by its shape
-
-
-def on_default(shape: tuple[int, ...]) -> None:
-    """No device in particular."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,37 +55,34 @@ class Pair:
         return max(needed(program) for program in (self.prefill, self.decode) if program is not None)
 
 
-def abstract_llava(config: LlavaConfig, dtype: Any, devices: list[Any], mesh: tuple[int, int] | None) -> Llava:
-    """A model of shapes alone, each with its place.
+def abstract_llava(
+    config: LlavaConfig, dtype: Any, devices: list[Any], mesh_shape: tuple[int, int] | None
+) -> tuple[Llava, Placing]:
+    """A model of shapes alone, each on its device, and where rows of a batch go.
 
     Args:
       config: of the model.
       dtype: of its weights.
       devices: as many as the mesh has, or one.
-      mesh: lengths of the axes "data" and "model", or None.
+      mesh_shape: lengths of the axes "data" and "model", or None.
     """
     llava = abstract_model(lambda rngs: Llava(config, dtype=dtype, rngs=rngs))
-    graph, state = nnx.split(llava)
-    if mesh is None:
-        whole = SingleDeviceSharding(devices[0])
-        placed: Callable[[str, tuple[int, ...]], Sharding] = lambda _, __: whole  # noqa: E731
-    else:
-        built = auto_mesh(jax.make_mesh(mesh, ("data", "model"), devices=devices))
-        placed = weight_sharding(built)
-    flat = {
+    whole = SingleDeviceSharding(devices[0])
+    weight: Callable[[str, tuple[int, ...]], Sharding] = lambda _, __: whole  # noqa: E731
+    row: Placing = lambda _: whole  # noqa: E731
+    mesh = None
+    if mesh_shape:
+        mesh = auto_mesh(jax.make_mesh(mesh_shape, ("data", "model"), devices=devices))
+        weight, row = weight_sharding(mesh), batch_sharding(mesh)
+    placed = {
         path: variable.replace(
-            jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=placed(dotted(path), variable.shape))
+            jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=weight(dotted(path), variable.shape))
         )
-        for path, variable in nnx.to_flat_state(state)
+        for path, variable in variables_of(llava).items()
     }
-    llava = nnx.merge(graph, nnx.from_flat_state(flat))
-    llava.mesh = None if mesh is None else built
-    return llava
-
-
-def placing(mesh: Mesh | None, device: Any) -> Placing:
-    """Where a batch goes: split over the mesh, or whole onto the device."""
-    return batch_sharding(mesh) if mesh is not None else lambda _: SingleDeviceSharding(device)
+    nnx.update(llava, nnx.from_flat_state(placed))
+    llava.mesh = mesh
+    return llava, row
 
 
 def compile_pair(
@@ -99,7 +93,7 @@ def compile_pair(
     prompt_tokens: int,
     new_tokens: int,
     target: Target,
-    placed: Placing = on_default,
+    placed: Placing = lambda _: None,
     decoding: bool = True,
 ) -> Pair:
     """Compile what answers `batch` prompts of one image each.
@@ -111,7 +105,7 @@ def compile_pair(
       prompt_tokens: of text.
       new_tokens: to leave room for, and to decode.
       target: what to compile for.
-      placed: where the rows go.
+      placed: where the rows go; on no device in particular without it.
       decoding: compile that too.
 
     Raises:
@@ -151,7 +145,5 @@ def compile_pair(
 
 def _local_bytes(x: jax.ShapeDtypeStruct) -> int:
     """On each device."""
-    total = jnp.dtype(x.dtype).itemsize
-    for length in x.sharding.shard_shape(x.shape) if x.sharding is not None else x.shape:
-        total *= length
-    return total
+    shape = x.sharding.shard_shape(x.shape) if x.sharding is not None else x.shape
+    return jnp.dtype(x.dtype).itemsize * math.prod(shape)

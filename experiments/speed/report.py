@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from experiments.core.results import format_bytes, format_seconds, format_table
+
+Show = Callable[[dict[str, Any]], str]  # one side's cell of a row
 
 
 def _spread(times: dict[str, Any]) -> str:
@@ -12,66 +15,64 @@ def _spread(times: dict[str, Any]) -> str:
     return f"{low} .. {high}"
 
 
-def _columns(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: cell[name] for name in ("uncompressed", "carved", "transformers") if cell.get(name)}
-
-
 def table(cell: dict[str, Any]) -> str:
-    """One batch size: a column for each side that ran, a line for each quantity."""
-    columns = _columns(cell)
-    peer = columns.get("transformers")
+    """One batch size: a column for each side that ran, a row for each quantity."""
+    sides = {name: cell[name] for name in ("uncompressed", "carved", "transformers") if name in cell}
+    torch = sides.get("transformers")
+    called = "generate" in sides["uncompressed"]
 
-    def row(name: str, show: Any) -> list[str]:
-        return [name, *(show(side) for side in columns.values())]
+    def compile_time(program: str) -> tuple[str, Show]:
+        return f"compile time, {program}", lambda side: format_seconds(side["compile"][program])
 
-    def versus(what: str, of: str = "median") -> list[list[str]]:
-        if peer is None:
+    def faster(what: str, figure: str = "median") -> list[tuple[str, Show]]:
+        if torch is None:
             return []
+        reference = torch[what][figure]
+        show: Show = lambda side: "-" if side is torch else f"{reference / side[what][figure]:.2f} x"  # noqa: E731
+        return [("  faster than transformers", show)]
 
-        def faster(side: dict[str, Any]) -> str:
-            return "-" if side is peer else f"{peer[what][of] / side[what][of]:.2f} x"
-
-        return [row("  faster than transformers", faster)]
-
-    def get(side: dict[str, Any], key: str, show: Any) -> str:
-        return show(side[key]) if side.get(key) is not None else "-"
-
-    def compiling(name: str) -> list[str]:
-        return row(f"compile time, {name}", lambda side: get(side, "compile", lambda v: format_seconds(v[name])))
-
-    called = "generate" in columns["uncompressed"]
-    rows = [
-        row("prefill, median", lambda side: format_seconds(side["prefill"]["median"])),
-        row("  quartiles", lambda side: _spread(side["prefill"])),
-        *versus("prefill"),
-        row("  share of the measured FLOP/s", lambda side: get(side, "prefill_share", lambda v: f"{v:.0%}")),
-        row("decode, tokens/s, all rows", lambda side: f"{side['tokens_per_second']:.1f}"),
-        row("  one step, median", lambda side: format_seconds(side["step"]["median"])),
-        row("  quartiles", lambda side: _spread(side["step"])),
-        row("  share of the bandwidth bound", lambda side: get(side, "decode_share", lambda v: f"{v:.0%}")),
-        *versus("step"),
-        row("  bytes per step, at least", lambda side: get(side, "step_bytes", format_bytes)),
-        row("KV cache of the prompt", lambda side: get(side, "cache", lambda v: format_bytes(v["prompt"]))),
-        row("  with room for new tokens", lambda side: get(side, "cache", lambda v: format_bytes(v["allocated"]))),
-        row("peak memory", lambda side: format_bytes(side["peak"])),
-        *map(compiling, ["prefill", "decode", *(["generate"] if called else [])]),
-    ]
-    if called:
-        rows[:0] = [
-            row("generate, one token, median", lambda side: format_seconds(side["generate"]["median"])),
-            row("  quartiles", lambda side: _spread(side["generate"])),
-            *versus("generate"),
-            row("  fastest", lambda side: format_seconds(side["generate"]["fastest"])),
-            *versus("generate", "fastest"),
+    generate: list[tuple[str, Show]] = (
+        [
+            ("generate, one token, median", lambda side: format_seconds(side["generate"]["median"])),
+            ("  quartiles", lambda side: _spread(side["generate"])),
+            *faster("generate"),
+            ("  fastest", lambda side: format_seconds(side["generate"]["fastest"])),
+            *faster("generate", "fastest"),
         ]
-    if "largest_batch" in columns["uncompressed"]:
-        rows.append(
-            row("largest batch that fits", lambda side: get(side, "largest_batch", lambda v: str(v["verified"])))
-        )
-    return format_table([f"batch {cell['batch']}", *columns], rows)
+        if called
+        else []
+    )
+    rows: list[tuple[str, Show]] = [
+        *generate,
+        ("prefill, median", lambda side: format_seconds(side["prefill"]["median"])),
+        ("  quartiles", lambda side: _spread(side["prefill"])),
+        *faster("prefill"),
+        ("  share of the measured FLOP/s", lambda side: f"{side['prefill_share']:.0%}"),
+        ("decode, tokens/s, all rows", lambda side: f"{side['tokens_per_second']:.1f}"),
+        ("  one step, median", lambda side: format_seconds(side["step"]["median"])),
+        ("  quartiles", lambda side: _spread(side["step"])),
+        ("  share of the bandwidth bound", lambda side: f"{side['decode_share']:.0%}"),
+        *faster("step"),
+        ("  bytes per step, at least", lambda side: format_bytes(side["step_bytes"])),
+        ("KV cache of the prompt", lambda side: format_bytes(side["cache"]["prompt"])),
+        ("  with room for new tokens", lambda side: format_bytes(side["cache"]["allocated"])),
+        ("peak memory", lambda side: format_bytes(side["peak"])),
+        compile_time("prefill"),
+        compile_time("decode"),
+        *([compile_time("generate")] if called else []),
+    ]
+
+    def shown(show: Show, side: dict[str, Any]) -> str:
+        try:
+            return show(side)
+        except KeyError:  # transformers compiles nothing, and its cache is not counted
+            return "-"
+
+    header = [f"batch {cell['batch']}", *sides]
+    return format_table(header, [[name, *(shown(show, side) for side in sides.values())] for name, show in rows])
 
 
-def lines(cell: dict[str, Any]) -> list[str]:
+def carving(cell: dict[str, Any]) -> list[str]:
     """What carving changes, in words."""
     carving = cell["carving"]
     return [
@@ -84,7 +85,7 @@ def lines(cell: dict[str, Any]) -> list[str]:
     ]
 
 
-def floors(found: dict[str, Any]) -> str:
+def machine_speed(found: dict[str, Any]) -> str:
     """The machine's own speed, as measured between the rounds."""
     probes = ", ".join(f"{name} {rate / 1e9:.1f}" for name, rate in found["bytes_per_second"].items())
     return (

@@ -44,7 +44,7 @@ class Chip:
       bandwidth: of its memory, bytes per second.
       memory: bytes.
       target: the static choices for its programs.
-      about: what the compiler must be told of a GPU, as a text of XLA's `GpuTargetConfigProto`; empty for a TPU.
+      about: what the compiler must know of a GPU, as a text of XLA's `GpuTargetConfigProto`; empty for a TPU.
     """
 
     platform: str
@@ -60,63 +60,37 @@ class Chip:
         return int(self.memory * (0.95 if self.platform == "cuda" else 1))
 
 
-def _nvidia(
-    name: str, *, capability: int, accelerated: bool, cores: int, lanes: int, shared: int, cache: int, **rates: Any
-) -> Chip:
-    """A data-centre GPU with these numbers of streaming multiprocessors, lanes and kilobytes in each."""
+def _nvidia(generation: str, name: str, *, bandwidth: float, memory: int) -> Chip:
+    """A data-centre GPU: what its generation shares (of a multiprocessor in KiB, the clock in GHz), and its memory."""
+    capability, features, cores, lanes, shared, cache, clock, flops = {
+        "ampere": (8, "NONE", 108, 64, 164, 40, 1.41, 312e12),
+        "hopper": (9, "ACCELERATED_FEATURES", 132, 128, 228, 50, 1.98, 989.4e12),
+    }[generation]
     about = f"""
         gpu_device_info {{
-          cuda_compute_capability {{
-            major: {capability} feature_extension: {"ACCELERATED_FEATURES" if accelerated else "NONE"}
-          }}
+          cuda_compute_capability {{ major: {capability} feature_extension: {features} }}
           threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
           shared_memory_per_block: 49152 shared_memory_per_core: {shared * 1024}
           shared_memory_per_block_optin: {(shared - 1) * 1024}
           registers_per_core_limit: 65536 registers_per_block_limit: 65536
-          core_count: {cores} fpus_per_core: {lanes} clock_rate_ghz: {rates.pop("clock")}
+          core_count: {cores} fpus_per_core: {lanes} clock_rate_ghz: {clock}
           block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
           thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-          memory_bandwidth: {int(rates["bandwidth"])} device_memory_size: {rates["memory"]}
+          memory_bandwidth: {int(bandwidth)} device_memory_size: {memory}
           l2_cache_size: {cache * 2**20} name: "{name}" device_vendor: "NVIDIA Corporation"
         }}
         platform_name: "CUDA"
         dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
         device_description_str: "{name}"
     """
-    return Chip("cuda", target=CUDA, about=about, **rates)
+    return Chip("cuda", flops, bandwidth, memory, CUDA, about)
 
 
-_AMPERE: dict[str, Any] = {"capability": 8, "accelerated": False, "cores": 108, "lanes": 64, "shared": 164}
-_HOPPER: dict[str, Any] = {"capability": 9, "accelerated": True, "cores": 132, "lanes": 128, "shared": 228}
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
-        "a100": _nvidia(
-            "NVIDIA A100-SXM4-80GB",
-            **_AMPERE,
-            cache=40,
-            clock=1.41,
-            flops=312e12,
-            bandwidth=2.039e12,
-            memory=85_100_068_864,
-        ),
-        "h100": _nvidia(
-            "NVIDIA H100 80GB HBM3",
-            **_HOPPER,
-            cache=50,
-            clock=1.98,
-            flops=989.4e12,
-            bandwidth=3.35e12,
-            memory=84_942_979_072,
-        ),
-        "h200": _nvidia(
-            "NVIDIA H200 141GB HBM3e",
-            **_HOPPER,
-            cache=50,
-            clock=1.98,
-            flops=989.4e12,
-            bandwidth=4.8e12,
-            memory=151_397_597_184,
-        ),
+        "a100": _nvidia("ampere", "NVIDIA A100-SXM4-80GB", bandwidth=2.039e12, memory=85_100_068_864),
+        "h100": _nvidia("hopper", "NVIDIA H100 80GB HBM3", bandwidth=3.35e12, memory=84_942_979_072),
+        "h200": _nvidia("hopper", "NVIDIA H200 141GB HBM3e", bandwidth=4.8e12, memory=151_397_597_184),
         "v5e": Chip("tpu", flops=197e12, bandwidth=819e9, memory=16 * 2**30, target=TPU),
         "v6e": Chip("tpu", flops=918e12, bandwidth=1638e9, memory=32 * 2**30, target=TPU),
     }
@@ -124,47 +98,11 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
 FORMS = "a100, h100, h200, v5e:2x2, v6e:2x2 (a TPU's topology behind its name)"
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a program is compiled for.
-
-    Attributes:
-      name: as the user gave it.
-      chip: what stands there.
-      topology: of a TPU, such as "2x2"; empty for GPUs.
-    """
-
-    name: str
-    chip: Chip
-    topology: str = ""
-
-    def devices(self, count: int) -> list[Any]:
-        """`count` devices that exist on paper alone.
-
-        Raises:
-          CommandError: there are not so many, or the compiler knows no such topology.
-        """
-        from jax.experimental import topologies
-
-        options: dict[str, Any] = {"platform": self.chip.platform}
-        if self.chip.about:
-            options |= {"topology_name": "", "target_config": self.chip.about, "topology": f"1x1x{count}"}
-        else:
-            options |= {"topology_name": self.name}
-        try:
-            found = topologies.get_topology_desc(**options).devices
-        except Exception as error:  # the plugin's own, of several classes
-            raise CommandError(f"--target={self.name}: the compiler knows no such target: {error}") from error
-        if len(found) < count:
-            raise CommandError(f"--target={self.name} has {len(found)} chips, and the mesh asks for {count}")
-        return list(found[:count])
-
-
-def place(name: str) -> Place:
-    """The target that a user names.
+def find(name: str) -> Chip:
+    """The chip of a target.
 
     Raises:
-      CommandError: it is none, or the extra with its compiler is not installed.
+      CommandError: it is not one, or the extra with its compiler is not installed.
     """
     kind, _, topology = name.partition(":")
     chip = CHIPS.get(kind)
@@ -178,15 +116,32 @@ def place(name: str) -> Place:
         raise CommandError(
             f"--target={name}: its compiler is not installed; pip install -e '.[experiments,{chip.platform}]'"
         )
-    return Place(name, chip, topology)
+    return chip
+
+
+def devices(name: str, count: int) -> list[Any]:
+    """`count` devices of a target, which exist on paper alone.
+
+    Raises:
+      CommandError: there are not so many, or the compiler knows no such topology.
+    """
+    from jax.experimental import topologies
+
+    chip = find(name)
+    options: dict[str, Any] = {"topology_name": name}
+    if chip.about:
+        options = {"topology_name": "", "target_config": chip.about, "topology": f"1x1x{count}"}
+    try:
+        found = topologies.get_topology_desc(platform=chip.platform, **options).devices
+    except Exception as error:  # the plugin's own, of several classes
+        raise CommandError(f"--target={name}: the compiler knows no such target: {error}") from error
+    if len(found) < count:
+        raise CommandError(f"--target={name} has {len(found)} chips, and the mesh asks for {count}")
+    return list(found[:count])
 
 
 def mesh_shape(text: str) -> tuple[int, int]:
-    """Read `--mesh`: "1x4" is 1 along "data" and 4 along "model".
-
-    Raises:
-      CommandError: it is something else.
-    """
+    """Read `--mesh`: "1x4" is 1 along "data" and 4 along "model"; anything else is a CommandError."""
     found = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text)
     if not found:
         raise CommandError(f"--mesh={text}: expected DATAxMODEL, such as 1x4 for weights split over four chips")

@@ -1,12 +1,13 @@
-"""The other side: the same model in transformers on PyTorch, in a process of its own that works when it is told to.
+"""The same model in transformers on PyTorch, in a process of its own that works when it is asked to.
 
-`python -m experiments.speed.torch_server` reads one JSON object per line and answers each with one. It imports no JAX.
+`python -m experiments.speed.torch_server` reads pickled pairs, the name of a method of `Server` and its arguments, and
+answers each with a pickled pair of result and error. It imports no JAX.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import pickle
 import resource
 import sys
 import time
@@ -14,38 +15,27 @@ from typing import Any
 
 import numpy as np
 
+_SAME = ("hidden_size", "intermediate_size")
+_VISION = (*_SAME, "num_channels", "image_size", "patch_size", "layer_norm_eps")
+_TEXT = (*_SAME, "vocab_size", "head_dim", "rms_norm_eps", "attention_bias", "mlp_bias")
+_RENAMED = {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads", "hidden_act": "activation"}
+
 
 def hf_config(config: dict[str, Any]) -> Any:
-    """Their config of our `LlavaConfig` (as a dictionary)."""
-    from transformers import CLIPVisionConfig, LlamaConfig
-    from transformers import LlavaConfig as HfLlavaConfig
+    """The transformers configuration of a `LlavaConfig` (as a dictionary)."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     vision, text, layers = config["vision"], config["text"], config["feature_layers"]
-    return HfLlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=vision["hidden_size"],
-            intermediate_size=vision["intermediate_size"],
-            num_hidden_layers=vision["num_layers"],
-            num_attention_heads=vision["num_heads"],
-            num_channels=vision["num_channels"],
-            image_size=vision["image_size"],
-            patch_size=vision["patch_size"],
-            hidden_act=vision["activation"],
-            layer_norm_eps=vision["layer_norm_eps"],
-        ),
+
+    def common(part: dict[str, Any], same: tuple[str, ...]) -> dict[str, Any]:
+        return {name: part[name] for name in same} | {name: part[own] for name, own in _RENAMED.items()}
+
+    return LlavaConfig(
+        vision_config=CLIPVisionConfig(**common(vision, _VISION)),
         text_config=LlamaConfig(
-            vocab_size=text["vocab_size"],
-            hidden_size=text["hidden_size"],
-            intermediate_size=text["intermediate_size"],
-            num_hidden_layers=text["num_layers"],
-            num_attention_heads=text["num_heads"],
+            **common(text, _TEXT),
             num_key_value_heads=text["num_kv_heads"],
-            head_dim=text["head_dim"],
-            hidden_act=text["activation"],
-            rms_norm_eps=text["rms_norm_eps"],
             rope_parameters={"rope_type": "default", "rope_theta": text["rope_theta"]},
-            attention_bias=text["attention_bias"],
-            mlp_bias=text["mlp_bias"],
             bos_token_id=None,
             eos_token_id=None,
             pad_token_id=config["pad_token_id"],
@@ -59,8 +49,8 @@ def hf_config(config: dict[str, Any]) -> Any:
     )
 
 
-class Worker:
-    """Holds the model; each public method answers one kind of line."""
+class Server:
+    """Holds the model; each public method answers one kind of request. What is timed gives seconds."""
 
     def start(self, *, config: dict[str, Any], dtype: str, threads: int) -> dict[str, Any]:
         """Build the model with random weights, on the GPU where there is one."""
@@ -76,7 +66,6 @@ class Worker:
             self.model = transformers.LlavaForConditionalGeneration._from_config(
                 hf_config(config), dtype=self.dtype, attn_implementation="sdpa"
             ).eval()
-        self.image_token, self.vocab = config["image_token_id"], config["text"]["vocab_size"]
         return {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -85,32 +74,30 @@ class Worker:
             "parameters": sum(weight.numel() for weight in self.model.parameters()),
         }
 
-    def inputs(self, *, path: str) -> dict[str, Any]:
-        """Take the prompt of an .npz file, and forget the peak of memory so far."""
-        with np.load(path) as arrays:
-            self.ids = self.torch.tensor(arrays["input_ids"].astype(np.int64), device=self.device)
-            self.pixels = self.torch.tensor(arrays["pixel_values"], device=self.device, dtype=self.dtype)
+    def inputs(self, *, ids: np.ndarray, pixels: np.ndarray) -> None:
+        """Take a prompt, and forget the peak of memory so far."""
+        self.ids = self.torch.tensor(ids.astype(np.int64), device=self.device)
+        self.pixels = self.torch.tensor(pixels, device=self.device, dtype=self.dtype)
         if self.device == "cuda":
             self.torch.cuda.empty_cache()
             self.torch.cuda.reset_peak_memory_stats()
-        return {}
 
     def _now(self) -> float:
         if self.device == "cuda":
             self.torch.cuda.synchronize()
         return time.perf_counter()
 
-    def prefill(self) -> dict[str, Any]:
-        """One prefill with a fresh cache, logits of the last token only."""
-        start = self._now()
-        self._prefill()
-        return {"seconds": self._now() - start}
-
     def _prefill(self) -> Any:
         with self.torch.inference_mode():
             return self.model(input_ids=self.ids, pixel_values=self.pixels, use_cache=True, logits_to_keep=1)
 
-    def generate(self) -> dict[str, Any]:
+    def prefill(self) -> float:
+        """One prefill with a fresh cache, logits of the last token only."""
+        start = self._now()
+        self._prefill()
+        return self._now() - start
+
+    def generate(self) -> float:
         """What a user calls for one new token, greedily."""
         start = self._now()
         self.model.generate(
@@ -120,9 +107,9 @@ class Worker:
             max_new_tokens=1,
             do_sample=False,
         )
-        return {"seconds": self._now() - start}
+        return self._now() - start
 
-    def decode(self, *, steps: int) -> dict[str, Any]:
+    def decode(self, *, steps: int) -> float:
         """Greedy decoding after an untimed prefill: the bare loop around `forward`, without the work of `generate`."""
         out = self._prefill()
         with self.torch.inference_mode():
@@ -131,28 +118,32 @@ class Worker:
             for _ in range(steps):
                 out = self.model(input_ids=token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
                 token = out.logits[:, -1].argmax(-1, keepdim=True)
-            return {"seconds": self._now() - start}
+            return self._now() - start
 
-    def memory(self) -> dict[str, Any]:
+    def peak_memory(self) -> int:
         """Peak bytes since `inputs` on the GPU; of the whole process on the CPU."""
         if self.device == "cuda":
-            return {"peak": self.torch.cuda.max_memory_allocated()}
-        return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+            return self.torch.cuda.max_memory_allocated()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:
-    """Answer lines until there are no more."""
-    answers = os.fdopen(os.dup(1), "w")
+    """Answer requests until there are no more."""
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is not an answer
-    worker = Worker()
-    for line in sys.stdin:
-        request = json.loads(line)
+    server = Server()
+    while True:
         try:
-            answer = getattr(worker, request.pop("do"))(**request)
+            name, arguments = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            answer: tuple[Any, str | None] = getattr(server, name)(**arguments), None
         except RuntimeError as error:  # torch's out-of-memory error is one
             memory = "out of memory" in str(error) or "not enough memory" in str(error)
-            answer = {"error": "out of memory" if memory else " ".join(str(error).split())}
-        print(json.dumps(answer), file=answers, flush=True)
+            answer = None, "out of memory" if memory else " ".join(str(error).split())
+        pickle.dump(answer, answers)
+        answers.flush()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import contextlib
-import dataclasses
 import datetime
 import functools
 import multiprocessing
@@ -18,9 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,7 +27,8 @@ from tqdm import tqdm
 
 import tokencarve_jax as tc
 from experiments.core import cli, results
-from experiments.studies.score_matrices import synthetic
+from experiments.metrics.latency import timed
+from experiments.studies.score_matrices import like_hidden_states
 from models.errors import CommandError
 from tokencarve_jax._blas import open_blas
 
@@ -42,6 +40,7 @@ _EXAMPLES = """examples:
 """
 # Ends by itself where its parent was killed.
 _LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): sum(range(10_000))"
+_HEADER = ("LAPACK", "threads", "calls", "fastest ms", "median ms", "worst ms", "worst / median")
 
 
 @contextlib.contextmanager
@@ -55,102 +54,73 @@ def busy_loops(count: int) -> Iterator[None]:
         yield
 
 
-def prepare(setting: str) -> None:
+def _prepare(setting: str) -> None:
     """Make this process, a fresh one, that of a setting."""
     jax.config.update("jax_platforms", "cpu")
-    if setting == INSTALLED:  # said aloud, it is the user's choice, and stays; OpenBLAS takes no more than there are
+    if setting == INSTALLED:  # carving leaves a number that the user chose; OpenBLAS takes no more than there are
         os.environ["OPENBLAS_NUM_THREADS"] = str(os.cpu_count())
 
 
-def take(calls: int, tokens: int, width: int, keep: float | int, busy: int) -> tuple[list[float], int | None]:
+def _take(calls: int, tokens: int, width: int, keep: float | int, busy: int) -> tuple[list[float], int | None]:
     """Seconds of each call, of a matrix whose singular values decay as those of hidden states do; LAPACK's threads."""
     rng = np.random.default_rng(0)
-    matrix = next(m for name, m in synthetic(tokens, width, rng) if name == "decay 1/j^0.5")
-    arguments = jnp.asarray(matrix, jnp.float32), jnp.asarray(rng.random(tokens), jnp.float32)
+    matrix = jnp.asarray(like_hidden_states(tokens, width, rng), jnp.float32)
+    arguments = matrix, jnp.asarray(rng.random(tokens), jnp.float32)
     carve = functools.partial(tc.carve, *arguments, keep=keep)
     for _ in range(3):
-        jax.block_until_ready(carve())
-    seconds = []
+        timed(carve)
+    seconds = list[float]()
     with busy_loops(busy):
         for _ in tqdm(range(calls), desc="calls", file=sys.stderr, disable=None):
-            start = time.perf_counter()
-            jax.block_until_ready(carve())
-            seconds.append(time.perf_counter() - start)
+            seconds.append(timed(carve)[1])
             if sum(seconds) > LIMIT_S:
                 break
     library = open_blas()
     return seconds, library.get_threads() if library else None
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is timed; the fields are the command's flags, and its `--help` explains them."""
-
-    keep: float | int
-    busy: int
-    calls: int
-    tokens: int
-    width: int
-    out: Path
-
-
-def measure(settings: Settings, *, command: Sequence[str]) -> None:
+def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
     """Time both settings of LAPACK, print the table and write results.json.
 
-    Args:
-      settings: what to time.
-      command: what is put on record as having asked for it.
-
     Raises:
-      CommandError: `keep` or the folder does not fit; says which.
+      CommandError: `--keep` or the folder does not fit; says which.
     """
-    if settings.out.exists() and not settings.out.is_dir():
-        raise CommandError(f"{settings.out}: there is a file of that name")
+    path = cli.check_folder(flags.out) / "results.json"
+    keep, tokens, width, busy = flags.keep, flags.tokens, flags.width, flags.busy
     try:
-        tc.plan(settings.tokens, settings.keep)
+        tc.plan(tokens, keep)
     except ValueError as error:
-        raise CommandError(f"keep={settings.keep}: {error}") from error
-    lapacks = [CARVING, INSTALLED] if open_blas() else [CARVING]
+        raise CommandError(f"keep={keep}: {error}") from error
     seconds, threads = {}, {}
-    for setting in lapacks:
+    for setting in [CARVING, INSTALLED] if open_blas() else [CARVING]:
         fresh = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(1, fresh, initializer=prepare, initargs=(setting,)) as process:
-            work = process.submit(take, settings.calls, settings.tokens, settings.width, settings.keep, settings.busy)
+        with concurrent.futures.ProcessPoolExecutor(1, fresh, initializer=_prepare, initargs=(setting,)) as process:
+            work = process.submit(_take, flags.calls, tokens, width, keep, busy)
             seconds[setting], threads[setting] = work.result()
-    about = results.machine()
-    print(
-        f"carve at {settings.tokens} x {settings.width}, keep={settings.keep}, on {about['cores']} cores, "
-        f"beside {settings.busy} busy loops\n"
-    )
-    print(table(seconds, threads))
-    value: dict[str, Any] = {
+    machine, rows = results.machine(), []
+    for setting, taken in seconds.items():
+        median, worst = statistics.median(taken), max(taken)
+        times = [f"{1e3 * value:.1f}" for value in (min(taken), median, worst)]
+        rows.append([setting, str(threads[setting] or "?"), str(len(taken)), *times, f"{worst / median:.1f}"])
+    print(f"carve at {tokens} x {width}, keep={keep}, on {machine['cores']} cores, beside {busy} busy loops\n")
+    print(results.format_table(_HEADER, rows))
+    value = {
+        "kind": "carve-tail",
         "command": list(command),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "settings": results.plain(settings),
-        "machine": about,
+        "settings": {name: given for name, given in vars(flags).items() if name != "out"},
+        "machine": machine,
         "versions": results.versions(),
         "threads": threads,
         "seconds": seconds,
     }
-    settings.out.mkdir(parents=True, exist_ok=True)
-    results.write_json(settings.out / "results.json", value)
-    print(f"\nEvery time: {settings.out / 'results.json'}")
-
-
-def table(seconds: dict[str, list[float]], threads: dict[str, int | None]) -> str:
-    """Median, worst, and how far apart they are."""
-    rows = []
-    for setting, taken in seconds.items():
-        middle, worst = statistics.median(taken), max(taken)
-        times = [f"{1e3 * value:.1f}" for value in (min(taken), middle, worst)]
-        rows.append([setting, str(threads[setting] or "?"), str(len(taken)), *times, f"{worst / middle:.1f}"])
-    return results.format_table(
-        ["LAPACK", "threads", "calls", "fastest ms", "median ms", "worst ms", "worst / median"], rows
-    )
+    flags.out.mkdir(parents=True, exist_ok=True)
+    results.write_json(path, value)
+    print(f"\nEvery time: {path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the flags, measure, and say what went wrong in one line."""
+    """Read the flags, measure, and print what went wrong in one line."""
     argv = sys.argv[1:] if argv is None else argv
     parser = cli.Parser(prog="python -m experiments.studies.carve_tail", description=__doc__, epilog=_EXAMPLES)
     cli.add_keep_flag(parser, default=0.222)
@@ -162,11 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", default=576, help="N (default: %(default)s)", **whole)
     parser.add_argument("--width", default=4096, help="D (default: %(default)s)", **whole)
     cli.add_out_flag(parser, "results/carve_tail")
-
-    def body(flags: argparse.Namespace) -> None:
-        measure(Settings(**vars(flags)), command=["python", "-m", "experiments.studies.carve_tail", *argv])
-
-    return cli.run(body, parser, argv)
+    command = ["python", "-m", "experiments.studies.carve_tail", *argv]
+    return cli.run(lambda flags: measure(flags, command=command), parser, argv)
 
 
 if __name__ == "__main__":

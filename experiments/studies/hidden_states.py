@@ -43,11 +43,7 @@ class _Watch(Flow):
 
 @jax.jit
 def visual_states(llava: VisionLanguageModel, prompt: Prompt) -> list[tuple[jax.Array, jax.Array]]:
-    """What a cut before layer 1, 2, 3 or 4 would be made from; nothing is cut on the way.
-
-    Args:
-      llava: the model.
-      prompt: a packed batch, every row of which has all of its visual tokens.
+    """What a cut before layer 1, 2, 3 or 4 would be made from; nothing is cut, and every row has all visual tokens.
 
     Returns:
       Per layer the visual rows of the hidden state entering it [B, N, D] in the model's dtype, and the attention of
@@ -60,11 +56,7 @@ def visual_states(llava: VisionLanguageModel, prompt: Prompt) -> list[tuple[jax.
 
 
 def of_scenes(checkpoint: Checkpoint, scenes: int) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-    """Show held-out scenes to a model, the families of questions in turn.
-
-    Args:
-      checkpoint: model and processor.
-      scenes: how many, from the first.
+    """Show the first held-out scenes to a model, the families of questions in turn.
 
     Yields:
       Per scene, for each layer from 1 on, tokens [N, D] and attention [N], both float32.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import dataclasses
 import datetime
 import functools
 import itertools
@@ -29,7 +28,14 @@ from tqdm import tqdm
 
 import tokencarve_jax as tc
 from experiments.core import cli, results
-from experiments.studies.score_matrices import from_chance, from_file, from_model, synthetic
+from experiments.metrics.latency import timed
+from experiments.studies.score_matrices import (
+    LIKE_HIDDEN_STATES,
+    from_chance,
+    from_file,
+    from_model,
+    like_hidden_states,
+)
 from models.errors import CommandError
 from tokencarve_jax.scores.information import ROUTES, subspace_uncertainty
 
@@ -57,15 +63,14 @@ def plain_gram(tokens: jax.Array) -> jax.Array:
     return jnp.abs(u * jnp.sqrt(jnp.maximum(squares, 0))[..., None, :]).sum(-1)
 
 
-def _route(method: str) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(lambda tokens: tc.information_contribution(tokens, method=method))
-
-
 @functools.cache
 def calls() -> dict[str, Callable[[jax.Array], jax.Array]]:
     """Every route of the package, and the two plain ones. On a CPU "jacobi" is "gram", and is left out."""
     names = [name for name in ROUTES if name != "jacobi" or jax.default_backend() != "cpu"]
-    return {name: _route(name) for name in names} | {SVD: jax.jit(thin_svd), "plain Gram": jax.jit(plain_gram)}
+    routes: dict[str, Callable[[jax.Array], jax.Array]] = {
+        name: jax.jit(functools.partial(tc.information_contribution, method=name)) for name in names
+    }
+    return routes | {SVD: jax.jit(thin_svd), "plain Gram": jax.jit(plain_gram)}
 
 
 def chosen(tokens: jax.Array, attention: jax.Array, contribution: np.ndarray, keep: float | int) -> set[int]:
@@ -106,13 +111,10 @@ def summarise(cases: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[st
 
 
 def time_matrices(shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, jax.Array]:
-    """Two of them, [N, D] or [B, N, D]: LAPACK's solvers do less where singular values decay, as those of hidden states
-    do.
-    """
+    """Two of them, [N, D] or [B, N, D]: LAPACK's solvers do less where singular values decay."""
     *batch, n, d = shape
-    kind = "decay 1/j^0.5"
-    decaying = [next(m for name, m in synthetic(n, d, rng) if name == kind) for _ in range(math.prod(batch))]
-    found = {kind: np.reshape(decaying, shape), "Gaussian": rng.normal(size=shape)}
+    decaying = [like_hidden_states(n, d, rng) for _ in range(math.prod(batch))]
+    found = {LIKE_HIDDEN_STATES: np.reshape(decaying, shape), "Gaussian": rng.normal(size=shape)}
     return {name: jnp.asarray(matrices, jnp.float32) for name, matrices in found.items()}
 
 
@@ -127,27 +129,23 @@ def times(matrices: dict[str, jax.Array], repeats: int) -> dict[str, dict[str, l
             busy = time.perf_counter() + (BUSY_S if repeat >= 0 else 0)
             while time.perf_counter() < busy:
                 layer(tokens).block_until_ready()
-            start = time.perf_counter()
-            call(tokens).block_until_ready()
+            _, seconds = timed(functools.partial(call, tokens))
             if repeat >= 0:
-                taken[matrix][name].append(time.perf_counter() - start)
+                taken[matrix][name].append(seconds)
     return taken
 
 
 def agreement_table(agreement: dict[str, dict[str, dict[str, float]]], doubt: dict[str, list[float]]) -> str:
-    """Largest error, the same tokens on average and at least, in percent; and what "subspace" says of itself."""
+    """Largest error, the same tokens on average and at least, in percent; and the uncertainty that "subspace" finds."""
 
     def cell(r: dict[str, float]) -> str:
         error = f"{r['largest_error']:.0e}".replace("e-0", "e-").replace("e+0", "e+")
         return f"{error} {100 * r['same']:5.1f} ({100 * r['fewest_same']:3.0f})"
 
-    return results.format_table(
-        ["matrix", *calls(), "uncertainty"],
-        [
-            [name, *map(cell, routes.values()), f"{statistics.mean(doubt[name]):.2f}"]
-            for name, routes in agreement.items()
-        ],
-    )
+    rows = [
+        [name, *map(cell, routes.values()), f"{statistics.mean(doubt[name]):.2f}"] for name, routes in agreement.items()
+    ]
+    return results.format_table(["matrix", *calls(), "uncertainty"], rows)
 
 
 def time_table(taken: dict[str, dict[str, list[float]]]) -> str:
@@ -155,95 +153,67 @@ def time_table(taken: dict[str, dict[str, list[float]]]) -> str:
     rows = []
     for matrix, routes in taken.items():
         for name, seconds in routes.items():
-            middle, least = statistics.median(seconds), min(seconds)
-            ratios = statistics.median(routes[SVD]) / middle, min(routes[SVD]) / least
-            rows.append([matrix, name, f"{1e3 * middle:.1f}", f"{1e3 * least:.1f}", *(f"{r:.1f}" for r in ratios)])
+            median, fastest = statistics.median(seconds), min(seconds)
+            ratios = statistics.median(routes[SVD]) / median, min(routes[SVD]) / fastest
+            rows.append([matrix, name, f"{1e3 * median:.1f}", f"{1e3 * fastest:.1f}", *(f"{r:.1f}" for r in ratios)])
     return results.format_table(["matrix", "route", "median ms", "fastest ms", "thin SVD / it", "of the fastest"], rows)
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is compared and timed; the fields are the command's flags, and its `--help` explains them."""
-
-    model: str
-    revision: str | None
-    dtype: str
-    keep: float | int
-    scenes: int
-    hidden: Path | None
-    tokens: int
-    widths: Sequence[int]
-    seeds: int
-    seed: int
-    time_width: int
-    batch: int
-    repeats: int
-    out: Path
-
-
-def measure(settings: Settings, *, command: Sequence[str]) -> None:
+def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
     """Compare the routes, time them, print both tables and write results.json.
 
-    Args:
-      settings: what to compare and time.
-      command: what is put on record as having asked for it.
-
     Raises:
-      CommandError: `keep` or a file does not fit; says which.
+      CommandError: `--keep` or a file does not fit; says which.
     """
-    if settings.out.exists() and not settings.out.is_dir():
-        raise CommandError(f"{settings.out}: there is a file of that name")
-    rng = np.random.default_rng(settings.seed)
+    path = cli.check_folder(flags.out) / "results.json"
+    rng = np.random.default_rng(flags.seed)
     found: dict[str, list[dict[str, dict[str, float]]]] = collections.defaultdict(list)
     doubt: dict[str, list[float]] = collections.defaultdict(list)
     uncertainty = jax.jit(subspace_uncertainty)
     sources = itertools.chain(
-        from_model(settings.model, settings.dtype, settings.scenes, revision=settings.revision),
-        from_file(settings.hidden, rng),
-        from_chance(settings.tokens, settings.widths, settings.seeds, rng),
+        from_model(flags.model, flags.dtype, flags.scenes, revision=flags.revision),
+        from_file(flags.hidden, rng),
+        from_chance(flags.tokens, flags.widths, flags.seeds, rng),
     )
     for name, tokens, attention in tqdm(sources, desc="comparing", unit=" matrices", file=sys.stderr, disable=None):
         try:
-            kept = tc.plan(len(tokens), settings.keep).kept
+            kept = tc.plan(len(tokens), flags.keep).kept
         except ValueError as error:
-            raise CommandError(f"keep={settings.keep}: {error}") from error
+            raise CommandError(f"keep={flags.keep}: {error}") from error
         if kept == len(tokens):
-            raise CommandError(f"keep={settings.keep} leaves all {kept} tokens of {name!r}: nothing to choose")
-        found[name].append(compare(tokens, attention, settings.keep))
+            raise CommandError(f"keep={flags.keep} leaves all {kept} tokens of {name!r}: nothing to choose")
+        found[name].append(compare(tokens, attention, flags.keep))
         doubt[name].append(float(uncertainty(jnp.asarray(tokens, jnp.float32))))
     agreement = {name: summarise(cases) for name, cases in found.items()}
-    shape = (
-        (settings.tokens, settings.time_width)
-        if settings.batch == 1
-        else (settings.batch, settings.tokens, settings.time_width)
-    )
-    taken = times(time_matrices(shape, rng), settings.repeats)
-    about = results.machine()
+    shape = (*([flags.batch] if flags.batch > 1 else []), flags.tokens, flags.time_width)
+    taken, machine = times(time_matrices(shape, rng), flags.repeats), results.machine()
     if agreement:
         print("Largest error of C / mean C; then, in %, the same tokens as float64 on average (and at least);")
         print('last, the uncertainty that "subspace" finds by itself\n')
         print(agreement_table(agreement, doubt))
     size = " x ".join(map(str, shape))
-    print(f"\nTimes at {size} on {about['device']}, {about['cores']} cores, {settings.repeats} rounds\n")
+    print(f"\nTimes at {size} on {machine['device']}, {machine['cores']} cores, {flags.repeats} rounds\n")
     print(time_table(taken))
-    value: dict[str, Any] = {
+    settings = {name: given for name, given in vars(flags).items() if name != "out"}
+    value = {
+        "kind": "information-routes",
         "command": list(command),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "settings": results.plain(settings),
-        "machine": about,
+        "settings": settings | {"hidden": flags.hidden and str(flags.hidden)},
+        "machine": machine,
         "versions": results.versions(),
         "matrices": {name: len(cases) for name, cases in found.items()},
         "agreement": agreement,
         "uncertainty": doubt,
         "seconds": taken,
     }
-    settings.out.mkdir(parents=True, exist_ok=True)
-    results.write_json(settings.out / "results.json", value)
-    print(f"\nEvery figure and time: {settings.out / 'results.json'}")
+    flags.out.mkdir(parents=True, exist_ok=True)
+    results.write_json(path, value)
+    print(f"\nEvery figure and time: {path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the flags, measure, and say what went wrong in one line."""
+    """Read the flags, measure, and print what went wrong in one line."""
     argv = sys.argv[1:] if argv is None else argv
     parser = cli.Parser(prog="python -m experiments.studies.information_routes", description=__doc__, epilog=_EXAMPLES)
     cli.add_model_flags(parser)
@@ -273,11 +243,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", default=1, help="matrices at a time in the timing (default: %(default)s)", **whole)
     parser.add_argument("--repeats", default=25, help="rounds of the timing (default: %(default)s)", **whole)
     cli.add_out_flag(parser, "results/information_routes")
-
-    def body(flags: argparse.Namespace) -> None:
-        measure(Settings(**vars(flags)), command=["python", "-m", "experiments.studies.information_routes", *argv])
-
-    return cli.run(body, parser, argv)
+    command = ["python", "-m", "experiments.studies.information_routes", *argv]
+    return cli.run(lambda flags: measure(flags, command=command), parser, argv)
 
 
 if __name__ == "__main__":

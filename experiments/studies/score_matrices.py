@@ -16,6 +16,14 @@ from models.errors import CommandError
 Rows = Iterator[tuple[str, np.ndarray, np.ndarray]]  # name, tokens [N, D], attention [N]
 
 
+LIKE_HIDDEN_STATES = "decay 1/j^0.5"  # of the synthetic ones, whose singular values decay as those of models do
+
+
+def like_hidden_states(n: int, d: int, rng: np.random.Generator) -> np.ndarray:
+    """The synthetic matrix [N, D] of that name."""
+    return next(matrix for name, matrix in synthetic(n, d, rng) if name == LIKE_HIDDEN_STATES)
+
+
 def synthetic(n: int, d: int, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
     """Named matrices [N, D]."""
 
@@ -54,7 +62,7 @@ def synthetic(n: int, d: int, rng: np.random.Generator) -> Iterator[tuple[str, n
 
 
 def of_low_rank(n: int, d: int, noise: float, rng: np.random.Generator) -> np.ndarray:
-    """A matrix [N, D] of rank 40, and noise so many times its standard deviation."""
+    """A matrix [N, D] of rank 40, with noise of `noise` times its standard deviation."""
     low = (rng.normal(size=(n, 40)) * np.arange(1, 41) ** -0.5) @ rng.normal(size=(40, d))
     return low + noise * low.std() * rng.normal(size=(n, d))
 

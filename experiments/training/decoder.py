@@ -9,15 +9,25 @@ Axis letters: B batch, N visual tokens, P = prefix + N, Q questions, T tokens of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from tqdm import tqdm
 
 from experiments.data.scenes import GRID
-from experiments.training.pool import IGNORE
+from experiments.training.pool import IGNORE, NUM_PATCHES, Pool, QuestionTokens
+from experiments.training.stages import Stage
+from experiments.training.tower import normalise_patches, place_losses
 from models.engine.loop import Flow, run_layers
 from models.families.llava import Projector
+from models.io.writing import replacing
+from models.nn.clip import ClipVisionTower
 from models.nn.llama import Decoder
 
 
@@ -30,37 +40,11 @@ class Answerer(nnx.Module):
         self.place_head = nnx.Linear(decoder.config.hidden_size, 2 * GRID, rngs=rngs)
 
 
-def place_loss(model: Answerer, features: jax.Array, where: jax.Array) -> jax.Array:
-    """Cross-entropy of each visual token's row and column, read off the projector's output.
-
-    The first questions that a decoder learns do not ask where things are; without this loss the projector drops that
-    by the time when others do.
-
-    Args:
-      model: projector and head.
-      features: [B, N, tower width].
-      where: [B, N] int32, raster index.
-
-    Returns:
-      A scalar.
-    """
-    tokens = model.projector(features)
-    tokens = tokens * jax.lax.rsqrt(jnp.mean(tokens**2, axis=-1, keepdims=True) + 1e-6)
-    logits = jnp.split(model.place_head(tokens), 2, axis=-1)
-    pairs = zip(logits, jnp.divmod(where, GRID), strict=True)
-    return sum(optax.softmax_cross_entropy_with_integer_labels(*pair).mean() for pair in pairs)
-
-
 def _attend_two(query: jax.Array, image: tuple[jax.Array, jax.Array], own: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Causal attention of each question over the image's keys and its own.
 
-    Args:
-      query: [B, Q, T, H, d].
-      image: keys and values [B, P, G, d].
-      own: keys and values [B, Q, T, G, d].
-
-    Returns:
-      [B, Q * T, H * d].
+    `query` is [B, Q, T, H, d], keys and values are [B, P, G, d] of the image and [B, Q, T, G, d] of the questions; the
+    result is [B, Q * T, H * d].
     """
     batch, questions, length, heads, width = query.shape
     groups = own[0].shape[3]
@@ -81,20 +65,12 @@ def _attend_two(query: jax.Array, image: tuple[jax.Array, jax.Array], own: tuple
 
 
 def answer_logits(
-    projector: Projector,
-    decoder: Decoder,
-    features: jax.Array,
-    where: jax.Array,
-    prefix: jax.Array,
-    ids: jax.Array,
-    *,
-    num_visual: int,
+    model: Any, features: jax.Array, where: jax.Array, prefix: jax.Array, ids: jax.Array, *, num_visual: int
 ) -> jax.Array:
     """Logits of every question's tokens.
 
     Args:
-      projector: from the tower's width to the decoder's.
-      decoder: the decoder.
+      model: with a projector and a decoder.
       features: [B, N, tower width].
       where: [B, N] int32, raster index of each feature (all of them, or a subset).
       prefix: [p] int32 ids before the image.
@@ -104,14 +80,13 @@ def answer_logits(
     Returns:
       [B, Q, T, V] float32.
     """
-    batch, questions, length = ids.shape
-    head = jnp.broadcast_to(decoder.embed_tokens(prefix), (batch, prefix.shape[0], decoder.config.hidden_size))
+    decoder, (batch, questions, length), before = model.decoder, ids.shape, prefix.shape[0]
+    head = jnp.broadcast_to(decoder.embed_tokens(prefix), (batch, before, decoder.config.hidden_size))
     text = decoder.embed_tokens(ids.reshape(batch, -1))
-    hidden = jnp.concatenate([head, projector(features), text], axis=1)
-    lead = jnp.broadcast_to(jnp.arange(prefix.shape[0]), (batch, prefix.shape[0]))
-    start = prefix.shape[0] + num_visual
-    behind = jnp.tile(start + jnp.arange(length), (batch, questions))
-    positions = jnp.concatenate([lead, prefix.shape[0] + where, behind], axis=1)[..., None]
+    hidden = jnp.concatenate([head, model.projector(features), text], axis=1)
+    lead = jnp.broadcast_to(jnp.arange(before), (batch, before))
+    behind = jnp.tile(before + num_visual + jnp.arange(length), (batch, questions))
+    positions = jnp.concatenate([lead, before + where, behind], axis=1)[..., None]
     flow = _Questions(decoder, positions, jnp.full(batch, hidden.shape[1]), questions=questions, length=length)
     text = run_layers(decoder.layers, hidden, flow)[:, -questions * length :]
     return decoder.logits(text).reshape(batch, questions, length, -1)
@@ -135,17 +110,63 @@ class _Questions(Flow):
 
 
 def answer_loss(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Cross-entropy on the answers' tokens, and the share of answers right in every token, by family.
+    """Cross-entropy on the answers' tokens; accuracies by "token", and of each "answer" as a whole.
 
-    Args:
-      logits: [B, Q, T, V].
-      targets: [B, Q, T] int32, `IGNORE` where no answer stands.
-
-    Returns:
-      Loss, and {"token": ..., "answer": ...} accuracies.
+    Logits are [B, Q, T, V], targets [B, Q, T] int32, `IGNORE` where no answer stands.
     """
     asked = targets != IGNORE
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
     right = (logits.argmax(-1) == targets) | ~asked
     metrics = {"token": (right & asked).sum() / asked.sum(), "answer": right.all(-1).mean()}
     return (losses * asked).sum() / asked.sum(), metrics
+
+
+def decoder_loss(places: float, model: Answerer, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Loss and accuracies of one batch of `batches`.
+
+    `places` is the weight of the loss on where visual tokens are, read off the projector's output. The first questions
+    that a decoder learns do not ask where things are; without this loss the projector drops that by the time when
+    others do.
+    """
+    features, where, prefix, ids, targets = batch
+    logits = answer_logits(model, features, where, prefix, ids, num_visual=NUM_PATCHES)
+    loss, metrics = answer_loss(logits, targets)
+    tokens = model.projector(features)
+    tokens = tokens * jax.lax.rsqrt(jnp.mean(tokens**2, axis=-1, keepdims=True) + 1e-6)
+    row, column = (place for _, place, _ in place_losses(model.place_head(tokens), where))
+    return loss + places * (row + column), metrics | {"where": row + column}
+
+
+def cache_features(tower: ClipVisionTower, pool: Pool, path: Path) -> np.ndarray:
+    """The trained tower's features of every scene, [P, N, D] float16, kept on disk."""
+    depth = tower.config.num_layers
+
+    @jax.jit
+    def features_of(tower: ClipVisionTower, patches: jax.Array) -> jax.Array:
+        x = tower.embed(normalise_patches(patches))
+        return tower.encode(x, feature_layers=(depth - 1,)).features[:, 1:].astype(jnp.float16)
+
+    if not path.exists():
+        with replacing(path) as part:
+            shape = (len(pool), NUM_PATCHES, tower.config.hidden_size)
+            out = np.lib.format.open_memmap(part, "w+", np.float16, shape)
+            for start in tqdm(range(0, len(pool), 64), "features"):
+                out[start : start + 64] = features_of(tower, pool.patches[start : start + 64])
+            out.flush()
+    return np.load(path, mmap_mode="r")
+
+
+def batches(pool: Pool, features: np.ndarray, seed: int, questions: int, stage: Stage) -> Callable[[int], Any]:
+    """By step: features float32 [B, N, D], their places [B, N] int32, prefix [p], ids and targets int32 [B, Q, T]."""
+    tokens = QuestionTokens()
+
+    def batch_at(step: int) -> Any:
+        rng = np.random.default_rng([seed, stage.patches, stage.steps, step])
+        index, where = pool.draw(stage, rng)
+        chosen = np.stack([features[i][w] for i, w in zip(index, where, strict=True)]).astype(np.float32)
+        begin, end = stage.short
+        short = begin + (end - begin) * step / stage.steps
+        ids, targets = tokens.batch([pool.objects[i] for i in index], questions=questions, short=short, rng=rng)
+        return chosen, where, tokens.prefix, ids, targets
+
+    return batch_at

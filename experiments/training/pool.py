@@ -18,9 +18,11 @@ from experiments.core.results import cores
 from experiments.data.scenes import GRID, PATCH, Labels, SceneConfig, SceneObject, make_scene
 from experiments.data.scenes.questions import ask
 from experiments.data.tiny_processor import PROMPT, build_tokenizer
+from experiments.training.stages import NUM_PATCHES, Stage
+from models.io.writing import replacing
 
-NUM_PATCHES = GRID * GRID
 IGNORE = -1  # marks tokens that no loss is taken on
+QUESTION_WIDTH = 16  # T; the longest question with its answer has 15
 HINTS = 2  # questions per image that are replaced by hints
 
 
@@ -54,18 +56,14 @@ class Pool:
         """P."""
         return len(self.objects)
 
+    def draw(self, stage: Stage, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Scenes of one batch, ascending [B], and which patches are seen of each, [B, N] int32."""
+        index = np.sort(rng.choice(len(self), stage.batch, replace=False))
+        return index, choose_patches(self.labels[index, 0], stage.patches, rng).astype(np.int32)
+
 
 def make_pool(folder: Path, size: int, seed: int) -> Pool:
-    """Make the pool, or open the one that is there.
-
-    Args:
-      folder: where it is kept.
-      size: P.
-      seed: of the scenes.
-
-    Returns:
-      The pool; `patches` is mapped from disk.
-    """
+    """Make a pool of `size` scenes in a folder, or open the one that is there; `patches` is mapped from disk."""
     done = folder / f"pool-{size}-{seed}.pkl"
     pixels = done.with_suffix(".npy")
     if not done.exists():
@@ -80,9 +78,8 @@ def make_pool(folder: Path, size: int, seed: int) -> Pool:
                 patches[index], labels[index] = scene[:2]
                 objects.append(scene[2])
         patches.flush()
-        part = done.with_suffix(".part")
-        part.write_bytes(pickle.dumps((labels, objects)))
-        part.rename(done)  # only a whole pool has the final name
+        with replacing(done) as part:  # only a whole pool has the final name
+            part.write_bytes(pickle.dumps((labels, objects)))
     labels, objects = pickle.loads(done.read_bytes())
     return Pool(np.load(pixels, mmap_mode="r"), labels, objects)
 
@@ -126,36 +123,29 @@ class QuestionTokens:
         return self._cache[text]
 
     def batch(
-        self,
-        scenes: list[tuple[SceneObject, ...]],
-        *,
-        questions: int,
-        width: int,
-        short: float,
-        rng: np.random.Generator,
+        self, scenes: list[tuple[SceneObject, ...]], *, questions: int, short: float, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fresh questions about each scene.
 
         Args:
           scenes: objects of B scenes.
           questions: Q, per scene.
-          width: T; longer than any question with its answer.
           short: share of questions in their short form, without the turn marker before the answer.
           rng: where the choices come from.
 
         Returns:
           Input ids and, shifted by one, the answers' ids (`IGNORE` elsewhere), both int32 [B, Q, T].
         """
-        ids = np.zeros((len(scenes), questions, width), np.int32)
+        ids = np.zeros((len(scenes), questions, QUESTION_WIDTH), np.int32)
         targets = np.full_like(ids, IGNORE)
         eos = [self._tokenizer.eos_token_id]
         for row, objects in enumerate(scenes):
             for column, question in enumerate(ask(objects, questions, int(rng.integers(3)), SceneConfig(), rng)):
                 in_short = rng.random() < short
-                text, said = (question.text, question.answer) if column < questions - HINTS else hint(objects, rng)
+                text, reply = (question.text, question.answer) if column < questions - HINTS else hint(objects, rng)
                 text = question.short if in_short else self._tail.format(question=text)
-                said = question.answer if in_short else said
-                asked, answer = self.encode(text), self.encode(said) + eos
-                ids[row, column, : len(asked) + len(answer) - 1] = asked + answer[:-1]
-                targets[row, column, len(asked) - 1 : len(asked) - 1 + len(answer)] = answer
+                reply = question.answer if in_short else reply
+                prompt, answer = self.encode(text), self.encode(reply) + eos
+                ids[row, column, : len(prompt) + len(answer) - 1] = prompt + answer[:-1]
+                targets[row, column, len(prompt) - 1 : len(prompt) - 1 + len(answer)] = answer
         return ids, targets

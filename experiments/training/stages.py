@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from experiments.core.journal import OtherRunError, differing
 from experiments.core.results import write_text
-from experiments.training.pool import NUM_PATCHES
+from experiments.data.scenes import GRID
 
+NUM_PATCHES = GRID * GRID
 SAVE_EVERY = 100  # steps
 
 
@@ -67,11 +68,6 @@ def scaled(stages: tuple[Stage, ...], factor: float) -> Iterator[Stage]:
 
 def claim_folder(folder: Path, settings: dict[str, Any], stages: Sequence[Stage]) -> None:
     """Make a folder for a run, or go on in one: scenes, features and checkpoints in it all follow from its settings.
-
-    Args:
-      folder: made where it does not exist.
-      settings: JSON types.
-      stages: what the run goes through.
 
     Raises:
       OtherRunError: the folder holds a run with other settings, whose files would be taken for this one's.

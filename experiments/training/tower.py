@@ -9,6 +9,9 @@ Axis letters: B batch, N patches, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +20,8 @@ from flax import nnx
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from experiments.data.scenes import COLOURS, GRID, LABEL_CLASSES, SHAPES, Labels
+from experiments.training.pool import Pool
+from experiments.training.stages import Stage
 from models.nn.clip import ClipVisionTower
 
 PAIRS = len(COLOURS) * len(SHAPES)
@@ -55,33 +60,39 @@ def scene_pairs(labels: np.ndarray) -> np.ndarray:
     return (pair[:, None, :] == np.arange(PAIRS)[None, :, None]).any(2).astype(np.float32)
 
 
-def tower_loss(
-    model: TowerWithHeads,
-    patches: jax.Array,
-    positions: jax.Array,
-    labels: jax.Array,
-    pairs: jax.Array,
-    *,
-    places: float,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def place_losses(logits: jax.Array, where: jax.Array) -> Iterator[tuple[str, jax.Array, jax.Array]]:
+    """How well each patch's row and column are known.
+
+    Args:
+      logits: [B, N, 2 * GRID], of rows and then of columns.
+      where: [B, N] int32, raster index.
+
+    Yields:
+      "row" and "column", with cross-entropy and accuracy.
+    """
+    parts = zip(("row", "column"), jnp.split(logits, 2, axis=-1), jnp.divmod(where, GRID), strict=True)
+    for name, prediction, target in parts:
+        loss = optax.softmax_cross_entropy_with_integer_labels(prediction, target).mean()
+        yield name, loss, jnp.mean(prediction.argmax(-1) == target)
+
+
+def tower_loss(places: float, model: TowerWithHeads, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross-entropy of the patch labels and of the scene's contents.
 
     Args:
-      model: tower and heads.
-      patches: uint8 [B, N, 588].
-      positions: [B, N] int32.
-      labels: [B, 6, N] integers.
-      pairs: [B, 36] float32, 1 where the pair occurs.
       places: weight of the loss on each patch's row and column, without which the features forget where they are.
+      model: tower and heads.
+      batch: of `batches`.
 
     Returns:
       The loss, and the accuracy of each label on patches with objects.
     """
+    patches, positions, labels, pairs = batch
     tower = model.tower
     depth = tower.config.num_layers
     x = tower.embed(normalise_patches(patches), positions)
-    seen = tower.encode(x, feature_layers=(depth - 1, depth)).features
-    features, last = jnp.split(seen, 2, axis=-1)
+    both = tower.encode(x, feature_layers=(depth - 1, depth)).features
+    features, last = jnp.split(both, 2, axis=-1)
     scene = model.scene_head(tower.post_layernorm(last[:, 0]))
     loss = optax.sigmoid_binary_cross_entropy(scene, pairs).mean()
     logits = jnp.split(model.patch_head(features[:, 1:]), np.cumsum([*LABEL_CLASSES.values()])[:-1], axis=-1)
@@ -92,12 +103,20 @@ def tower_loss(
         target = labels[:, index].astype(jnp.int32)
         loss += (weight * optax.softmax_cross_entropy_with_integer_labels(prediction, target)).sum()
         metrics[name] = (shown * (prediction.argmax(-1) == target)).sum() / shown.sum()
-    for name, prediction, target in zip(
-        ("row", "column"),
-        jnp.split(model.place_head(features[:, 1:]), 2, axis=-1),
-        jnp.divmod(positions, GRID),
-        strict=True,
-    ):
-        loss += places * optax.softmax_cross_entropy_with_integer_labels(prediction, target).mean()
-        metrics[name] = jnp.mean(prediction.argmax(-1) == target)
+    for name, place, accuracy in place_losses(model.place_head(features[:, 1:]), positions):
+        loss += places * place
+        metrics[name] = accuracy
     return loss, metrics
+
+
+def batches(pool: Pool, seed: int, stage: Stage) -> Callable[[int], Any]:
+    """By step: patches uint8 [B, N, 588], positions [B, N] int32, labels int8 [B, 6, N], pairs float32 [B, 36]."""
+
+    def batch_at(step: int) -> Any:
+        rng = np.random.default_rng([seed, stage.patches, step])
+        index, where = pool.draw(stage, rng)
+        labels = pool.labels[index]
+        patches = np.stack([pool.patches[i][w] for i, w in zip(index, where, strict=True)])
+        return patches, where, np.take_along_axis(labels, where[:, None], axis=2), scene_pairs(labels)
+
+    return batch_at

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.core.cli import CommandError, one_line
 from experiments.data.image_files import open_image
 from experiments.reports.gallery import QUALITY, image_path
+from models.errors import CommandError, one_line
 from models.io.untrusted import file_problem
 
 _LARGEST = 1e100  # no run measures more: sums and products of what is less stay finite
