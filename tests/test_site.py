@@ -165,3 +165,11 @@ def test_pages_name_no_file_that_is_gone():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose(page)):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_figure_of_the_rooms_is_drawn_from_the_sources(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
+    architecture = importlib.import_module("architecture")
+    assert architecture.FIGURE.read_text() == architecture.draw(), "python docs/_ext/architecture.py"
+    with pytest.raises(ValueError, match="a -> b -> a"):
+        architecture.floors({"a": {"b"}, "b": {"a"}})

@@ -11,7 +11,7 @@ FIGURE = ROOT / "docs" / "figures" / "architecture.svg"
 PACKAGES = ("experiments", "models", "tokencarve_jax")
 COLOURS = {"experiments": "#e8eaf6", "models": "#e0f2f1", "tokencarve_jax": "#fff3e0"}
 BASE = {"models.errors", "models.config", "models.interrupts", "models.compile_cache", "models.cli"}
-BOX, GAP, ROW, WIDTH = (184, 46), 18, 96, 1180
+BOX, GAP, ROW, WIDTH = (196, 36), 16, 84, 900
 
 
 def room_of(module: str) -> str:
@@ -42,18 +42,15 @@ def imported(path: Path, known: Iterable[str]) -> set[str]:
     return found & set(known)
 
 
-def rooms() -> tuple[dict[str, int], dict[str, set[str]]]:
-    """Lines of each room, and the rooms that it imports."""
-    files = sources()
-    lines: dict[str, int] = {}
-    edges: dict[str, set[str]] = {}
+def rooms() -> dict[str, set[str]]:
+    """The rooms, each with those that it imports."""
+    files, edges = sources(), dict[str, set[str]]()
     for module, path in files.items():
         room = room_of(module)
-        lines[room] = lines.get(room, 0) + len(path.read_text(encoding="utf-8").splitlines())
         edges.setdefault(room, set()).update(
             room_of(other) for other in imported(path, files) if room_of(other) != room
         )
-    return lines, edges
+    return edges
 
 
 def floors(edges: Mapping[str, set[str]]) -> dict[str, int]:
@@ -87,7 +84,7 @@ def _package(room: str) -> str:
 
 def draw() -> str:
     """The figure as SVG."""
-    lines, edges = rooms()
+    edges = rooms()
     level = floors(edges)
     height = ROW * (max(level.values()) + 1)
     place = {}
@@ -102,8 +99,7 @@ def draw() -> str:
     )
     boxes = "".join(
         f'<rect x="{x:.0f}" y="{y:.0f}" width="{BOX[0]}" height="{BOX[1]}" rx="6" fill="{COLOURS[_package(room)]}"/>'
-        f'<text x="{x + BOX[0] / 2:.0f}" y="{y + 20:.0f}">{escape(TITLES.get(room, room))}</text>'
-        f'<text x="{x + BOX[0] / 2:.0f}" y="{y + 37:.0f}" font-size="11" fill="#546e7a">{lines[room]:,} lines</text>'
+        f'<text x="{x + BOX[0] / 2:.0f}" y="{y + 23:.0f}">{escape(TITLES.get(room, room))}</text>'
         for room, (x, y) in place.items()
     )
     return (
