@@ -21,8 +21,8 @@ os.environ |= {
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     # Compiling programs well takes longer than running them badly.
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-    # JAX writes its entries in place: who reads half of one is warned, and compiles.
-    "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache entry",
+    # JAX writes its entries in place: who reads half of one is warned, and compiles; so is a process short of disk.
+    "PYTHONWARNINGS": ",".join(f"ignore:Error {how} persistent compilation cache" for how in ("reading", "writing")),
 }
 
 import jax  # noqa: E402

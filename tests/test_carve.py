@@ -14,7 +14,7 @@ carve = jax.jit(tc.carve, static_argnames=STATIC)
 
 # (N, D, K, weight, number of inputs): odd and even K, N above and below D.
 CASES = [
-    (80, 96, 17, "0.5", 20),
+    (80, 96, 17, "0.5", 60),
     (80, 48, 40, "0.3", 16),
     (80, 128, 27, "1", 10),
     (80, 96, 64, "0.5", 10),  # fewer than 1.5 K tokens exist
