@@ -249,7 +249,7 @@ def test_take_and_shorten_take_trees_and_positions_of_all_rows():
 def test_a_cut_is_at_most_ten_lines_in_any_kind_of_model(name):
     """The doctests of these files run them; what a user adds to the model is marked."""
     text = (Path(__file__).parent / "examples" / f"{name}.py").read_text()
-    (prefill,) = (part for part in text.split(">>> def ") if part.startswith("prefill("))
+    (prefill,) = (part.split("\n\n")[0] for part in text.split(">>> def ") if part.startswith("prefill("))
     added = [line for line in prefill.splitlines() if line.endswith("# cut")]
     assert 5 <= len(added) <= 10
     for line in prefill.splitlines():
