@@ -16,14 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.comparison import pairs
-from experiments.comparison.cells import DOWNSAMPLED, default_methods
-from experiments.comparison.run import compare
-from experiments.comparison.settings import Settings
-from experiments.core import cli, methods
-from experiments.core.cli import CommandError
-from experiments.core.results import resuming
-from experiments.evaluation import run_flags
+from experiments.comparison.cells import DOWNSAMPLED, AtBudgets, default_methods
+from experiments.comparison.run import CompareConfig, compare
+from experiments.core import cli, methods, schedules
+from experiments.core.journal import resuming
+from experiments.evaluation import flags, pairs
+from models.errors import CommandError
 
 _EXAMPLES = """examples:
   python -m experiments.compare                           all methods, 128 and 64 of 576 visual tokens
@@ -37,13 +35,14 @@ _EXAMPLES = """examples:
 """
 
 
-def _settings(flags: argparse.Namespace) -> Settings:
-    return Settings(
-        **run_flags.common(flags),
-        keeps=tuple(flags.keep),
-        methods=tuple(flags.methods or default_methods()),
-        out=cli.check_folder(flags.out),
-        rounds=flags.rounds,
+def _config(given: argparse.Namespace, command: Sequence[str]) -> CompareConfig:
+    comparison = AtBudgets.of(given.methods or default_methods(), given.keep, schedules.by_text(given.schedule))
+    return CompareConfig(
+        run=flags.run(given, given.out, command),
+        worker=flags.worker(given, comparison),
+        rounds=given.rounds,
+        gallery=given.gallery,
+        report=not given.no_report,
     )
 
 
@@ -77,14 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FOLDER",
         help="where everything is written (default: %(default)s)",
     )
-    run_flags.add_flags(parser, answers=False)
+    flags.add_flags(parser, answers=False)
 
-    def body(flags: argparse.Namespace) -> None:
+    def body(given: argparse.Namespace) -> None:
+        config = _config(given, ["python", "-m", "experiments.compare", *argv])
         with resuming():
-            text, failed = compare(_settings(flags), command=["python", "-m", "experiments.compare", *argv])
+            text, failed = compare(config)
         print(text)
         if failed:
-            raise CommandError(f"{failed} questions could not be asked; {flags.out / 'results.json'} says why")
+            raise CommandError(f"{failed} questions could not be asked; {given.out / 'results.json'} says why")
 
     return cli.run(body, parser, argv, interrupted="interrupted; the same command goes on from here")
 

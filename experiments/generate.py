@@ -18,17 +18,16 @@ import jax
 import numpy as np
 from PIL import Image
 
-from experiments.core import cli, loading, methods, schedules
-from experiments.core.cli import CommandError
+from experiments.core import cli, loading, methods, preprocessing, schedules
 from experiments.core.memory import Request, check_request
 from experiments.core.results import format_bytes, format_seconds
-from experiments.data import preprocessing
 from experiments.data.image_files import open_image
 from experiments.metrics.latency import timed
 from experiments.reports import pictures
 from models.engine.decode import DECODE_CAPACITY_BUCKET, DecodeConfig, finish
 from models.engine.plan import Carve, has_budgets_per_image, parse, resolve
 from models.engine.prompt import round_up
+from models.errors import CommandError
 from models.io.untrusted import file_problem
 
 _EXAMPLES = """examples:
@@ -71,7 +70,7 @@ def _generate(flags: argparse.Namespace, carve: Carve) -> None:
         prompt = llava.prompt(**inputs.named, per_image=has_budgets_per_image(schedule))
         check_request(llava, inputs, most)
         visual_slots = prompt.visual_slots.shape[1]
-        methods.check_told(resolve(schedule, visual_slots, images=prompt.images).cuts, clip=checkpoint.clip)
+        methods.check_evidence(resolve(schedule, visual_slots, images=prompt.images).cuts, clip=checkpoint.clip)
     except ValueError as error:
         raise CommandError(str(error)) from error
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.core import cli, results
-from experiments.core.cli import CommandError
 from experiments.core.results import format_seconds, format_table
+from models.errors import CommandError
 
 LIMIT_S = 530
 _LEAST_S = 5.0  # nothing is begun for less

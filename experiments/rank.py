@@ -16,11 +16,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from experiments.attention_rank.run import run
-from experiments.attention_rank.settings import DEFAULT_METHODS, Settings
+from experiments.attention_rank.run import AtBudgets, run
 from experiments.core import cli, methods
-from experiments.core.results import resuming
+from experiments.core.journal import resuming
+from experiments.data.scene_questions import SceneQuestions
+from experiments.evaluation import flags
+from experiments.evaluation.worker import WorkerConfig
 
+_BATCH = 6  # questions at a time
+_METHODS = (
+    *("tokencarve", "tokencarve-no-merge", "tokencarve-attention-only", "tokencarve-information-only"),
+    *("fastv", "dart", "sparsevlm", "norm", "random", "uniform", "pooling"),
+    *("divprune", "visionzip", "vispruner", "holov", "scope"),
+)
 _EXAMPLES = """examples:
   python -m experiments.rank                        the shipped model, 128 and 64 of 576 visual tokens left
   python -m experiments.rank --keep 0.333 --limit=100
@@ -30,9 +38,16 @@ _EXAMPLES = """examples:
 """
 
 
-def _settings(flags: argparse.Namespace) -> Settings:
-    cli.check_folder(flags.out)
-    return Settings(**vars(flags) | {"keep": tuple(flags.keep), "methods": tuple(flags.methods)})
+def _worker(given: argparse.Namespace) -> WorkerConfig:
+    questions = SceneQuestions(given.limit, given.seed)
+    return WorkerConfig(
+        model=flags.model(given),
+        prompt=questions.prompt,
+        questions=questions,
+        comparison=AtBudgets(methods.named(given.methods), given.keep),
+        batch_size=_BATCH,
+        seed=given.seed,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=list(DEFAULT_METHODS),
+        default=list(_METHODS),
         metavar="NAME",
         help=f"what is compared, of: {', '.join(methods.choices())}; or your own, as package.module:object or "
-        f"path/to/file.py:object (default: {' '.join(DEFAULT_METHODS)})",
+        f"path/to/file.py:object (default: {' '.join(_METHODS)})",
     )
     cli.add_model_flags(parser)
     parser.add_argument(
@@ -70,9 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_out_flag(parser, "results/rank")
     cli.add_restart_flag(parser)
 
-    def body(flags: argparse.Namespace) -> None:
+    def body(given: argparse.Namespace) -> None:
+        config = flags.run(given, given.out, ["python", "-m", "experiments.rank", *argv])
         with resuming():
-            print(run(_settings(flags), command=["python", "-m", "experiments.rank", *argv]))
+            print(run(config, _worker(given)))
 
     return cli.run(body, parser, argv, interrupted="interrupted; the same command goes on from here")
 

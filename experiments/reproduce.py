@@ -15,15 +15,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.core import cli, workers
-from experiments.core.cli import CommandError
-from experiments.core.results import resuming
-from experiments.evaluation import file_flags
-from experiments.evaluation.settings import Asking
+from experiments.core import cli, schedules, workers
+from experiments.core.config import PromptConfig
+from experiments.core.journal import resuming
+from experiments.evaluation import flags
+from experiments.evaluation.cells import AtOneBudget
+from experiments.evaluation.worker import WorkerConfig
+from experiments.lmms import harness, reproduction, sets
 from experiments.lmms.model_args import INFORMATION
-from experiments.lmms.reproduction import harness, run
-from experiments.lmms.reproduction.sets import SETS
-from experiments.lmms.reproduction.settings import Column, Settings
+from experiments.lmms.reproduction import ReproduceConfig
+from experiments.lmms.requests import Requests
+from experiments.lmms.tables import Column
+from models.errors import CommandError
 
 _MODEL = "llava-hf/llava-1.5-7b-hf"
 _EXAMPLES = f"""needs lmms-eval: {harness.INSTALL}
@@ -36,32 +39,27 @@ examples:
 """
 
 
-def _settings(flags: argparse.Namespace) -> Settings:
-    if not flags.tasks:
-        flags.tasks = list(SETS)
+def _config(given: argparse.Namespace, command: Sequence[str]) -> ReproduceConfig:
     for name in ("tasks", "keep", "information"):
-        given = getattr(flags, name)
-        if len(set(given)) < len(given):
+        values = getattr(given, name)
+        if len(set(values)) < len(values):
             raise CommandError(f"--{name}: something is there twice")
-    columns = tuple(Column(keep, route) for route in flags.information for keep in flags.keep)
-    return Settings(
-        model=flags.model,
-        revision=flags.revision,
-        dtype=flags.dtype,
-        keep=1.0,
-        methods=(),
-        schedules=tuple((column.name,) for column in columns),
-        out=cli.check_folder(flags.out),
-        scenes=0,
-        batch_size=flags.batch_size,
-        restart=flags.restart,
-        workers=flags.workers,
-        ray_address=flags.ray_address,
-        sets=tuple(flags.tasks),
-        include=tuple(flags.include),
+    columns = tuple(Column(keep, route) for route in given.information for keep in given.keep)
+    worker = WorkerConfig(
+        model=flags.model(given),
+        prompt=flags.prompt(given, PromptConfig()),
+        questions=Requests(),
+        comparison=AtOneBudget(schedules=tuple(schedules.by_text([[column.name] for column in columns]).items())),
+        batch_size=given.batch_size,
+        seed=0,
+    )
+    return ReproduceConfig(
+        run=flags.run(given, given.out, command),
+        worker=worker,
+        sets=tuple(map(sets.named, given.tasks)),
+        include=tuple(given.include),
         columns=columns,
-        asking=Asking(image_aspect_ratio=flags.image_aspect_ratio, border=flags.border, conversation=flags.conv_mode),
-        limit=flags.limit,
+        limit=given.limit,
     )
 
 
@@ -79,8 +77,10 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--tasks",
         nargs="+",
+        default=list(sets.SETS),
         metavar="NAME",
-        help=f"of {', '.join(SETS)}, or tasks of lmms-eval or of --include by their names (default: all of the paper)",
+        help=f"of {', '.join(sets.SETS)}, or tasks of lmms-eval or of --include by their names "
+        "(default: all of the paper)",
     )
     parser.add_argument(
         "--include",
@@ -98,7 +98,7 @@ def _parser() -> cli.Parser:
         help="routes to the information score, columns of their own: svd is exact, as released; default is what "
         "everything else here uses; norm does without a decomposition (default: svd)",
     )
-    file_flags.add_asking_flags(parser)
+    flags.add_prompt_flags(parser)
     parser.add_argument(
         "--batch-size", type=cli.positive, default=1, metavar="QUESTIONS", help="at a time (default: 1, as the paper)"
     )
@@ -116,15 +116,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read the flags, run, and say what went wrong in one line."""
     argv = sys.argv[1:] if argv is None else argv
 
-    def body(flags: argparse.Namespace) -> int:
+    def body(given: argparse.Namespace) -> int:
         harness.require()
-        settings = _settings(flags)
-        if flags.dry_run:
-            text, failed = run.dry_run(settings)
+        config = _config(given, ["python", "-m", "experiments.reproduce", *argv])
+        if given.dry_run:
+            text, failed = reproduction.dry_run(config)
             problems = [f"{failed} tasks could not be read"] if failed else []
         else:
             with resuming():
-                text, problems = run.reproduce(settings, command=["python", "-m", "experiments.reproduce", *argv])
+                text, problems = reproduction.reproduce(config)
         print(text)
         for problem in problems:
             print(f"python -m experiments.reproduce: error: {problem}", file=sys.stderr)

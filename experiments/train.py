@@ -17,12 +17,12 @@ from typing import Any
 from flax import nnx
 
 from experiments.core import cli
-from experiments.core.cli import CommandError
-from experiments.core.results import OtherRunError
+from experiments.core.journal import OtherRunError
 from experiments.data.tiny_processor import save_processor
 from experiments.training import decoder, tower
 from experiments.training.pool import make_pool
 from experiments.training.stages import STAGES, Stage, claim_folder, run_stage, scaled
+from models.errors import CommandError
 from models.families.llava import llava_config
 from models.io.export import export_safetensors
 from models.io.writing import own_folder

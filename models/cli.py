@@ -15,16 +15,11 @@ import jax
 
 from models import compile_cache as compiled
 from models import interrupts
-from models.config import ConfigError
-from models.io.table import CheckpointError
+from models.errors import CheckpointError, CommandError, ConfigError, one_line
 
 _STDOUT = "standard output"
 _ADDRESSES = 4 * 2**30  # a small model on two cores takes 2.3 GiB; each core adds threads' stacks
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-class CommandError(Exception):
-    """Something that the user can put right. The message says what, on one line."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,11 +38,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End the process with status 2 and one line."""
         self.exit(2, f"{self.prog}: error: {one_line(message)}\n")
-
-
-def one_line(message: object) -> str:
-    """A message without line breaks."""
-    return " ".join(str(message).split())
 
 
 def _check_addresses() -> None:

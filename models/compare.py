@@ -21,7 +21,7 @@ import numpy as np
 
 from models import cli
 from models.auto import from_pretrained
-from models.cli import CommandError
+from models.errors import CommandError
 from models.io import hub
 from models.io.shards import INDEX, SINGLE
 from models.processor import load_processor, render

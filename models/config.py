@@ -8,24 +8,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from models.errors import ConfigError
 from models.io.untrusted import file_problem, parsing
 from models.nn.linear import ACTIVATIONS
 
 MAX_LAYERS = 256  # of a tower or decoder; Llama 3.1 405B has 126
 _SHOWN = 60  # characters of a value in a message
-
-
-class ConfigError(ValueError):
-    """A checkpoint asks for something that this package does not build, or its config cannot be read.
-
-    Attributes:
-      problems: one or more; the message holds them all.
-    """
-
-    def __init__(self, *problems: str):
-        self.problems = problems
-        count = f"{len(problems)} problems: " if len(problems) > 1 else ""
-        super().__init__(count + "; ".join(problems))
 
 
 class Fields:

@@ -29,12 +29,11 @@ from tqdm import tqdm
 
 from models import cli
 from models.auto import family_of
-from models.cli import CommandError
-from models.config import ConfigError
+from models.errors import CheckpointError, CommandError, ConfigError
 from models.io import hashes, hub, orbax
 from models.io.safetensors_writer import write_safetensors
 from models.io.shards import open_folder
-from models.io.table import MAPPING, CheckpointError, abstract_model, dotted, key_of, read_weights, variables_of
+from models.io.table import MAPPING, abstract_model, dotted, key_of, read_weights, variables_of
 from models.io.writing import only_writer
 
 _EXAMPLES = """examples:

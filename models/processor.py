@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from models.cli import CommandError
 from models.config import Fields
+from models.errors import CommandError
 from models.io.untrusted import file_problem, limited, parsing
 
 _FILES = (

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from models.config import ConfigError, read_hf_config
+from models.config import read_hf_config
 from models.engine.relevance import QuestionEmbeddings, check_tower
+from models.errors import ConfigError
 from models.families.tables import clip_table
 from models.io.hub import find_checkpoint
 from models.io.table import abstract_model, load_weights

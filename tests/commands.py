@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from experiments.core.loading import Checkpoint
+from experiments.data.scene_questions import SceneQuestions
 from experiments.data.tiny_processor import VOCABULARY, build_processor
-from experiments.evaluation.asker import MAX_NEW_TOKENS
 from models.families.llava import llava_config
 from models.io.export import export_safetensors
 from models.llava import Llava
@@ -74,7 +74,7 @@ def answer_alone(checkpoint: Checkpoint, image: Any, question: str, carve: Any) 
         inputs.pixel_values,
         attention_mask=inputs.attention_mask,
         relevance=inputs.relevance,
-        max_new_tokens=MAX_NEW_TOKENS,
+        max_new_tokens=SceneQuestions.max_new_tokens,
         carve=carve,
     )
     (text,) = checkpoint.decode(tokens)

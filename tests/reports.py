@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from experiments.comparison.cells import default_methods
-from experiments.core.results import wilson
 from experiments.data.scenes import make_scene
-from experiments.reports.patch_maps import fates
-from experiments.reports.patch_maps.gallery import image_path
+from experiments.metrics.summary import wilson
+from experiments.reports.gallery import image_path
+from experiments.reports.patch_maps import maps as patch_maps
 
 GRID = 24
 EVERY = GRID * GRID
@@ -57,7 +57,7 @@ def carved(order: np.ndarray, keep: int) -> dict[str, Any]:
     fate[standing] = np.arange(keep)
     for number, patch in enumerate(order[keep : keep + keep // 2]):
         fate[patch] = number % keep
-    return fates.recorded(standing, fate, first=0, patches=EVERY)
+    return patch_maps.patch_map(standing, fate, first=0, patches=EVERY)
 
 
 def scene(sample: int, rng: np.random.Generator) -> dict[str, Any]:

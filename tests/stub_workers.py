@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from experiments.core.cli import CommandError
+from models.errors import CommandError
 
 
 class Counting:

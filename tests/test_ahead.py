@@ -28,7 +28,7 @@ def many():
     """One whose process is there."""
     made = Ahead(doubled, builder)
     made.get(0, [1])
-    made._ready.result(timeout=60)
+    made._ready.result(timeout=300)
     yield made
     made.close()
 
@@ -63,7 +63,7 @@ def test_an_error_there_is_the_error_here():
     made = Ahead(doubled, functools.partial(int, "no builder"))
     made.get(0, [1])
     with pytest.raises(Exception, match=r"invalid literal|terminated"):
-        made._ready.result(timeout=60)
+        made._ready.result(timeout=300)
     assert made.get(1, [2]) == (2, os.getpid())
 
 

@@ -5,15 +5,15 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.reports.patch_maps.looking import Looker
 
 from experiments.core import loading
-from experiments.core.cli import CommandError
 from experiments.core.schedules import read as schedule_of
 from experiments.data.scene_questions import SceneQuestions
 from experiments.data.scenes import make_scene
 from experiments.reports.patch_maps import choosing, fates, looking
-from experiments.reports.patch_maps.looking import Looker
 from models.engine.sequence import CutRecord
+from models.errors import CommandError
 from tests import oracle
 from tests.commands import VISUAL, save_checkpoint
 from tokencarve_jax import Tokens, plan

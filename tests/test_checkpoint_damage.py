@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import pytest
 import torch
 
-from models.config import ConfigError
+from models.errors import CheckpointError, ConfigError
 from models.io import table
-from models.io.table import CheckpointError
 from tests.checkpoints import Q_PROJ, load, save_small, small
 
 

@@ -9,12 +9,12 @@ from PIL import Image
 from experiments import eval as evaluation
 from experiments import generate
 from experiments.core import loading, methods
+from experiments.data.scene_questions import SceneQuestions
 from experiments.data.scenes import make_scene
-from experiments.evaluation.asker import MAX_NEW_TOKENS
 from tests.clips import make_clip
 from tests.commands import SIDE, VISUAL, failure, save_checkpoint
 
-KEEP = 3
+KEEP, MAX_NEW_TOKENS = 3, SceneQuestions.max_new_tokens
 TOWER = {  # of `save_checkpoint`; what it leaves to transformers' defaults stands for itself
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -70,7 +70,7 @@ def answer(checkpoint, image, question, name, max_new_tokens):
         attention_mask=inputs.attention_mask,
         relevance=None if checkpoint.clip is None else checkpoint.clip([question]),
         max_new_tokens=max_new_tokens,
-        carve=methods.cut(methods.find(name), KEEP),
+        carve=methods.named([name])[0].schedule(KEEP, num_layers=3, num_visual=VISUAL),
     )
     return checkpoint.decode(tokens)[0]
 
@@ -82,7 +82,7 @@ def test_answers_are_those_of_the_library(folder, told):
     for sample in told["samples"]:
         image, question = make_scene("test", sample["scene"], 1).image, sample["question"]
         want = answer(checkpoint, image, question, "cdpruner", MAX_NEW_TOKENS)
-        assert sample["said"]["cdpruner"] == want
+        assert sample["predictions"]["cdpruner"] == want
         differ += want != answer(deaf, image, question, "cdpruner", MAX_NEW_TOKENS)
     assert differ > 1
 

@@ -1,19 +1,27 @@
-"""What a comparison's cells are, what is measured of them, and the rows that come of it."""
+"""What a comparison's cells are, and the rows and tables that come of what is measured of them."""
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import entropy
 
-from experiments.comparison import measurer, tables
-from experiments.comparison.cells import COMPUTE, COUNT, GIVEN, grid
-from experiments.core import loading
-from experiments.core.cli import CommandError
+from experiments.comparison.cells import COMPUTE, COUNT, GIVEN, AtBudgets, Line
+from experiments.comparison.rows import rows
+from experiments.core import loading, schedules
+from experiments.core.journal import Journal
+from experiments.data.questions import QuestionSet, Sample
+from experiments.evaluation.answers import Answers
+from experiments.evaluation.probe import reduced
 from experiments.metrics import costs
+from experiments.reports import compare_tables
 from experiments.speed import presets
+from models.errors import CommandError
 
 SEVEN = presets.PRESETS["llava-1.5-7b"]
 LENGTH = 652
+
+
+def grid(config, names, keeps, given=(), length=LENGTH):
+    return AtBudgets.of(names, keeps, schedules.by_text(given)).grid(config, length=length)
 
 
 def cell(found, method, basis, budget=128):
@@ -21,36 +29,41 @@ def cell(found, method, basis, budget=128):
     return found.cells[line.key]
 
 
+def flops(cell):
+    return costs.prefill_flops(SEVEN, LENGTH, cell.cuts)
+
+
 @pytest.fixture(scope="module")
 def found():
-    return grid(SEVEN, ["uniform", "fastv", "tome", "downsampled"], [128, 0.5], length=LENGTH)
+    return grid(SEVEN, ["uniform", "fastv", "tome", "downsampled"], [128, 0.5])
 
 
 class TestCells:
     def test_tokencarve_averages_as_published(self, found):
         carved = cell(found, "tokencarve", COUNT)
         assert (carved.tokens, carved.average) == (128, 156)
-        assert carved.flops == pytest.approx(3.37e12, rel=0.01)  # XLA's count for a TPU is 3.370 TFLOP
+        assert flops(carved) == pytest.approx(3.37e12, rel=0.01)  # XLA's count for a TPU is 3.370 TFLOP
 
     def test_equal_compute_is_the_most_that_costs_no_more(self, found):
-        most, equal = cell(found, "tokencarve", COUNT).flops, cell(found, "uniform", COMPUTE)
-        assert equal.flops <= most
-        more = grid(SEVEN, ["uniform"], [equal.tokens + 1], length=LENGTH)
-        assert cell(more, "uniform", COUNT, equal.tokens + 1).flops > most
+        most, equal = flops(cell(found, "tokencarve", COUNT)), cell(found, "uniform", COMPUTE)
+        assert flops(equal) <= most
+        more = grid(SEVEN, ["uniform"], [equal.tokens + 1])
+        assert flops(cell(more, "uniform", COUNT, equal.tokens + 1)) > most
         assert abs(equal.average - 156) < 2  # attention is quadratic: not exactly the layer average
         assert equal.average == equal.tokens
 
     def test_what_the_tower_saves_is_spent_in_the_decoder(self, found):
         tome = cell(found, "tome", COMPUTE)
         assert tome.tokens > cell(found, "uniform", COMPUTE).tokens
-        assert tome.flops == costs.tower_flops(SEVEN, tome.cuts) + costs.decoder_flops(SEVEN, LENGTH, tome.cuts)
+        assert flops(tome) == costs.tower_flops(SEVEN, tome.cuts) + costs.decoder_flops(SEVEN, LENGTH, tome.cuts)
         assert costs.tower_flops(SEVEN, tome.cuts) < costs.tower_flops(SEVEN)
 
     def test_same_place_same_cell(self, found):
         for budget in (128, 288):
             assert cell(found, "fastv", COUNT, budget) is cell(found, "fastv", COMPUTE, budget)
+        assert next(iter(found.cells)) == "vanilla"
 
-    def test_down_sampled_images_keep_all_tokens_and_have_so_many_patches(self, found):
+    def test_downsampled_has_about_so_many_patches(self, found):
         low = cell(found, "downsampled", COUNT)
         assert (low.tokens, low.side) == (576, 11)
         assert not any((line.method, line.basis) == ("downsampled", COMPUTE) for line in found.lines)
@@ -65,7 +78,7 @@ class TestCells:
 
     def test_official_schedules_and_ones_own(self):
         names = ["pyramiddrop-schedule", "sparsevlm-schedule"]
-        found = grid(SEVEN, names, [192], length=LENGTH, given=[["tome@tower=288", "tokencarve@2=64,calibrated"]])
+        found = grid(SEVEN, names, [192], given=[["tome@tower=288", "tokencarve@2=64,calibrated"]])
         for name in names:
             assert cell(found, name, COUNT, 192).average == pytest.approx(192, abs=1)
             assert len(cell(found, name, COUNT, 192).cuts) == 3
@@ -77,56 +90,59 @@ class TestCells:
     @pytest.mark.parametrize(("keep", "says"), [(576, "keeps all 576"), (577, "577"), (1.0, "keeps all")])
     def test_budgets_that_leave_nothing_out(self, keep, says):
         with pytest.raises(CommandError, match=says):
-            grid(SEVEN, [], [keep], length=LENGTH)
-
-
-def test_divergence_is_that_of_scipy():
-    rng = np.random.default_rng(0)
-    first, second = 30 * rng.normal(size=(2, 5, 40)).astype(np.float32)
-    first[0, 0] = -1e30  # a probability of zero
-    p, q = (np.exp(x - np.logaddexp.reduce(x, -1, keepdims=True)) for x in np.float64([first, second]))
-    np.testing.assert_allclose(measurer.divergence(first, second), entropy(p, q, axis=-1), rtol=1e-9)
-    assert not measurer.divergence(first, first).any()
+            grid(SEVEN, [], [keep])
 
 
 def test_reduced_images_have_no_detail_left_and_the_same_colours():
     pixels = np.random.default_rng(0).uniform(size=(1, 3, 56, 56)).astype(np.float32)
-    low = np.asarray(measurer._reduced(jax.numpy.asarray(pixels), size=14))
+    low = np.asarray(reduced(jnp.asarray(pixels), size=14))
     assert low.shape == pixels.shape
     assert low.std() < 0.4 * pixels.std()  # means of 16: a quarter; samples would keep nearly all
     smooth = np.broadcast_to(np.linspace(0, 1, 56, dtype=np.float32), pixels.shape)
-    np.testing.assert_allclose(
-        measurer._reduced(jax.numpy.asarray(smooth), size=14)[..., 8:-8], smooth[..., 8:-8], atol=0.02
-    )
+    np.testing.assert_allclose(reduced(jnp.asarray(smooth), size=14)[..., 8:-8], smooth[..., 8:-8], atol=0.02)
 
 
-def test_rows_of_made_up_answers():
+class Scenes(QuestionSet):
+    """Two questions about each of two scenes; the answer is "yes", if anybody knows."""
+
+    max_new_tokens = 1
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __len__(self):
+        return 4
+
+    def sample(self, index):
+        return Sample(index, "?", (), self.answer, index // 2, "reading")
+
+    def identity(self):
+        return {}
+
+
+def test_rows_of_made_up_answers(tmp_path):
     """The random model of the other tests is never right."""
     right = {"vanilla": [1, 1, 1, 0], "a": [1, 1, 0, 0], "b": [1, 0, 0, 1]}
-    questions = [
-        {
-            "sample": i + 7,
-            "scene": i // 2,
-            "family": "reading",
-            "right": {key: marks[i] for key, marks in right.items()},
-        }
-        for i in range(4)
-    ]
-    known = {
+    answers = Answers(list(right), Journal(tmp_path / "journal", {}), 4)
+    columns = {
         key: {
-            i + 7: {"said": "yes" if ok else "no", "kl": i / 10, "same_first": bool(ok)} for i, ok in enumerate(marks)
+            "prediction": ["yes" if ok else "no" for ok in marks],
+            "kl": [0.0, 0.1, 0.2, 0.3],
+            "same_first": [bool(ok) for ok in marks],
         }
         for key, marks in right.items()
     }
-    cells = {key: {"method": key, "tokens": 9, "average": 9.0, "flops": 10} for key in right}
+    answers.add({"indices": [0, 1, 2, 3, 4], "errors": {}, "found": {"c": {"prediction": ["no"] * 5}}})  # of others
+    answers.add({"indices": [0, 1, 2, 3], "errors": {}, "found": columns})
+    facts = {key: {"method": key, "tokens": 9, "average": 9.0, "flops": 10} for key in right}
     lines = [
-        {"budget": 5, "basis": COUNT, "method": "tokencarve", "key": "a", "why_not": ""},
-        {"budget": 5, "basis": COUNT, "method": "b", "key": "b", "why_not": ""},
-        {"budget": 5, "basis": COMPUTE, "method": "b", "key": None, "why_not": "too dear"},
+        Line(5, COUNT, "tokencarve", "a"),
+        Line(5, COUNT, "b", "b"),
+        Line(5, COMPUTE, "b", None, "too dear"),
     ]
     costs = {key: {"xla_flops": None, "cache_bytes": 1} for key in right}
     times = {key: {"prefill_s": [3.0, 1.0, 2.0], "own_s": [0.5]} for key in right}
-    found = tables.rows({"cells": cells, "lines": lines}, known=known, questions=questions, costs=costs, times=times)
+    found = rows(facts, lines, answers, Scenes("yes"), costs=costs, times=times)
     first, carved, other, none = found
     assert [row["accuracy"]["overall"]["share"] for row in (first, carved, other)] == [0.75, 0.5, 0.5]
     assert other["accuracy"]["reading"]["right"] == 2
@@ -138,16 +154,14 @@ def test_rows_of_made_up_answers():
     assert (other["same_answer"], other["same_first_token"]) == (0.25, 0.5)
     assert (other["kl_mean"], other["kl_max"], other["prefill_s"]) == (pytest.approx(0.15), 0.3, 2.0)
     assert none["why_not"] == "too dear"
-    for question in questions:
-        question["right"] = dict.fromkeys(right)
-    unknown = tables.rows({"cells": cells, "lines": lines}, known=known, questions=questions, costs=costs, times=times)
+    unknown = rows(facts, lines, answers, Scenes(None), costs=costs, times=times)
     assert [row.get("accuracy") for row in unknown] == [None] * 4
-    assert [row["method"] for row in tables.parts(unknown)[0][1]] == ["vanilla", "a", "b"]  # by agreement
-    assert "9: 25.0" in tables.plain(unknown, [])
-    lines = tables.plain(found, ["note"]).splitlines()
-    assert [line.split("  ")[0] for line in lines[2:5]] == ["vanilla", "a", "b"]
-    assert "9: 50.0 ± 35.0" in lines[4]  # Wilson: 15.0 to 85.0
-    text = tables.markdown(found, ["note"])
-    assert "| b | 9 | 9 | 50.0 [" in text
+    assert [row["method"] for row in compare_tables.parts(unknown)[0][1]] == ["vanilla", "a", "b"]  # by agreement
+    assert "9: 25.0" in compare_tables.plain(unknown)
+    plain = compare_tables.plain(found).splitlines()
+    assert [line.split("  ")[0] for line in plain[2:5]] == ["vanilla", "a", "b"]
+    assert "9: 50.0 ± 35.0" in plain[4]  # Wilson: 15.0 to 85.0
+    text = compare_tables.markdown(found)
+    assert "50.0 [" in text
     assert "n/a" in text
-    assert text.count("| b |") == 1
+    assert text.count("| b ") == 1

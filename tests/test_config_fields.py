@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from models.auto import family_of
-from models.config import ConfigError
-from models.io.table import CheckpointError, load_weights
+from models.errors import CheckpointError, ConfigError
+from models.io.table import load_weights
 from models.llava import Llava, LlavaConfig, LlavaNext, LlavaNextConfig
 from models.nn.clip_config import VisionConfig
 from models.nn.llama_config import TextConfig

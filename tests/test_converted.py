@@ -11,8 +11,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from models import convert
+from models.errors import CheckpointError
 from models.io import orbax
-from models.io.table import CheckpointError
 from models.llava import Llava
 from tests.checkpoints import Q_PROJ, exported, save_small, small, tensors
 from tests.test_checkpoint import assert_same_bits

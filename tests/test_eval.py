@@ -1,7 +1,9 @@
 """The evaluation: what it writes, that nothing is lost, and that what cannot work says so."""
 
+import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import compare
 from experiments import eval as evaluation
-from experiments.core import loading, results
+from experiments.core import cli, loading
 from experiments.data.scene_questions import SceneQuestions
 from experiments.data.scenes import FAMILIES, make_scene
-from experiments.evaluation.asker import DECODE_CAPACITY, Asker
+from experiments.evaluation.worker import ModelWorker
 from experiments.reports import html as html_report
-from experiments.reports.patch_maps import fates
+from experiments.reports.patch_maps.maps import arrays_of
 from experiments.reports.pictures import GAP, scale_of
 from models.engine import prefill
 from tests.commands import DAMAGES, KEEPS, SIDE, VISUAL, answer_alone, damage, failure, save_checkpoint
@@ -74,24 +77,26 @@ class TestResults:
         for sample in (samples[1], samples[-1]):
             image = make_scene("test", sample["scene"], 1).image
             for name, carve in (("vanilla", None), ("tokencarve", KEEP)):
-                assert answer_alone(checkpoint, image, sample["question"], carve) == sample["said"][name]
+                assert answer_alone(checkpoint, image, sample["question"], carve) == sample["predictions"][name]
 
     def test_methods_differ(self, whole):
         """Otherwise the other tests prove little."""
         samples = read(whole)["samples"]
-        assert len({tuple(s["said"][name] for s in samples) for name in ("vanilla", "tokencarve", "random")}) == 3
-        assert len({s["said"]["vanilla"] for s in samples}) > 3
+        assert (
+            len({tuple(s["predictions"][name] for s in samples) for name in ("vanilla", "tokencarve", "random")}) == 3
+        )
+        assert len({s["predictions"]["vanilla"] for s in samples}) > 3
 
     def test_numbers_follow_from_samples_and_journal(self, whole):
         report = read(whole)
         entries = [json.loads(line) for line in (whole / "answers.jsonl").read_text().splitlines()][1:]
         for row in report["methods"]:
             name = row["method"]
-            seconds = [value for entry in entries for value in entry["prefill_s"][name]]
+            seconds = [entry["prefill_s"][name] for entry in entries]
             assert row["prefill_s"] == median(seconds)
             assert row["prefill_runs"] == len(seconds) == len(entries)
             assert row["same_answer"] == np.mean(
-                [s["said"][name] == s["said"]["vanilla"] for s in report["samples"]], dtype=float
+                [s["predictions"][name] == s["predictions"]["vanilla"] for s in report["samples"]], dtype=float
             )
             assert row["visual_tokens"] == (VISUAL if name == "vanilla" else KEEP)
             # 3 layers, keys and values of 1 head x 12 x 4 bytes; 32 slots of the bucket and 32 for new tokens.
@@ -128,14 +133,12 @@ class TestGallery:
             prompt = checkpoint.llava.prompt(**inputs.named)
             for name in ("tokencarve", "random"):
                 seed = 1_000_003 + start
-                (cut,) = checkpoint.llava.prefill(
-                    prompt, carve=((2, name, KEEP),), seed=seed, decode_capacity=DECODE_CAPACITY
-                ).cuts
+                (cut,) = checkpoint.llava.prefill(prompt, carve=((2, name, KEEP),), seed=seed, decode_capacity=32).cuts
                 for row in range(BATCH):
                     maps = [one for one in records[start + row]["maps"] if one["method"] == name]
                     assert [one["visual_tokens"] for one in maps if not one["answered"]] == [4, 2]
                     (one,) = (one for one in maps if one["answered"])
-                    survivors, assignment = fates.assignment(VISUAL, one)
+                    survivors, assignment = arrays_of(one, VISUAL)
                     np.testing.assert_array_equal(survivors, cut.indices[row])
                     np.testing.assert_array_equal(assignment, cut.assignment[row])
 
@@ -156,6 +159,15 @@ class TestGallery:
         assert evaluation.main([*flags, "--limit=1", "--gallery=2", "--no-report", f"--out={tmp_path}"]) == 0
         assert not (tmp_path / "report.html").exists()
         assert len(read(tmp_path)["gallery"]) == 2
+
+
+def test_scenes_are_asked_as_the_flags_say(flags, whole, tmp_path):
+    more = ["--conv-mode=vicuna_v1", "--max-new-tokens=3", "--limit=1", "--gallery=1", "--no-report"]
+    assert evaluation.main([*flags, *more, f"--out={tmp_path}"]) == 0
+    report = read(tmp_path)
+    assert (report["settings"]["conversation"], report["settings"]["max_new_tokens"]) == ("vicuna_v1", 3)
+    before = read(whole)["samples"]
+    assert [s["predictions"] for s in report["samples"]] != [s["predictions"] for s in before[:3]]
 
 
 START = """
@@ -194,16 +206,16 @@ class TestResume:
     @pytest.fixture
     def asked(self, monkeypatch):
         """First questions of the batches that are asked; `stop_at` interrupts at such a batch."""
-        asked, original = [], Asker.answer
+        asked, original = [], ModelWorker.answer
 
-        def answer(self, inputs, indices, **options):
+        def answer(self, questions, indices, *args, **options):
             if len(asked) == answer.stop_after:
                 raise KeyboardInterrupt
             asked.append(indices[0])
-            return original(self, inputs, indices, **options)
+            return original(self, questions, indices, *args, **options)
 
         answer.stop_after = None
-        monkeypatch.setattr(Asker, "answer", answer)
+        monkeypatch.setattr(ModelWorker, "answer", answer)
         return asked, answer
 
     def test_interrupted_run_goes_on(self, flags, whole, tmp_path, asked, capsys):
@@ -214,7 +226,7 @@ class TestResume:
         assert "the same command goes on" in capsys.readouterr().err
         assert not (out / "results.json").exists()
         with (out / "answers.jsonl").open("a") as file:
-            file.write('{"batch": 2, "samples": [{"sam')  # torn
+            file.write('{"indices": [8], "fou')  # torn
         answer.stop_after = None
         assert evaluation.main([*flags, f"--out={out}"]) == 0
         assert asked == [0, 4, 8]
@@ -249,29 +261,23 @@ class TestResume:
         assert f"{whole} holds a run with other settings (keep, seed); pass another --out, or --restart" in line
         assert {path: path.read_bytes() for path in whole.rglob("*.*")} == before
 
-    @pytest.mark.parametrize("text", ["nonsense\n", '{"a": 1}\n', "[]\n", '{"settings": 3\n{}\n'])
-    def test_damaged_journal(self, flags, tmp_path, capsys, text):
-        (tmp_path / "answers.jsonl").write_text(text)
-        assert "is damaged" in failure(evaluation.main, [*flags, f"--out={tmp_path}"], capsys)
-        assert (tmp_path / "answers.jsonl").read_text() == text
-
-    def test_journal_torn_in_its_first_line(self, tmp_path):
-        path = tmp_path / "journal"
-        path.write_text('{"settings": {"a"')
-        journal = results.Journal(path, {"a": 1})
-        assert journal.entries == []
-        journal.add({"b": 2})
-        assert results.Journal(path, {"a": 1}).entries == [{"b": 2}]
+    def test_another_kind_of_results_is_refused(self, flags, whole, tmp_path, capsys):
+        for more in ([], ["--restart"]):
+            argv = [flag for flag in flags if not flag.startswith("--keep")]
+            line = failure(compare.main, [*argv, f"--out={whole}", *more], capsys)
+            assert f"{whole} holds results of the kind 'eval', not 'compare'; pass another --out" in line
+        shutil.copy(whole / "answers.jsonl", tmp_path)  # a run that was interrupted
+        assert "kind 'eval'" in failure(compare.main, [*argv, f"--out={tmp_path}"], capsys)
 
     def test_smaller_last_batch_compiles_nothing(self, flags, tmp_path, monkeypatch):
-        sizes, original = [], Asker.answer
+        sizes, original = [], ModelWorker.answer
 
         def answer(*args, **options):
             entry = original(*args, **options)
             sizes.append(prefill.prefill._cache_size())
             return entry
 
-        monkeypatch.setattr(Asker, "answer", answer)
+        monkeypatch.setattr(ModelWorker, "answer", answer)
         assert evaluation.main([*flags, f"--out={tmp_path}"]) == 0
         assert len(sizes) == 3
         assert sizes[0] == sizes[-1]
@@ -279,34 +285,32 @@ class TestResume:
 
 class TestBadInput:
     @pytest.mark.parametrize("keep", KEEPS)
-    def test_keep(self, flags, tmp_path, capsys, keep):
-        line = failure(evaluation.main, [*flags, f"--keep={keep}", f"--out={tmp_path / 'out'}"], capsys)
-        assert f"--keep: {keep!r} is neither a fraction" in line
-        assert not (tmp_path / "out").exists()
-
-    def test_keep_more_than_there_are(self, flags, tmp_path, capsys):
-        line = failure(evaluation.main, [*flags, "--keep=17", f"--out={tmp_path / 'out'}"], capsys)
-        assert "keep=17: keep as a count must be in 1..16" in line
-        assert not (tmp_path / "out").exists()
-
-    @pytest.mark.parametrize("how", DAMAGES)
-    def test_damaged_checkpoint(self, flags, model, tmp_path, capsys, how):
-        folder = damage(model, tmp_path / "damaged", how)
-        line = failure(evaluation.main, [*flags, f"--model={folder}", f"--out={tmp_path / 'out'}"], capsys)
-        assert DAMAGES[how] in line
-        assert f"{folder}" in line or how == "config of another model"
-        assert not (tmp_path / "out").exists()
-
-    def test_no_such_folder(self, tmp_path, capsys):
-        line = failure(evaluation.main, [f"--model={tmp_path / 'nowhere'}", f"--out={tmp_path / 'out'}"], capsys)
-        assert "nowhere: no such folder" in line
-        assert not (tmp_path / "out").exists()
+    def test_what_keep_is_not(self, keep):
+        with pytest.raises(argparse.ArgumentTypeError, match="is neither a fraction"):
+            cli.keep(keep)
 
     @pytest.mark.parametrize(
-        "flag", ["--limit=0", "--limit=x", "--batch-size=-1", "--seed=-1", "--lim=3", "--dtype=int8"]
+        ("flags", "says"),
+        [
+            (["--keep=1.5"], "--keep: '1.5' is neither a fraction"),
+            (["--keep=17"], "keep=17: keep as a count must be in 1..16"),
+            (["--model=nowhere"], "nowhere: no such folder"),
+            (["--limit=0"], "--limit"),
+            (["--seed=-1"], "--seed"),
+            (["--lim=3"], "--lim"),
+            (["--dtype=int8"], "--dtype"),
+        ],
     )
-    def test_other_flags(self, tmp_path, capsys, flag):
-        failure(evaluation.main, [flag, f"--out={tmp_path / 'out'}"], capsys)
+    def test_one_line_and_no_folder(self, model, tmp_path, capsys, flags, says):
+        line = failure(evaluation.main, [f"--model={model}", *flags, f"--out={tmp_path / 'out'}"], capsys)
+        assert says in line
+        assert not (tmp_path / "out").exists()
+
+    def test_damaged_checkpoint(self, model, tmp_path, capsys):
+        """One kind of damage: all are tested where checkpoints are read."""
+        folder = damage(model, tmp_path / "damaged", "truncated")
+        line = failure(evaluation.main, [f"--model={folder}", f"--out={tmp_path / 'out'}"], capsys)
+        assert DAMAGES["truncated"] in line
         assert not (tmp_path / "out").exists()
 
     def test_out_is_a_file(self, flags, tmp_path, capsys):
@@ -314,20 +318,9 @@ class TestBadInput:
         assert "there is a file of that name" in failure(evaluation.main, [*flags, f"--out={tmp_path / 'out'}"], capsys)
         assert (tmp_path / "out").read_text() == "mine"
 
-    @pytest.mark.parametrize(("flag", "said"), [("--keep=abc", "'abc' is neither"), ("", "has no config.json")])
-    def test_as_a_process(self, tmp_path, flag, said):
+    def test_as_a_process(self, tmp_path):
         argv = [sys.executable, "-m", "experiments.eval", f"--model={tmp_path}", f"--out={tmp_path / 'out'}"]
-        done = subprocess.run(
-            [*argv, *filter(None, [flag])],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            env=os.environ,
-            check=False,
-            timeout=600,
-        )
-        assert done.returncode != 0
-        assert said in done.stderr
-        assert done.stderr.count("\n") == 1
-        assert done.stdout == ""
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert "has no config.json" in done.stderr
         assert not (tmp_path / "out").exists()

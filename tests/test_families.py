@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from models import convert
-from models.config import ConfigError
 from models.engine import prefill
 from models.engine.plan import parse, resolve
 from models.engine.target import CPU
+from models.errors import ConfigError
 from models.io.shards import Header
 from models.io.table import match, variables_of
 from models.llava import Llava, LlavaNext

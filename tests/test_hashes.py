@@ -7,8 +7,8 @@ import pytest
 
 import models
 from models import convert
+from models.errors import CheckpointError
 from models.io import hashes
-from models.io.table import CheckpointError
 from tests.commands import save_checkpoint
 
 

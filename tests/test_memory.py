@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from experiments.core import loading, memory
-from experiments.core.cli import CommandError
 from experiments.core.loading import Inputs
 from models.engine.target import CPU
+from models.errors import CommandError
 from tests.commands import save_checkpoint
 from tests.tiny import CONFIG
 

@@ -11,7 +11,7 @@ import pytest
 from experiments import eval as evaluation
 from experiments import rank
 from experiments.core import methods
-from experiments.core.cli import CommandError
+from models.errors import CommandError
 from tests.commands import failure
 from tokencarve_jax import COMPRESSORS, Compressor, Tokens
 
@@ -56,7 +56,7 @@ def test_eval_runs_it_and_takes_no_answers_of_an_earlier_version(file, tmp_path,
     argv = ["--keep=0.222", "--limit=1", "--no-report", "--methods", f"{file}:ODD", f"--out={out}"]
     assert evaluation.main(argv) == 0
     report = json.loads((out / "results.json").read_text())
-    assert all(set(record["said"]) == {"vanilla", "odd-ones"} for record in report["samples"])
+    assert all(set(record["predictions"]) == {"vanilla", "odd-ones"} for record in report["samples"])
     file.write_text(METHOD.replace("argsort(-", "argsort("))
     assert "holds a run with other settings (own_methods)" in failure(evaluation.main, argv, capsys)
     assert evaluation.main([*argv, "--restart"]) == 0

@@ -8,8 +8,8 @@ import tomllib
 
 import pytest
 
-from experiments.core.cli import CommandError
 from experiments.lmms import model_args
+from models.errors import CommandError
 from tests.pages import ROOT, Block, blocks, commands
 from tokencarve_jax import COMPRESSORS
 

@@ -8,12 +8,12 @@ import jax
 import pytest
 
 from experiments import compare
-from experiments.comparison import pairs
+from experiments.evaluation import pairs
 from tests.kills.processes import ROOT
 
 TWO = """
 import threading
-from experiments.comparison import pairs
+from experiments.evaluation import pairs
 pairs.make_room()
 import jax, jax.numpy as jnp
 from tokencarve_jax import carve

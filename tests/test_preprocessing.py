@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.core.cli import CommandError
-from experiments.data import preprocessing
+from experiments.core import preprocessing
 from experiments.data.image_files import open_image
 from experiments.data.tiny_processor import build_processor
+from models.errors import CommandError
 
 SIDE = 336
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])

@@ -8,8 +8,8 @@ from PIL import Image
 from experiments import eval as evaluation
 from experiments.core import loading
 from experiments.data.ahead import Ahead
-from experiments.evaluation import file_run
-from experiments.evaluation.file_asker import FileAsker
+from experiments.evaluation import files
+from experiments.evaluation.worker import ModelWorker
 from tests.commands import failure
 from tests.question_files import KEEP, POPE, SUFFIX, SYSTEM, flags, make_folder
 
@@ -159,17 +159,17 @@ class TestAnswers:
 
 class TestResume:
     def test_same_files_after_an_interruption(self, folder, whole, tmp_path, monkeypatch):
-        asked, original = [], FileAsker.ask
+        asked, original = [], ModelWorker.answer
 
-        def ask(self, indices, then):
+        def answer(self, questions, indices, *args, **options):
             if len(asked) == 2:
                 raise KeyboardInterrupt
             asked.append(list(indices))
-            return original(self, indices, then)
+            return original(self, questions, indices, *args, **options)
 
         out = tmp_path / whole.name
         with monkeypatch.context() as patch:
-            patch.setattr(FileAsker, "ask", ask)
+            patch.setattr(ModelWorker, "answer", answer)
             assert evaluation.main(flags(folder, "pope.jsonl", out)) == 130
         assert len(asked) == 2
         assert not list(tmp_path.glob("*.jsonl"))
@@ -179,7 +179,7 @@ class TestResume:
         journal = whole.with_suffix("") / "answers.jsonl"
         assert (tmp_path / "pope" / "answers.jsonl").read_bytes() == journal.read_bytes()
         reports = [json.loads((at / "pope" / "results.json").read_text()) for at in (tmp_path, whole.parent)]
-        assert reports[0] | {"command": ""} == reports[1] | {"command": ""}
+        assert reports[0] | {"command": "", "date": ""} == reports[1] | {"command": "", "date": ""}
 
     def test_same_files_where_another_process_reads(self, folder, whole, tmp_path, monkeypatch):
         start, there = Ahead._start, []
@@ -187,10 +187,10 @@ class TestResume:
         def and_wait(self, then):
             start(self, then)
             if self._ready:
-                there.append(self._ready.result(timeout=60))
+                there.append(self._ready.result(timeout=300))
 
         monkeypatch.setattr(Ahead, "_start", and_wait)
-        monkeypatch.setattr(file_run, "WORTH", 0)
+        monkeypatch.setattr(files, "MIN_BATCHES", 0)
         assert evaluation.main(flags(folder, "pope.jsonl", tmp_path / whole.name)) == 0
         assert len(there) > 2
         for path in [*whole.parent.glob("*.jsonl"), whole.with_suffix("") / "answers.jsonl"]:

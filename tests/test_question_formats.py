@@ -5,10 +5,10 @@ import json
 import pytest
 
 from experiments import eval as evaluation
-from experiments.core.cli import CommandError
 from experiments.data import formats
 from experiments.data.file_questions import FileQuestions
 from experiments.data.question_images import path_inside
+from models.errors import CommandError
 from tests.commands import failure
 from tests.question_files import POPE, flags, make_folder
 
@@ -54,7 +54,7 @@ class TestBadInput:
             (["--questions=nowhere.xlsx"], "ends in .jsonl, .json, .tsv"),
             (["--images=nowhere"], "nowhere: no such folder of images"),
             (["--image-aspect-ratio=crop", "--border=drop"], "'drop' is for padded images; here they are 'crop'"),
-            (["--border=last", "--methods=tome"], "'last': a cut in the vision tower"),
+            (["--border=last", "--methods=tome", "--keep=8"], "'last': a cut in the vision tower"),
             (["--keep=17"], "keep=17"),
         ],
     )

@@ -11,12 +11,11 @@ from flax import nnx
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection
 
-from models.config import ConfigError
 from models.engine import evidence, plan, prefill
 from models.engine.plan import Cut
 from models.engine.relevance import FEATURES, QuestionEmbeddings
 from models.engine.visual import Reading
-from models.io.table import CheckpointError
+from models.errors import CheckpointError, ConfigError
 from models.llava import Llava
 from models.nn.clip_config import ClipConfig
 from models.nn.clip_text import PatchEmbedding

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from experiments import reproduce
+from experiments.core.config import PromptConfig
 from experiments.data.formats import mmbench_question
-from experiments.lmms.reproduction import harness, prompts, sets, tables
-from experiments.lmms.reproduction.settings import Column
+from experiments.lmms import harness, prompts, reproduction, sets, tables
+from experiments.lmms.tables import Column
 from tests.commands import failure
 
 ROOT = Path(__file__).parents[1]
@@ -87,13 +89,9 @@ class TestSets:
             assert f"task: {name}\n" in (harness.HERE / f"{name}.yaml").read_text()
 
     def test_published_figures(self):
-        """As `method.md` of the paper's figure 1 and LLaVA's table have them: a mean relative change of -1.54 %."""
-        change = [
-            figure.carved[128] / figure.vanilla - 1
-            for one in sets.SETS.values()
-            for figure in one.figures
-            if figure.vanilla
-        ]
+        """The paper's figure 1 says that the mean relative change is -1.54 %."""
+        figures = [figure for one in sets.SETS.values() for figure in one.figures if figure.vanilla]
+        change = [figure.carved / figure.vanilla - 1 for figure in figures]
         assert len(change) == 8
         assert sum(change) / 8 == pytest.approx(-0.0154, abs=5e-5)
 
@@ -110,15 +108,10 @@ class TestSets:
         )
 
     def test_seed_sees_the_frame_in_the_middle(self):
-        class Frame:
-            def __init__(self, number):
-                self.number = number
-
-            def convert(self, mode):
-                return self.number, mode
-
-        assert prompts.seed_doc_to_visual({"image": [Frame(i) for i in range(8)]}) == [(4, "RGB")]
-        assert prompts.seed_doc_to_visual({"image": [Frame(0)]}) == [(0, "RGB")]
+        frames = [Image.new("L", (1, 1), i) for i in range(8)]
+        for shown, middle in ((frames, 4), (frames[:1], 0)):
+            (seen,) = prompts.seed_doc_to_visual({"image": shown})
+            assert (seen.mode, seen.getpixel((0, 0))) == ("RGB", (middle,) * 3)
 
 
 class TestCommand:
@@ -135,16 +128,15 @@ class TestCommand:
         monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: True)
         assert "is there twice" in failure(reproduce.main, flags, capsys)
 
-    def test_columns_are_schedules(self):
-        flags = reproduce._parser().parse_args(["--keep", "0.222", "64", "--information", "svd", "default"])
-        settings = reproduce._settings(flags)
-        assert settings.names == [
-            "vanilla",
-            "tokencarve-svd@2=0.222",
-            "tokencarve-svd@2=64",
-            "tokencarve@2=0.222",
-            "tokencarve@2=64",
-        ]
-        assert settings.schedules == tuple((name,) for name in settings.names[1:])
-        assert (settings.batch_size, settings.sets) == (1, tuple(sets.SETS))
-        assert settings.asking.image_aspect_ratio == "pad"
+    def test_columns_are_schedules(self, monkeypatch):
+        configs = []
+        monkeypatch.setattr(harness, "require", lambda: None)
+        monkeypatch.setattr(reproduction, "dry_run", lambda config: (configs.append(config), ("", 0))[1])
+        assert reproduce.main(["--dry-run", "--keep", "0.222", "64", "--information", "svd", "default"]) == 0
+        (config,) = configs
+        names = ["tokencarve-svd@2=0.222", "tokencarve-svd@2=64", "tokencarve@2=0.222", "tokencarve@2=64"]
+        assert config.cells == ["vanilla", *names]
+        schedules = config.worker.comparison.schedules
+        assert [(name, " ".join(map(str, cuts))) for name, cuts in schedules] == [(name, name) for name in names]
+        assert (config.worker.batch_size, config.sets) == (1, tuple(sets.SETS.values()))
+        assert config.worker.prompt == PromptConfig()

@@ -11,10 +11,11 @@ from PIL import Image
 from experiments import eval as evaluation
 from experiments import generate
 from experiments.core import methods, schedules
-from experiments.core.cli import CommandError
 from experiments.data.scenes import make_scene
+from experiments.evaluation.cells import AtOneBudget
 from models.engine.official import sparsevlm_schedule
 from models.engine.plan import OPTIONS, Cut, parse
+from models.errors import CommandError
 from tests.commands import VISUAL, failure, save_checkpoint
 from tokencarve_jax import COMPRESSORS
 
@@ -115,22 +116,21 @@ def test_generate_takes_one(model, tmp_path, capsys):
 
 def test_published_schedules_are_methods_at_an_average():
     """No model is needed to see what would be compared."""
-    text = types.SimpleNamespace(num_layers=32)
-    llava = types.SimpleNamespace(config=types.SimpleNamespace(text=text, tokens_per_image=576))
-    compared = methods.to_compare(llava, 192, ["tokencarve", "sparsevlm-schedule", "pyramiddrop-schedule"])
-    assert compared["sparsevlm-schedule"] == sparsevlm_schedule(32, 576, 192)
-    left = {name: methods.visual_tokens(llava, carve) for name, carve in compared.items()}
-    assert {name: count for name, (count, _) in left.items()} == {
-        "vanilla": 576,
-        "tokencarve": 192,
-        "sparsevlm-schedule": 113,
-        "pyramiddrop-schedule": 9,
-    }
-    assert [average for _, average in left.values()] == pytest.approx([576, 216, 192, 192], abs=0.1)
+    config = types.SimpleNamespace(text=types.SimpleNamespace(num_layers=32), tokens_per_image=576)
+
+    def cells(keep, *names):
+        compared = AtOneBudget(tuple((method, keep) for method in methods.named(names)))
+        return compared.cells(types.SimpleNamespace(config=config, square=True), length=0)
+
+    found = cells(192, "tokencarve", "sparsevlm-schedule", "pyramiddrop-schedule")
+    assert found["sparsevlm-schedule"].cuts == parse(sparsevlm_schedule(32, 576, 192), num_layers=32)
+    tokens = {"vanilla": 576, "tokencarve": 192, "sparsevlm-schedule": 113, "pyramiddrop-schedule": 9}
+    assert {name: cell.tokens for name, cell in found.items()} == tokens
+    assert [cell.average for cell in found.values()] == pytest.approx([576, 216, 192, 192], abs=0.1)
     with pytest.raises(CommandError, match=r"keep=64: pyramiddrop: .* cannot be reached"):
-        methods.to_compare(llava, 64, ["pyramiddrop-schedule"])
+        cells(64, "pyramiddrop-schedule")
     with pytest.raises(CommandError, match="two have one name"):
-        methods.to_compare(llava, 64, ["fastv", "fastv"])
+        cells(64, "fastv", "fastv")
 
 
 def test_eval_compares_several_with_methods(model, tmp_path, capsys):

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import bench
-from experiments.core.cli import CommandError
 from experiments.metrics import costs
 from experiments.speed import ahead_of_time, inspection, presets, programs, roofline, targets
 from experiments.speed.ahead_of_time import Job
 from models.engine import plan
 from models.engine.target import CPU, TPU
+from models.errors import CommandError
 from models.io.table import abstract_model
 from models.llava import Llava
 from tests.commands import failure

@@ -12,7 +12,6 @@ from flax import nnx
 
 from experiments import train
 from experiments.core import loading
-from experiments.core.cli import CommandError
 from experiments.data.scenes import make_scene
 from experiments.data.tiny_processor import PROMPT, build_processor
 from experiments.train import new_model, write_model
@@ -20,6 +19,7 @@ from experiments.training.decoder import answer_logits, answer_loss
 from experiments.training.pool import IGNORE, QuestionTokens, choose_patches, flatten_patches
 from experiments.training.stages import STAGES, Stage, claim_folder, run_stage
 from experiments.training.tower import normalise_patches
+from models.errors import CommandError
 from models.llava import Llava
 from models.nn.clip import patchify
 from tests.tiny import IMAGE_TOKEN, PATCHES, make_llava

@@ -13,9 +13,9 @@ import pytest
 import ray
 
 from experiments import eval as evaluation
-from experiments.core import ray_workers, workers
-from experiments.core.calls import Call
-from experiments.core.cli import CommandError
+from experiments.core import ray_workers, runner
+from experiments.core.workers import Call
+from models.errors import CommandError
 from tests.commands import failure, save_checkpoint
 from tests.kills import on_ray as kills
 from tests.stub_workers import Differing, Failing, Making
@@ -31,7 +31,7 @@ def session():
 
 @pytest.fixture(scope="module")
 def pool(session, tmp_path_factory):
-    with workers.start(Making(tmp_path_factory.mktemp("marks")), workers=2) as pool:
+    with runner.start(Making(tmp_path_factory.mktemp("marks")), workers=2) as pool:
         yield pool
 
 
@@ -41,7 +41,7 @@ def doubles(count, method="double", **options):
 
 class TestPools:
     def test_alone_in_order(self, tmp_path):
-        with workers.start(Making(tmp_path)) as pool:
+        with runner.start(Making(tmp_path)) as pool:
             assert (pool.count, pool.identity) == (1, {"code": 1})
             done = [(call.key, found) for call, found in pool.run(doubles(5))]
         assert done == [(number, (2 * number, os.getpid())) for number in range(5)]
@@ -84,18 +84,18 @@ class TestPools:
     )
     def test_an_exception_is_one_line(self, session, tmp_path, method, said):
         with (
-            workers.start(Making(tmp_path), workers=2) as pool,
+            runner.start(Making(tmp_path), workers=2) as pool,
             pytest.raises(CommandError, match=f"^{said}$"),
         ):
             list(pool.run([Call(0, methodcaller(method))]))
 
     def test_a_worker_that_cannot_be_made(self, session, tmp_path):
-        with pytest.raises(CommandError, match="no such model"), workers.start(Failing(tmp_path), workers=2):
+        with pytest.raises(CommandError, match="no such model"), runner.start(Failing(tmp_path), workers=2):
             pass
 
     def test_workers_that_differ(self, session, tmp_path):
         def run():
-            with workers.start(Differing(tmp_path), workers=2) as pool:
+            with runner.start(Differing(tmp_path), workers=2) as pool:
                 for _ in range(600):  # until the second is there
                     list(pool.run(doubles(2)))
                     time.sleep(0.05)
@@ -106,7 +106,7 @@ class TestPools:
     def test_more_workers_than_the_cluster_has_room_for(self, session, tmp_path):
         with (
             pytest.raises(CommandError, match="99 workers need a CPU each"),
-            workers.start(Making(tmp_path), workers=99),
+            runner.start(Making(tmp_path), workers=99),
         ):
             pass
 
@@ -155,7 +155,9 @@ class TestEvaluation:
         status, table, err = kills.finish(kills.start(kills.command(model, tmp_path, "--workers=2")))
         assert (status, err) == (0, "")  # Ray is quiet
         assert kills.samples(tmp_path) == kills.samples(alone)
-        assert len({sample["said"]["random"] for sample in kills.samples(alone)}) > 3  # otherwise this proves little
+        assert (
+            len({sample["predictions"]["random"] for sample in kills.samples(alone)}) > 3
+        )  # otherwise this proves little
         assert table.startswith((tmp_path / "table.txt").read_text())
         assert "Asked by 2 workers; prefill is of the first" in table
         report = json.loads((tmp_path / "results.json").read_text())

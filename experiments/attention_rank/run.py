@@ -1,143 +1,77 @@
-"""From settings to a folder: asks every method, measures what attention added, and writes what comes of it."""
+"""From a config to a folder: asks every method, measures what attention added, and writes what comes of it."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
-import itertools
-import sys
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from tqdm import tqdm
 
-from experiments.attention_rank import drawing, report, statement
-from experiments.attention_rank.settings import Settings
-from experiments.attention_rank.watching import answer, watched
-from experiments.core import loading, methods, results
-from experiments.core.cli import CommandError
-from experiments.data.questions import batches
-from experiments.data.scene_questions import SceneQuestions
-from experiments.data.scenes import FAMILIES
-from experiments.evaluation.asker import MAX_NEW_TOKENS
-from experiments.metrics.rank import TOLERANCE, measure
-from experiments.metrics.summary import BASELINE
-from models.engine.plan import TOKENCARVE_LAYER, Plan, parse, resolve
-from models.engine.prompt import Prompt
-from models.engine.target import CPU
-from models.io.writing import own_folder
-from tokencarve_jax import plan as count
-
-BATCH = 6  # questions at a time
-BUCKET = 32  # questions of any length share one compiled program per method
-TOKENS = ("all", "visual")  # those whose attention output is measured
+from experiments.attention_rank import report, statement
+from experiments.attention_rank.probe import AttentionRank
+from experiments.core import methods, results
+from experiments.core.config import RunConfig
+from experiments.core.methods import BASELINE, Method
+from experiments.core.runner import Runner
+from experiments.core.workers import Call
+from experiments.evaluation.answers import SHAPE, Answers, Ask
+from experiments.evaluation.cells import Cell
+from experiments.evaluation.worker import ModelWorker, WorkerConfig
+from experiments.metrics.rank import TOLERANCE
+from experiments.reports import figures
+from models.engine.model import VisionLanguageModel
+from models.engine.plan import TOKENCARVE_LAYER as FIRST  # the first layer behind every cut
+from models.errors import CommandError
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """A method at a budget.
+class AtBudgets:
+    """Vanilla, and every method at every budget: a `Comparison`.
 
     Attributes:
-      method: its name.
-      kept: visual tokens that it leaves.
-      place: where: "tower", "input", "decoder", or "" for vanilla.
-      plan: the same for the engine.
+      methods: as they were named.
+      keeps: the budgets, each a fraction or a count.
+      square: see `Comparison`.
     """
 
-    method: str
-    kept: int
-    place: str
-    plan: Plan
+    methods: Sequence[Method]
+    keeps: Sequence[float | int]
+    square: bool = True
+
+    def cells(self, model: VisionLanguageModel, *, length: int) -> Mapping[str, Cell]:
+        """See `Comparison`; names are those of methods, each with the count of visual tokens left."""
+        del length
+        config = model.config
+        layers, visual = config.text.num_layers, config.tokens_per_image
+        if layers < FIRST + 2:
+            raise CommandError(
+                f"the model has {layers} decoder layers; expected {FIRST + 2} or more: the cut comes before layer "
+                f"{FIRST}, and of the last layer only one token's output is ever computed"
+            )
+        found = [Cell.of(config, BASELINE, ())]
+        for keep in self.keeps:
+            for method in self.methods:
+                with methods.naming(f"{method.name}, keep={keep}"):
+                    schedule = method.schedule(keep, num_layers=layers, num_visual=visual)
+                    found.append(Cell.of(config, method.name, schedule))
+                if found[-1].tokens == visual:
+                    raise CommandError(f"--keep {keep} leaves all of the {visual} visual tokens; expected fewer")
+        named = {f"{cell.method} {cell.tokens}": cell for cell in found}
+        if len(named) < len(found):
+            keeps = " ".join(map(str, self.keeps))
+            raise CommandError(f"--keep {keeps}: two of them leave the same number of tokens")
+        return named
 
 
-def cases(llava: Any, settings: Settings) -> list[Case]:
-    """Vanilla, and every method at every budget.
-
-    Raises:
-      CommandError: they cannot be compared; says why.
-    """
-    layers, visual = llava.config.text.num_layers, llava.config.tokens_per_image
-    if layers < TOKENCARVE_LAYER + 2:
-        raise CommandError(
-            f"{settings.model} has {layers} decoder layers; expected {TOKENCARVE_LAYER + 2} or more: the cut comes "
-            f"before layer {TOKENCARVE_LAYER}, and of the last layer only one token's output is ever computed"
-        )
-    found = [Case(BASELINE, visual, "", Plan())]
-    for keep in settings.keep:
-        for name, carve in methods.to_compare(llava, keep, settings.methods).items():
-            if name == BASELINE:
-                continue
-            plan = resolve(parse(carve, num_layers=layers), visual)
-            if not plan.cuts:
-                raise CommandError(f"--keep {keep} leaves all of the {visual} visual tokens; expected fewer")
-            found.append(Case(name, count(visual, keep).kept, plan.cuts[0].compressor.at, plan))
-    budgets = [count(visual, keep).kept for keep in settings.keep]
-    if len(set(budgets)) < len(budgets):
-        raise CommandError(f"--keep {' '.join(map(str, settings.keep))}: two of them leave the same number of tokens")
-    return found
-
-
-class Asker:
-    """Holds the model, and asks it with one method after the other.
-
-    Args:
-      settings: of the run.
-
-    Raises:
-      CommandError: the model is none that the scenes are for, or a method cannot do what is asked.
-      Whatever `experiments.core.loading.load` raises.
-    """
-
-    def __init__(self, settings: Settings):
-        self._seed, self._questions = settings.seed, SceneQuestions(settings.limit, settings.seed)
-        self.checkpoint = loading.load(settings.model, dtype=settings.dtype, revision=settings.revision)
-        self._llava = self.checkpoint.llava
-        loading.check_square(settings.model, self._llava)
-        self.cases = cases(self._llava, settings)
-        prompt = self.prompt(range(1))
-        for case in self.cases:  # before the first is compiled
-            program = functools.partial(watched, plan=case.plan, decode_capacity=0, target=CPU)
-            try:
-                jax.eval_shape(program, self._llava, prompt, np.uint32(0))
-            except (TypeError, ValueError) as error:
-                raise CommandError(f"{case.method} cannot leave {case.kept} visual tokens: {error}") from error
-
-    def prompt(self, indices: Sequence[int]) -> Prompt:
-        """A batch of full size: the last question is repeated where there are fewer."""
-        samples = [self._questions.sample(index) for index in [*indices, *[indices[-1]] * (BATCH - len(indices))]]
-        inputs = self.checkpoint.encode([one.images for one in samples], [one.text for one in samples])
-        return self._llava.prompt(**inputs.named, per_image=True, bucket=BUCKET)
-
-    def ask(self, case: Case, prompt: Prompt, indices: Sequence[int]) -> dict[str, Any]:
-        """What a method says, and for each question and layer the measures of what attention added.
-
-        Raises:
-          CommandError: what attention added is not finite.
-        """
-        seed = (self._seed * 1_000_003 + indices[0]) % 2**32  # that of `experiments.eval`
-        tokens, outputs = answer(self._llava, prompt, case.plan, seed, new_tokens=MAX_NEW_TOKENS)
-        entry: dict[str, Any] = {"said": self.checkpoint.decode(tokens)[: len(indices)]}
-        for part, layers in zip(TOKENS, zip(*outputs, strict=True), strict=True):
-            try:
-                found = [measure(np.asarray(layer)[: len(indices)]) for layer in layers]
-            except ValueError as error:
-                raise CommandError(f"{case.method}: {error}; pass another --dtype") from error
-            entry[part] = {
-                "rank": np.stack([one.rank for one in found], axis=1).tolist(),
-                "entropy": np.stack([one.entropy for one in found], axis=1).tolist(),
-            }
-        return entry
-
-
-def run(settings: Settings, *, command: Sequence[str]) -> str:
+def run(config: RunConfig, worker: WorkerConfig) -> str:
     """Make a run, or go on with one.
 
     Args:
-      settings: what to measure, and where to write.
-      command: what is put on record as having asked for it.
+      config: where and by whom.
+      worker: what is asked, with a comparison `AtBudgets`.
 
     Returns:
       The table, what follows from it, and where everything else is.
@@ -146,84 +80,73 @@ def run(settings: Settings, *, command: Sequence[str]) -> str:
       CommandError: the run cannot be made; says why.
       OSError: the folder cannot be written to, or another process does so.
     """
-    with own_folder(settings.out):
-        asker = Asker(settings)
-        about = {
-            **asker.checkpoint.identity,
-            "dtype": settings.dtype,
-            "methods": list(settings.methods),
-            "own_methods": methods.own(cut.compressor for case in asker.cases for cut in case.plan.cuts),
-            "visual_tokens": sorted({case.kept for case in asker.cases}),
-            "seed": settings.seed,
-            "batch_size": BATCH,
-            "max_new_tokens": MAX_NEW_TOKENS,
-            "tolerance": TOLERANCE,
-            "machine": results.machine(),
-            "versions": results.versions(),
-            "code_sha256": results.code_checksum("experiments/attention_rank"),
-        }
-        journal = results.Journal(settings.out / "measured.jsonl", about, restart=settings.restart)
-        if journal.entries:
-            print(f"Going on from {journal.path}; --restart measures anew.", file=sys.stderr)
-        _ask_all(asker, journal, settings.limit)
-        return _write(settings, asker, journal, {"command": list(command), "settings": about})
+    with Runner(config, "rank", functools.partial(ModelWorker, worker)) as runner:
+        runner.first(_check)
+        cells: Mapping[str, Cell] = runner.first(operator.attrgetter("cells"))
+        settings = runner.settings(
+            methods=list(dict.fromkeys(cell.method for cell in cells.values() if cell.cuts)),
+            own_methods=methods.own(cut.compressor for cell in cells.values() for cut in cell.cuts),
+            visual_tokens=sorted({cell.tokens for cell in cells.values()}),
+            dtype=worker.model.dtype,
+            batch_size=worker.batch_size,
+            tolerance=TOLERANCE,
+        )
+        settings["code_sha256"] = results.code_checksum("experiments/attention_rank", "experiments/metrics/rank.py")
+        journal = runner.journal("measured.jsonl", settings, shape=SHAPE)
+        answers = Answers(list(cells), journal, len(worker.questions.load()))
+        _ask(runner, worker, answers)
+        return _write(runner, worker, cells, answers, settings)
 
 
-def _key(entry: dict[str, Any]) -> tuple[int, str, int]:
-    return entry["batch"], entry["method"], entry["visual_tokens"]
+def _check(worker: ModelWorker) -> None:
+    """Find out before the first cell is compiled whether all can be traced."""
+    (batch,), _ = worker.batches.read(worker.questions, range(1))
+    for cell in worker.cells.values():
+        prompt = batch.prompt(worker.model, cell.cuts)
+        prefill = functools.partial(type(worker.model).prefill, carve=cell.cuts)
+        try:
+            jax.eval_shape(prefill, worker.model, prompt)
+        except (TypeError, ValueError) as error:
+            raise CommandError(f"{cell.method} cannot leave {cell.tokens} visual tokens: {error}") from error
 
 
-def _ask_all(asker: Asker, journal: results.Journal, scenes: int) -> None:
-    """Have everything asked that the journal does not hold yet."""
-    have = {_key(entry): len(entry["said"]) for entry in journal.entries}
-    work = list(itertools.product(enumerate(batches(scenes * len(FAMILIES), BATCH)), asker.cases))
-
-    def done(number: int, indices: range, case: Case) -> bool:
-        return have.get((number, case.method, case.kept), 0) >= len(indices)
-
-    left = [(number, indices, case) for (number, indices), case in work if not done(number, indices, case)]
-    prompt = functools.lru_cache(maxsize=1)(asker.prompt)  # methods take turns at a batch
-    with tqdm(initial=len(work) - len(left), total=len(work), unit=" batches", file=sys.stderr, disable=None) as bar:
-        for number, indices, case in left:
-            bar.set_description(case.method)
-            where = {"batch": number, "method": case.method, "visual_tokens": case.kept}
-            journal.add(where | asker.ask(case, prompt(indices), indices))
-            bar.update()
+def _ask(runner: Runner, worker: WorkerConfig, answers: Answers) -> None:
+    """Have everything asked that the journal does not hold yet; cells take turns at a batch."""
+    parts = worker.questions.load().batches(worker.batch_size)
+    calls = [
+        Call((number, name), Ask(part, [name], probe=AttentionRank()))
+        for number, part in enumerate(parts)
+        for name in answers.missing(part)
+    ]
+    total = len(parts) * len(answers.known)
+    for _, entry in runner.do(calls, total=total, initial=total - len(calls), unit=" batches"):
+        del entry["seconds"]
+        answers.add(entry)
+    for index, why in answers.errors.items():
+        raise CommandError(f"question {index} cannot be asked: {why}")
 
 
-def _questions(settings: Settings) -> Iterator[dict[str, Any]]:
-    questions = SceneQuestions(settings.limit, settings.seed)
-    for index in range(len(questions)):
-        one = questions.sample(index)
-        yield {"sample": index, "family": one.family, "question": one.text, "answer": one.answer}
-
-
-def _write(settings: Settings, asker: Asker, journal: results.Journal, head: dict[str, Any]) -> str:
-    questions = list(_questions(settings))
-    newest = {_key(entry): entry for entry in journal.entries}
-    numbers = range(len(range(0, len(questions), BATCH)))
+def _write(
+    runner: Runner, worker: WorkerConfig, cells: Mapping[str, Cell], answers: Answers, settings: dict[str, Any]
+) -> str:
+    samples = answers.records(worker.questions.load())
+    right, vanilla = [sample["answer"] for sample in samples], answers.column(next(iter(cells)))
     rows = []
-    said: dict[tuple[str, int], list[str]] = {}
-    for case in asker.cases:
-        entries = [newest[number, case.method, case.kept] for number in numbers]
-        found = report.gather(entries, TOKENS, len(questions))
-        said[case.method, case.kept] = found.said
-        vanilla = said[BASELINE, asker.cases[0].kept]
-        answers = [question["answer"] for question in questions]
-        about = {"method": case.method, "place": case.place, "visual_tokens": case.kept}
-        rows.append(about | report.row(found, answers, vanilla, first=TOKENCARVE_LAYER))
-    correlations = report.correlations(rows, TOKENS, first=TOKENCARVE_LAYER)
-    text = statement.text(rows, correlations, scenes=settings.limit, first=TOKENCARVE_LAYER)
-    for question, words in zip(questions, zip(*said.values(), strict=True), strict=True):
-        question["said"] = {f"{name} {kept}": word for (name, kept), word in zip(said, words, strict=True)}
-    out = settings.out
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    value = {**head, "date": now, "model": settings.model, "scenes": settings.limit, "first_layer": TOKENCARVE_LAYER}
-    results.write_json(
-        out / "results.json", value | {"methods": rows, "correlations": correlations, "samples": questions}
-    )
-    results.write_text(out / "table.md", text + "\n")
-    results.write_text(out / "layers.csv", report.csv_text(rows, TOKENS))
-    drawing.save(drawing.against_accuracy(rows, first=TOKENCARVE_LAYER), out / "accuracy.png")
-    drawing.save(drawing.by_layer(rows, first=TOKENCARVE_LAYER), out / "layers.png")
-    return f"{text}\n\nEvery figure: {out / 'results.json'} and layers.csv; drawn: accuracy.png and layers.png."
+    for name, cell in cells.items():
+        measured = {
+            part: {what: [one[what] for one in answers.column(name, part)] for what in ("rank", "entropy")}
+            for part in report.TOKENS
+        }
+        place = cell.cuts[0].compressor.at if cell.cuts else ""
+        about = {"method": cell.method, "place": place, "visual_tokens": cell.tokens}
+        row = report.row(answers.column(name), measured, answers=right, vanilla=vanilla, first=FIRST)
+        rows.append(about | row)
+    correlations = report.correlations(rows, first=FIRST)
+    scenes = len({sample["scene"] for sample in samples})
+    text = statement.text(rows, correlations, scenes=scenes, first=FIRST)
+    found = {"methods": rows, "correlations": correlations, "samples": samples}
+    about = {"settings": settings, "model": worker.model.source, "scenes": scenes, "first_layer": FIRST}
+    runner.write(about | found, {"table.md": text + "\n", "layers.csv": report.csv_text(rows)})
+    figures.save(figures.accuracy_by_rank(rows, first=FIRST), runner.out / "accuracy.png")
+    figures.save(figures.rank_by_layer(rows, first=FIRST), runner.out / "layers.png")
+    return f"{text}\n\nEvery figure: {runner.out / 'results.json'} and layers.csv; drawn: accuracy.png and layers.png."

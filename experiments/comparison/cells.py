@@ -9,50 +9,23 @@ those are the same as the layer-averaged number of tokens, unless the tower too 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
-from experiments.core import methods, schedules
-from experiments.core.cli import CommandError
+from experiments.core import methods
+from experiments.core.methods import BASELINE, Method
+from experiments.evaluation.cells import Cell
 from experiments.metrics.costs import prefill_flops
-from experiments.metrics.summary import BASELINE
-from models.engine.plan import TOWER, Carve, Schedule, parse, resolve, tokens_by_layer
+from experiments.reports.compare_tables import COMPUTE, COUNT, GIVEN, REFERENCE
+from models.engine.model import VisionLanguageModel
+from models.engine.plan import Schedule, resolve
+from models.errors import CommandError
 from tokencarve_jax import plan
-from tokencarve_jax.methods.tome import block_counts
 
-REFERENCE = "tokencarve"
 DOWNSAMPLED = "downsampled"  # no method: the image at a lower resolution, enlarged again
-COUNT, COMPUTE, GIVEN = "count", "compute", "given"
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """Something to measure. Hashable.
-
-    Attributes:
-      method: by name.
-      cuts: with counts.
-      side: of the raster of patches that an image has the resolution of; None leaves it as it is.
-      tokens: visual tokens in the last layer.
-      average: visual tokens, mean over the decoder's layers.
-      flops: of the prefill of one question, at least.
-    """
-
-    method: str
-    cuts: Schedule
-    side: int | None
-    tokens: int
-    average: float
-    flops: int
-
-    @property
-    def key(self) -> str:
-        """Tells it from the others of a model."""
-        about = [f"{cut}{methods.version(cut.compressor)}" for cut in self.cuts]
-        about += [] if self.side is None else [f"{self.side} x {self.side}"]
-        return f"{self.method} ({' '.join(about)})" if about else self.method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +36,7 @@ class Line:
       budget: visual tokens that were asked for; None for a schedule of the user's own.
       basis: "count", "compute", or "given" for that.
       method: by name.
-      key: of its cell; None where there is none.
-      why_not: what stands in the way then.
+      key: of its cell, or None with the reason in `why_not`.
     """
 
     budget: int | None
@@ -93,84 +65,99 @@ def default_methods() -> list[str]:
     return [*names, f"{REFERENCE}-svd", f"{REFERENCE}-calibrated", *methods.OFFICIAL, DOWNSAMPLED]
 
 
-def grid(
-    config: Any,
-    names: Sequence[str],
-    keeps: Sequence[float | int],
-    *,
-    length: int,
-    given: Sequence[Sequence[str]] = (),
-) -> Grid:
-    """All cells for a model.
+@dataclasses.dataclass(frozen=True)
+class AtBudgets:
+    """A `Comparison` of methods at several budgets.
 
-    Args:
-      config: of a model that sees an image as one square of patches.
-      names: of the methods; vanilla and TokenCarve are compared in any case.
-      keeps: budgets.
-      length: of a sequence, visual tokens included.
-      given: schedules of the user's own, as the texts of their cuts.
-
-    Returns:
-      The cells and the lines.
-
-    Raises:
-      CommandError: no such method, a budget that leaves nothing out, or a schedule that cannot be.
+    Attributes:
+      methods: TokenCarve first.
+      keeps: budgets, each a fraction or a count.
+      schedules: by their names.
+      downsampled: images at a lower resolution are one more.
     """
-    model, visual = _Model(config, length), config.tokens_per_image
-    budgets = list(dict.fromkeys(_budget(visual, keep) for keep in keeps))
-    wanted = [name for name in dict.fromkeys([REFERENCE, *names]) if name != DOWNSAMPLED]
-    depth, taken = config.text.num_layers, (BASELINE, DOWNSAMPLED)
-    compared = methods.named(wanted, num_layers=depth, num_visual=visual, taken=taken)
-    vanilla = model.cell(BASELINE, None)
-    cells, lines = {vanilla.key: vanilla}, list[Line]()
 
-    def add(budget: int | None, basis: str, cell: Cell) -> None:
-        cells.setdefault(cell.key, cell)
-        lines.append(Line(budget, basis, cell.method, cell.key))
+    square: ClassVar[bool] = True
 
-    for budget in budgets:
-        most = model.cell(REFERENCE, compared[0].cuts(budget)).flops
-        for method, basis in itertools.product(compared, (COUNT, COMPUTE)):
-            try:
-                kept = budget if basis == COUNT else model.largest(method, most)
-                add(budget, basis, model.cell(method.name, method.cuts(kept)))
-            except ValueError as error:
-                lines.append(Line(budget, basis, method.name, None, str(error)))
-    for budget in budgets if DOWNSAMPLED in names else ():  # at equal count alone: it saves nothing
-        side = max(1, round((budget * config.vision.num_patches / visual) ** 0.5))
-        add(budget, COUNT, dataclasses.replace(vanilla, method=DOWNSAMPLED, side=side))
-    for texts in given:
-        with methods.said(f"schedule {' '.join(texts)}"):
-            add(None, GIVEN, model.cell(" ".join(texts), schedules.read(texts)))
-    return Grid(MappingProxyType(cells), tuple(lines))
+    methods: tuple[Method, ...]
+    keeps: tuple[float | int, ...]
+    schedules: tuple[tuple[str, Schedule], ...] = ()
+    downsampled: bool = False
+
+    @classmethod
+    def of(
+        cls, names: Sequence[str], keeps: Sequence[float | int], schedules: Mapping[str, Schedule] | None = None
+    ) -> AtBudgets:
+        """From names of methods, beside TokenCarve; errors as in `methods.named`."""
+        wanted = [name for name in dict.fromkeys([REFERENCE, *names]) if name != DOWNSAMPLED]
+        found = methods.named(wanted, taken=(DOWNSAMPLED,))
+        return cls(found, tuple(keeps), tuple((schedules or {}).items()), DOWNSAMPLED in names)
+
+    def cells(self, model: VisionLanguageModel, *, length: int) -> Mapping[str, Cell]:
+        """See `Comparison`."""
+        return self.grid(model.config, length=length).cells
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - a process has one or two
+    def grid(self, config: Any, *, length: int) -> Grid:
+        """All cells for a model of this config, for sequences of that length.
+
+        Raises:
+          CommandError: a budget that leaves nothing out, or a schedule that cannot be.
+        """
+        visual, vanilla = config.tokens_per_image, _cell(config, BASELINE, ())
+        budgets = list(dict.fromkeys(_budget(visual, keep) for keep in self.keeps))
+        cells, lines = {BASELINE: vanilla}, list[Line]()
+
+        def add(budget: int | None, basis: str, cell: Cell) -> None:
+            cells.setdefault(key := _key(cell), cell)
+            lines.append(Line(budget, basis, cell.method, key))
+
+        for budget in budgets:
+            most = prefill_flops(config, length, _at(config, self.methods[0], budget).cuts)
+            for method, basis in itertools.product(self.methods, (COUNT, COMPUTE)):
+                try:
+                    kept = budget if basis == COUNT else _largest(config, method, most, length)
+                    add(budget, basis, _at(config, method, kept))
+                except ValueError as error:
+                    lines.append(Line(budget, basis, method.name, None, str(error)))
+        for budget in budgets if self.downsampled else ():  # at equal count alone: it saves nothing
+            side = max(1, round((budget * config.vision.num_patches / visual) ** 0.5))
+            add(budget, COUNT, dataclasses.replace(vanilla, method=DOWNSAMPLED, side=side))
+        for name, schedule in self.schedules:
+            with methods.naming(f"schedule {name}"):
+                add(None, GIVEN, _cell(config, name, schedule))
+        return Grid(MappingProxyType(cells), tuple(lines))
 
 
-class _Model:
-    """What schedules come to in a model."""
+def _key(cell: Cell) -> str:
+    """Tells a cell from the others of a model."""
+    about = [f"{cut}{methods.version(cut.compressor)}" for cut in cell.cuts]
+    about += [] if cell.side is None else [f"{cell.side} x {cell.side}"]
+    return f"{cell.method} ({' '.join(about)})" if about else cell.method
 
-    def __init__(self, config: Any, length: int):
-        self._config, self._length = config, length
 
-    def cell(self, name: str, carve: Carve) -> Cell:
-        """Raises ValueError where the model cannot be cut like that."""
-        config, depth, visual = self._config, self._config.text.num_layers, self._config.tokens_per_image
-        cuts = resolve(parse(carve, num_layers=depth), visual).cuts
-        if any(cut.place == TOWER and cut.compressor.at == TOWER for cut in cuts):
-            block_counts(config.vision.num_patches, int(cuts[0].keep), max(config.feature_layers))
-        layers = tokens_by_layer(cuts, num_layers=depth, num_visual=visual)
-        return Cell(name, cuts, None, layers[-1], sum(layers) / depth, prefill_flops(config, self._length, cuts))
+def _cell(config: Any, name: str, schedule: Schedule) -> Cell:
+    """With counts in its cuts."""
+    cell = Cell.of(config, name, schedule)
+    return dataclasses.replace(cell, cuts=resolve(cell.cuts, config.tokens_per_image).cuts)
 
-    def largest(self, method: methods.Method, most: int) -> int:
-        """The largest budget that costs no more FLOPs than `most`; a smaller one too is only ever too small to be."""
-        low, high = 1, self._config.tokens_per_image
-        while high - low > 1:
-            middle = (low + high) // 2
-            try:
-                fits = self.cell(method.name, method.cuts(middle)).flops <= most
-            except ValueError:
-                fits = True
-            low, high = (middle, high) if fits else (low, middle)
-        return low
+
+def _at(config: Any, method: Method, keep: int) -> Cell:
+    """Raises ValueError where the model cannot be cut like that."""
+    depth, visual = config.text.num_layers, config.tokens_per_image
+    return _cell(config, method.name, method.schedule(keep, num_layers=depth, num_visual=visual))
+
+
+def _largest(config: Any, method: Method, most: int, length: int) -> int:
+    """The largest budget that costs no more FLOPs than `most`; a smaller one too is only ever too small to be."""
+    low, high = 1, config.tokens_per_image
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            fits = prefill_flops(config, length, _at(config, method, middle).cuts) <= most
+        except ValueError:
+            fits = True
+        low, high = (middle, high) if fits else (low, middle)
+    return low
 
 
 def _budget(visual: int, keep: float | int) -> int:

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from models.cli import DTYPES, CommandError, Parser, one_line, run
+from models.cli import DTYPES, Parser, run
+from models.errors import CommandError, one_line
 
 __all__ = [
     "CommandError",
@@ -113,11 +114,7 @@ def add_restart_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def check_folder(out: Path) -> Path:
-    """What `--out` names.
-
-    Raises:
-      CommandError: a file.
-    """
+    """What `--out` names; CommandError where that is a file."""
     if out.exists() and not out.is_dir():
         raise CommandError(f"--out {out}: there is a file of that name")
     return out

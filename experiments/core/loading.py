@@ -12,12 +12,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.core import memory
-from experiments.core.cli import CommandError
-from experiments.data import preprocessing
+from experiments.core import memory, preprocessing
 from models.auto import family_of, from_pretrained
 from models.engine.model import VisionLanguageModel
 from models.engine.relevance import QuestionEmbeddings
+from models.errors import CommandError
 from models.io.hashes import of_file
 from models.io.hub import find_checkpoint
 from models.io.table import abstract_model
@@ -31,23 +30,14 @@ BUCKET = 32
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """A batch as the processor gives it.
+    """A batch as the processor gives it."""
 
-    Attributes:
-      input_ids: [B, S] integers.
-      pixel_values: [images, C, height, width] float32, with tiles for LLaVA-NeXT; None without images.
-      attention_mask: [B, S].
-      image_sizes: [images, 2], of LLaVA-NeXT's processor alone.
-      relevance: the rows' questions as CLIP sees them, of a checkpoint with one alone.
-      border: [images, N] bool, visual tokens that show nothing but padding, where cuts should take these last.
-    """
-
-    input_ids: np.ndarray
-    pixel_values: np.ndarray | None
-    attention_mask: np.ndarray
-    image_sizes: np.ndarray | None = None
-    relevance: QuestionEmbeddings | None = None
-    border: np.ndarray | None = None
+    input_ids: np.ndarray  # [B, S] integers
+    pixel_values: np.ndarray | None  # [images, C, height, width] float32, with tiles for LLaVA-NeXT
+    attention_mask: np.ndarray  # [B, S]
+    image_sizes: np.ndarray | None = None  # [images, 2], of LLaVA-NeXT's processor
+    relevance: QuestionEmbeddings | None = None  # the rows' questions, of a checkpoint with a CLIP
+    border: np.ndarray | None = None  # [images, N] bool, visual tokens of padding, where cuts should take these last
 
     @property
     def named(self) -> dict[str, Any]:
@@ -78,15 +68,7 @@ class Checkpoint:
         return {"model_sha256": checksum(self.folder)} | clip
 
     def encode(self, images: Sequence[Sequence[Any]], prompts: Sequence[str]) -> Inputs:
-        """Put prompts into the checkpoint's chat template and run its processor.
-
-        Args:
-          images: for each prompt its images, PIL or uint8 [height, width, 3].
-          prompts: what is asked.
-
-        Returns:
-          One row per prompt.
-        """
+        """Put prompts into the checkpoint's chat template and run its processor; see `encode_turns`."""
         turns = []
         for prompt, own in zip(prompts, images, strict=True):
             content = [*[{"type": "image"}] * len(own), {"type": "text", "text": prompt}]
@@ -98,10 +80,7 @@ class Checkpoint:
 
         Args:
           images: for each conversation its images, PIL or uint8 [height, width, 3].
-          conversations: turns as chat templates take them, the user's last.
-
-        Returns:
-          One row per conversation.
+          conversations: turns as chat templates take them, the user's last; each becomes a row.
         """
         for turns in conversations:
             self._check_texts(turns)
@@ -120,13 +99,10 @@ class Checkpoint:
 
         Args:
           images: for each prompt its images, PIL or uint8 [height, width, 3].
-          texts: the prompts, with a placeholder for each image.
+          texts: the prompts, with a placeholder for each image; each becomes a row.
           questions: what a CLIP is told of each, where the checkpoint has one.
           border: what becomes of visual tokens that show nothing but padding: "keep" treats them as all others, "last"
             has cuts take them after all others, with "drop" they do not enter the decoder.
-
-        Returns:
-          One row per prompt.
         """
         flat = [image for own in images for image in own]
         with parsing("what is asked", CommandError, "cannot be packed by the checkpoint's processor"):
@@ -154,15 +130,11 @@ class Checkpoint:
 
     @property
     def image_aspect_ratio(self) -> str:
-        """How its images become squares, see `experiments.data.preprocessing`."""
+        """How its images become squares, see `experiments.core.preprocessing`."""
         return preprocessing.aspect_ratio_of(self.processor.image_processor)
 
     def _check_texts(self, turns: list[dict[str, Any]]) -> None:
-        """What the user says must be text, and hold no placeholder of an image that there is not.
-
-        Raises:
-          CommandError: it is neither.
-        """
+        """Raise CommandError where what the user says is not text, or holds an image's placeholder."""
         placeholder = getattr(self.processor, "image_token", None)
         for part in (part for turn in turns if turn["role"] == "user" for part in turn["content"]):
             text = part.get("text", "")
@@ -210,11 +182,8 @@ def load(
       revision: branch, tag or commit on the hub; None is its main branch.
       clip: as `source`, for a CLIP; None for none.
       clip_revision: as `revision`.
-      image_aspect_ratio: "pad", "crop" or "checkpoint", see `experiments.data.preprocessing`.
+      image_aspect_ratio: see `experiments.core.preprocessing`.
       request: what will be asked at a time, where that is known; what cannot fit is refused before weights are read.
-
-    Returns:
-      All of them.
 
     Raises:
       CommandError: `request` does not fit; there is no such folder; it has no processor that fits, or none that can do
@@ -244,12 +213,7 @@ def load(
 
 
 def load_without_weights(folder: Path, *, image_aspect_ratio: str = "checkpoint") -> Checkpoint:
-    """What packs prompts for a checkpoint that has been loaded elsewhere: its model has shapes and no weights.
-
-    Args:
-      folder: `Checkpoint.folder` of the other.
-      image_aspect_ratio: as for `load`.
-    """
+    """What packs prompts for a checkpoint that was loaded elsewhere, from its `folder`: a model of shapes alone."""
     family, config = family_of(folder)
     llava = abstract_model(lambda rngs: family(config, rngs=rngs))
     return Checkpoint(folder, llava, _processor(folder, image_aspect_ratio))
@@ -267,13 +231,9 @@ def _processor(folder: Path, image_aspect_ratio: str) -> Any:
 
 
 def check_square(source: str, llava: VisionLanguageModel) -> None:
-    """The scenes show a model one square image.
-
-    Raises:
-      CommandError: it cuts images into tiles.
-    """
+    """Raise CommandError for a model that cuts images into tiles."""
     if not llava.square:
-        raise CommandError(f"{source} is a LLaVA-NeXT; the scenes are for models that see an image as one tile")
+        raise CommandError(f"{source} cuts images into tiles; this is for models that see an image as one square")
 
 
 def not_utf8(text: str) -> bool:

@@ -10,38 +10,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.core.cli import CommandError
 from experiments.core.results import format_bytes
-from experiments.metrics.costs import cache_bytes, decoder_weights
+from models.errors import CommandError
 
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is known of a batch before anything is read.
+    """What is known of a batch before anything is read."""
 
-    Attributes:
-      new_tokens: of the longest answer.
-      rows: of the batch.
-      images: of each row, at least.
-    """
-
-    new_tokens: int
+    new_tokens: int  # of the longest answer
     rows: int = 1
-    images: int = 0
+    images: int = 0  # of each row, at least
 
 
 def check_config(config: Any, itemsize: int, request: Request | None = None) -> None:
     """Decoder and embedding table must fit, and the least that a request can take beside them.
 
-    Args:
-      config: of a model whose weights have not been read.
-      itemsize: bytes of a number.
-      request: what will be asked.
-
     Raises:
-      CommandError: they do not.
+      CommandError: they do not fit.
     """
     needed = (decoder_weights(config) + config.text.vocab_size * config.text.hidden_size) * itemsize
     if (free := available()) is not None and needed > free:
@@ -61,7 +49,7 @@ def check_request(llava: Any, inputs: Any, new_tokens: int, *, times: int = 1) -
       times: the real batch has so many times the rows.
 
     Raises:
-      CommandError: they do not; says what fits.
+      CommandError: says what fits.
     """
     rows, length = inputs.input_ids.shape
     tiles = 0 if inputs.pixel_values is None else int(np.prod(inputs.pixel_values.shape[:-3]))
@@ -87,19 +75,30 @@ def _check(
 
 
 def request_bytes(config: Any, *, length: int, tiles: float, itemsize: int) -> float:
-    """What one row of a batch takes at least, beside the weights: pixels, cache, and the widest layer's activations.
-
-    Args:
-      config: of a model.
-      length: tokens of the sequence and of the answer.
-      tiles: images that the tower sees.
-      itemsize: bytes of a number.
-    """
+    """What one row takes at least, beside the weights: pixels of its tiles, cache, the widest layer's activations."""
     vision, text = config.vision, config.text
     pixels = tiles * vision.num_channels * vision.image_size**2 * 4  # float32, as processors give them
     tower = tiles * (vision.num_patches + 1) * (vision.hidden_size + vision.intermediate_size) * itemsize
     layer = length * (2 * text.hidden_size + 2 * text.intermediate_size) * itemsize
     return pixels + cache_bytes(config, length, itemsize) + max(tower, layer)
+
+
+def cache_bytes(config: Any, slots: int, itemsize: int) -> int:
+    """Keys and values of one sequence: 2 L T G d numbers."""
+    text = config.text
+    return 2 * text.num_layers * slots * text.num_kv_heads * text.head_dim * itemsize
+
+
+def decoder_weights(config: Any) -> int:
+    """Numbers that every decoding step reads: layers, final norm and output head, but not the embedding table."""
+    text, width = config.text, config.text.hidden_size
+    heads, groups = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    layer = 2 * width * heads + 2 * width * groups + 3 * width * text.intermediate_size + 2 * width
+    if text.attention_bias:
+        layer += heads + 2 * groups + width
+    if text.mlp_bias:
+        layer += 2 * text.intermediate_size + width
+    return text.num_layers * layer + width + width * text.vocab_size
 
 
 def available() -> int | None:

@@ -1,26 +1,23 @@
-"""What an evaluation compares: compressors, each where it is meant to work, at one count; and schedules of cuts."""
+"""What an evaluation compares: compressors, each where it is meant to work, and the authors' schedules."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from experiments.core.cli import CommandError
-from experiments.metrics.costs import prefill_flops
-from experiments.metrics.summary import BASELINE
-from models.engine.official import layer_average, pyramiddrop_schedule, sparsevlm_schedule
-from models.engine.plan import TOKENCARVE_LAYER, Carve, Schedule, parse, resolve
+from models.engine.official import pyramiddrop_schedule, sparsevlm_schedule
+from models.engine.plan import TOKENCARVE_LAYER, Schedule, parse
+from models.errors import CommandError
 from tokencarve_jax import COMPRESSORS, Compressor
 
+BASELINE = "vanilla"
 # The authors' cuts at several layers, to a count that is the average over the layers
 OFFICIAL = {"pyramiddrop-schedule": pyramiddrop_schedule, "sparsevlm-schedule": sparsevlm_schedule}
 
@@ -64,63 +61,53 @@ def _module(source: str) -> Any:
     return module
 
 
-def cut(compressor: Compressor, keep: float | int) -> Carve:
-    """One cut, where the compressor is meant to work."""
-    place = TOKENCARVE_LAYER if compressor.at == "decoder" else compressor.at
-    return ((place, compressor, keep),)
-
-
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What a name on the command line stands for.
+    """What a name on the command line stands for; can be pickled.
 
     Attributes:
       name: in tables.
-      cuts: from a budget, a fraction or a count, to a schedule.
+      compressor: of its one cut; None for the schedule of `OFFICIAL` that has its name.
     """
 
     name: str
-    cuts: Callable[[float | int], Carve]
+    compressor: Compressor | None
+
+    def schedule(self, keep: float | int, *, num_layers: int, num_visual: int) -> Schedule:
+        """The cut that leaves so many tokens where the compressor is meant to work, or official cuts of that average.
+
+        Raises:
+          TypeError, ValueError: there is no such schedule.
+        """
+        if self.compressor is None:
+            return parse(OFFICIAL[self.name](num_layers, num_visual, keep), num_layers=num_layers)
+        place = TOKENCARVE_LAYER if self.compressor.at == "decoder" else self.compressor.at
+        return parse(((place, self.compressor, keep),), num_layers=num_layers)
 
 
-def method(name: str, *, num_layers: int, num_visual: int) -> Method:
-    """A compressor as in `find` by one cut, or an official schedule, whose budget is the layer average.
-
-    Args:
-      name: of either.
-      num_layers: of the decoder.
-      num_visual: tokens before the first cut.
-
-    Raises:
-      CommandError: there is no such method.
-    """
-    if name in OFFICIAL:
-        return Method(name, functools.partial(OFFICIAL[name], num_layers, num_visual))
-    compressor = find(name)
-    return Method(compressor.name, functools.partial(cut, compressor))
-
-
-def named(names: Sequence[str], *, num_layers: int, num_visual: int, taken: Collection[str]) -> list[Method]:
-    """Several of them, each of which is a row of a table.
+def named(names: Sequence[str], *, taken: Collection[str] = ()) -> tuple[Method, ...]:
+    """Several methods, each of which is a row of a table.
 
     Args:
-      names: see `method`.
-      num_layers: see `method`.
-      num_visual: see `method`.
-      taken: names of other rows.
+      names: of compressors as in `find`, or of official schedules.
+      taken: names of other rows, beside vanilla.
 
     Raises:
-      CommandError: see `method`; or two rows have one name.
+      CommandError: there is no such method, or two rows have one name.
     """
-    found = [method(name, num_layers=num_layers, num_visual=num_visual) for name in names]
+    found = []
+    for name in names:
+        compressor = None if name in OFFICIAL else find(name)
+        found.append(Method(compressor.name if compressor else name, compressor))
+    taken = {BASELINE, *taken}
     if len({*taken, *(one.name for one in found)}) < len(taken) + len(found):
         raise CommandError(f"of the methods {', '.join(names)} two have one name, or one is called {BASELINE!r}")
-    return found
+    return tuple(found)
 
 
 def version(compressor: Compressor) -> str:
     """Changes with the file that a method of the user's own is in; empty for registered ones."""
-    if COMPRESSORS.get(compressor.name) is compressor:
+    if COMPRESSORS.get(compressor.name) == compressor:
         return ""
     try:
         source = Path(inspect.getfile(compressor.select)).read_bytes()
@@ -134,96 +121,25 @@ def own(compressors: Iterable[Compressor]) -> dict[str, str]:
     return {one.name: changing for one in compressors if (changing := version(one))}
 
 
-def identity(llava: Any, compared: Mapping[str, Carve]) -> dict[str, Any]:
-    """What tells a run's `methods` from another's, as JSON types: which, the tokens they leave, and `own_methods`."""
-    layers = llava.config.text.num_layers
-    used = (cut.compressor for carve in compared.values() for cut in parse(carve, num_layers=layers))
-    left = {name: visual_tokens(llava, carve) for name, carve in compared.items()}
-    return {"methods": left, "own_methods": own(used)}
-
-
-def check_told(cuts: Schedule, *, clip: Any) -> None:
-    """Find out before the work that a method needs a CLIP and there is none.
-
-    Raises:
-      ValueError: so it is.
-    """
+def check_evidence(cuts: Schedule, *, clip: Any) -> None:
+    """Raise ValueError, before the work, where a method needs a CLIP and there is none."""
     for one in cuts if clip is None else ():
         if "relevance" in one.compressor.required:
             name = one.compressor.name
             raise ValueError(f"{name} needs to know how relevant tokens are to the question; pass --clip too")
 
 
-def to_compare(
-    llava: Any,
-    keep: float | int,
-    names: Sequence[str],
-    schedules: Mapping[str, Carve] = MappingProxyType({}),
-    *,
-    clip: Any = None,
-) -> dict[str, Carve]:
-    """Vanilla, the methods of these names at the same count, and schedules by their names.
-
-    Args:
-      llava: the model.
-      keep: how many visual tokens are left.
-      names: of the methods.
-      schedules: cuts of the user's own, by their names.
-      clip: what tells relevance, or None.
-
-    Raises:
-      CommandError: the model cannot be carved like that, or there is no such method.
-    """
-    layers, visual = llava.config.text.num_layers, llava.config.tokens_per_image
-
-    def check(carve: Carve) -> None:
-        check_told(resolve(parse(carve, num_layers=layers), visual).cuts, clip=clip)
-
-    cuts: dict[str, Carve] = {}
-    for one in named(names, num_layers=layers, num_visual=visual, taken=(BASELINE, *schedules)):
-        with said(f"keep={keep}"):
-            cuts[one.name] = one.cuts(keep)
-            check(cuts[one.name])
-    for name, schedule in schedules.items():
-        with said(f"schedule {name}"):
-            check(schedule)
-    return {BASELINE: None} | cuts | dict(schedules)
-
-
 @contextlib.contextmanager
-def said(about: str) -> Iterator[None]:
-    """Turn the errors of a schedule that cannot be into a `CommandError` that says what they are about."""
+def naming(about: str) -> Iterator[None]:
+    """Turn the errors of an impossible schedule into a `CommandError` that says what they are about."""
     try:
         yield
     except (TypeError, ValueError) as error:
         raise CommandError(f"{about}: {error}") from error
 
 
-def visual_tokens(llava: Any, carve: Carve) -> tuple[int, float]:
-    """How many of one image's tokens a cut, or the last of a schedule, leaves; and the average over the layers."""
-    layers, visual = llava.config.text.num_layers, llava.config.tokens_per_image
-    cuts = resolve(parse(carve, num_layers=layers), visual).cuts
-    return int(cuts[-1].keep) if cuts else visual, layer_average(carve, layers, visual)
-
-
-def facts(config: Any, carve: Carve, length: int) -> dict[str, Any]:
-    """What there is to know about a schedule before it runs, as JSON types.
-
-    Args:
-      config: of the model.
-      carve: the schedule.
-      length: of a sequence, visual tokens included.
-
-    Returns:
-      `place` of each cut, the evidence that its compressor `reads`, its `paper`, each as text; and `flops` of the
-      prefill of one question, at least.
-    """
-    cuts = resolve(parse(carve, num_layers=config.text.num_layers), config.tokens_per_image).cuts
-    return about(cuts) | {"flops": prefill_flops(config, length, cuts)}
-
-
 def about(cuts: Schedule) -> dict[str, str]:
-    """`place`, `reads` and `paper` of `facts`."""
+    """What there is to know about cuts before they run: `place`, the evidence that they read, and `paper`."""
     places = [f"decoder layer {cut.place}" if isinstance(cut.place, int) else cut.place for cut in cuts]
     used = [cut.compressor for cut in cuts]
     return {

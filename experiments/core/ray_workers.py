@@ -10,19 +10,17 @@ import sys
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 from tqdm import tqdm
 
-from experiments.core.calls import Call, Worker
-from experiments.core.cli import CommandError, one_line
-from experiments.core.results import cores, differing
+from experiments.core.journal import differing
+from experiments.core.results import cores
+from experiments.core.workers import Call, Worker
 from models import interrupts
-from models.config import ConfigError
-from models.io.table import CheckpointError
+from models.errors import CheckpointError, CommandError, ConfigError, one_line
 
 ATTEMPTS = 4  # at one call, or at starting a worker, before its loss is no accident
 _REACH_S = 10
@@ -58,17 +56,11 @@ class _Host:
 
 
 class _Place:
-    """Where a worker is, and after its loss the next one.
+    """Where a worker is, and after its loss the next one."""
 
-    Attributes:
-      actor: its process.
-      doing: what comes of what it does now; None when it is idle.
-      call: what it does now; None when it is starting or idle.
-    """
-
-    actor: Any
-    doing: ray.ObjectRef | None
-    call: Call | None
+    actor: Any  # its process
+    doing: ray.ObjectRef | None  # what comes of what it does now; None when it is idle
+    call: Call | None  # what it does now; None when it is starting or idle
 
 
 class RayPool:
@@ -110,9 +102,7 @@ class RayPool:
             self._stack = self._stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     def run(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Any]]:

@@ -1,40 +1,35 @@
-"""What a run that measures leaves behind: a journal that survives interruption, results.json, a table."""
+"""What a run that measures leaves behind: where it ran, results.json, and numbers as text."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from experiments.core.cli import CommandError
-from models.io.writing import naming, replacing
+from models.io.writing import replacing
 
 _PACKAGES = ("tokencarve_jax", "jax", "jaxlib", "flax", "transformers", "numpy", "pillow")
-_CODE = (
+_CODE = (  # what decides what a run measures; tables and figures can change
     "tokencarve_jax",
     "models",
-    "experiments/data/scenes",
-    "experiments/data/image_files.py",
-    "experiments/core/loading.py",
-    "experiments/data/preprocessing.py",
+    "experiments/core",
+    "experiments/data",
     "experiments/evaluation",
-    "experiments/core/methods.py",
-    "experiments/core/schedules.py",
+    "experiments/comparison/cells.py",
+    "experiments/comparison/calls.py",
+    "experiments/metrics/costs.py",
+    "experiments/reports/patch_maps",
 )
 _ENVIRONMENT = ("XLA_FLAGS", "PJRT_NPROC", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")  # change times
 _ROOT = Path(__file__).parents[2]
-_Z = 1.959964  # of a 95 % interval
 
 
 def versions(*more: str) -> dict[str, str]:
@@ -114,116 +109,6 @@ def plain(settings: Any) -> dict[str, Any]:
     """The fields of a settings dataclass as JSON types, but for where results go ("out")."""
     fields = dataclasses.asdict(settings)
     return {key: str(value) if isinstance(value, Path) else value for key, value in fields.items() if key != "out"}
-
-
-def differing(settings: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
-    """Names of the settings in which two runs differ, in order.
-
-    >>> differing({"keep": 128, "seed": 0}, {"keep": 64, "seed": 0, "limit": 9})
-    ['keep', 'limit']
-    """
-    return sorted(key for key in {*settings, *others} if settings.get(key) != others.get(key))
-
-
-class OtherRunError(CommandError):
-    """A folder holds a run that this one cannot go on with."""
-
-
-@contextlib.contextmanager
-def resuming() -> Iterator[None]:
-    """A command with `--out` and `--restart` says what to do about an `OtherRunError`."""
-    try:
-        yield
-    except OtherRunError as error:
-        raise CommandError(f"{error}; pass another --out, or --restart to replace it") from error
-
-
-class Journal:
-    """A file of JSON lines, the first of which tells the settings: what a run did so far.
-
-    A line is on the disk before `add` returns. A last line that was torn by an interruption is dropped.
-
-    Args:
-      path: the file; neither it nor its folder need exist, and neither is made before the first `add`.
-      settings: what must agree for entries to belong together; JSON types.
-      restart: forget what the file holds.
-
-    Attributes:
-      entries: all of them, those of earlier runs too.
-
-    Raises:
-      OtherRunError: the file belongs to other settings, or is no journal.
-    """
-
-    def __init__(self, path: Path, settings: dict[str, Any], *, restart: bool = False):
-        self.path, self.settings = path, settings
-        self.entries: list[dict[str, Any]] = []
-        self._size = 0  # bytes of whole lines
-        if path.exists() and not restart:
-            self._read()
-
-    def _read(self) -> None:
-        lines = self.path.read_bytes().split(b"\n")
-        lines.pop()  # what stands after the last line break: nothing, or a torn line
-        try:
-            rows = [json.loads(line) for line in lines]
-            found = rows[0]["settings"] if rows else self.settings
-        except (ValueError, KeyError, TypeError) as error:
-            raise OtherRunError(f"{self.path} is damaged") from error
-        if changed := differing(found, self.settings):
-            raise OtherRunError(f"{self.path.parent} holds a run with other settings ({', '.join(changed)})")
-        self.entries, self._size = rows[1:], sum(len(line) + 1 for line in lines)
-
-    def add(self, entry: dict[str, Any]) -> None:
-        """Append one entry."""
-        text = b""
-        if not self._size:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"settings": self.settings}).encode() + b"\n"
-        text += json.dumps(entry).encode() + b"\n"
-        with naming(self.path), self.path.open("r+b" if self.path.exists() else "wb") as file:
-            file.truncate(self._size)
-            file.seek(self._size)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        self._size += len(text)
-        self.entries.append(entry)
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927).
-
-    >>> low, high = wilson(9, 10)
-    >>> round(low, 3), round(high, 3)
-    (0.596, 0.982)
-    """
-    from scipy.stats import binomtest  # imported here: it takes a second that `--help` should not wait for
-
-    interval = binomtest(right, total).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def paired_difference(first: Sequence[bool], second: Sequence[bool], groups: Sequence[int]) -> tuple[float, float]:
-    """Difference of two shares over the same questions, and half the width of its 95 % interval.
-
-    Args:
-      first: right or wrong, per question.
-      second: the same questions.
-      groups: per question the scene that it is about: questions about one scene are not independent.
-
-    Returns:
-      share of second - share of first, and the half width; NaN for a single group.
-    """
-    delta = np.asarray(second, float) - np.asarray(first, float)
-    mean = delta.mean()
-    _, index = np.unique(groups, return_inverse=True)
-    residuals = np.bincount(index, weights=delta - mean)
-    count = len(residuals)
-    if count < 2:
-        return float(mean), math.nan
-    variance = count / (count - 1) * np.square(residuals).sum() / len(delta) ** 2
-    return float(mean), float(_Z * math.sqrt(variance))
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.core import cli, methods
-from experiments.core.cli import CommandError
 from models.engine.plan import INPUT, MERGED, OPTIONS, TOWER, Cut, Schedule
+from models.errors import CommandError
 
 FORM = "METHOD@PLACE=KEEP[,OPTION...]"
 _EXAMPLE = "tokencarve@2=128,calibrated"

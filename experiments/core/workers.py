@@ -7,25 +7,37 @@ process that hands them out is the only one that writes.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import operator
-import os
-import secrets
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
-from experiments.core.calls import Call, Worker
-from experiments.core.cli import CommandError, positive
+from experiments.core.cli import positive
+
+
+class Worker(Protocol):
+    """What a worker must have, beside what calls use."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """What must be the same for all workers of a run, as JSON types: versions, code, weights."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """Something for a worker to do. Equal to itself alone, and hashable whatever it holds.
+
+    Attributes:
+      key: tells it from the others.
+      work: called with the worker; it and what it gives can be pickled.
+      first: only the first worker does this: what is timed should be timed in one place.
+    """
+
+    key: Hashable
+    work: Callable[[Any], Any]
+    first: bool = False
 
 
 class Pool(Protocol):
-    """The workers of a run.
-
-    Attributes:
-      count: how many there are.
-      identity: what they agree in.
-    """
+    """The workers of a run: how many there are, and what they agree in."""
 
     count: int
     identity: Mapping[str, Any]
@@ -36,11 +48,7 @@ class Pool(Protocol):
 
 
 class Alone:
-    """A pool of one worker that lives in this process.
-
-    Args:
-      worker: does everything, in order.
-    """
+    """A pool of one worker, in this process; it does everything in order."""
 
     def __init__(self, worker: Worker):
         self.count, self.identity, self._worker = 1, worker.identity(), worker
@@ -48,45 +56,6 @@ class Alone:
     def run(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Any]]:
         """See `Pool`."""
         return ((call, call.work(self._worker)) for call in calls)
-
-
-def ask_first(pool: Pool, method: str, *args: Any) -> Any:
-    """What a method of the first worker gives."""
-    ((_, found),) = pool.run([Call(method, operator.methodcaller(method, *args), first=True)])
-    return found
-
-
-@contextlib.contextmanager
-def start(make: Callable[[], Worker], *, workers: int = 1, address: str | None = None) -> Iterator[Pool]:
-    """Start workers, and end them with the body.
-
-    Args:
-      make: makes a worker, where that is to live.
-      workers: how many; each has a GPU of its own where there are GPUs, and its share of the cores otherwise.
-      address: of a running Ray cluster, "auto" for the one on this machine; None starts Ray here where it is needed.
-
-    Yields:
-      The pool.
-
-    Raises:
-      CommandError: several are asked for and Ray is not installed; or see `experiments.core.ray_workers`.
-      Whatever `make` raises.
-    """
-    if workers == 1 and address is None:
-        yield Alone(make())
-        return
-    if address is None and "ray" not in sys.modules:
-        # Ray listens on every network of the machine, and would run whatever it is told there. Read at its import.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    try:
-        from experiments.core.ray_workers import RayPool
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise CommandError("several workers need Ray, which is not installed: pip install -e '.[ray]'") from error
-    with RayPool(make, workers, address) as pool:
-        yield pool
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

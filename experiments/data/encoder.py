@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from experiments.core.cli import CommandError, one_line
+from experiments.core.config import PromptConfig
 from experiments.core.loading import Checkpoint, Inputs
 from experiments.data.questions import Readable, Sample
 from models.engine.plan import TOWER, Schedule
+from models.errors import CommandError, one_line
 from models.processor import render
 
 # Whole prompts; {images} is a placeholder and a line break for each. Those of LLaVA's `conv_templates`.
@@ -24,8 +25,8 @@ class Ready:
     """Questions that are ready to be asked.
 
     Attributes:
-      batches: the numbers of their questions, the prompts, and the most visual tokens of one; more than one where a
-        question spoilt the batch for its neighbours.
+      batches: numbers of questions, their prompts, and the most visual tokens of one; several where a question spoilt
+        the batch for its neighbours.
       errors: what is wrong with each of the others.
     """
 
@@ -38,15 +39,15 @@ class Encoder:
 
     Args:
       checkpoint: model and processor.
-      conversation: a name of `CONVERSATIONS`.
-      border: what becomes of visual tokens that show padding alone, see `Checkpoint.encode_texts`.
+      prompt: how questions are put.
 
     Raises:
       CommandError: images are not padded, and so have no border.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, conversation: str = "checkpoint", border: str = "keep"):
-        self._checkpoint, self._template, self._border = checkpoint, CONVERSATIONS[conversation], border
+    def __init__(self, checkpoint: Checkpoint, prompt: PromptConfig):
+        self._checkpoint, self._template, border = checkpoint, CONVERSATIONS[prompt.conversation], prompt.border
+        self._border = border
         if border != "keep" and checkpoint.image_aspect_ratio != "pad":
             raise CommandError(
                 f"border {border!r} is for padded images; here they are {checkpoint.image_aspect_ratio!r}"
@@ -55,18 +56,18 @@ class Encoder:
         self._context = min(context, checkpoint.processor.tokenizer.model_max_length)
 
     def check_cuts(self, cuts: Schedule) -> None:
-        """Refuse what does not go with the border.
-
-        Raises:
-          CommandError: a cut in the tower.
-        """
+        """Raise CommandError for a cut in the tower, which knows nothing of the border."""
         if self._border != "keep" and any(cut.place == TOWER for cut in cuts):
             raise CommandError(f"border {self._border!r}: a cut in the vision tower does not know of border")
 
     def ready(self, questions: Readable, indices: Sequence[int], size: int) -> Ready:
         """Read some questions, and pack them in batches of `size` rows."""
-        samples, errors = self.readable(questions, indices)
-        found = Ready([], errors)
+        samples, found = dict[int, Sample](), Ready([], {})
+        for index in indices:
+            try:
+                samples[index] = self._fitting(questions.sample(index))
+            except CommandError as error:
+                found.errors[index] = str(error)
         if samples:
             self._pack(samples, size, found)
         return found
@@ -84,16 +85,6 @@ class Encoder:
                 self._pack({index: sample}, size, found)
         else:
             found.batches.append((list(samples), inputs, most))
-
-    def readable(self, questions: Readable, indices: Sequence[int]) -> tuple[dict[int, Sample], dict[int, str]]:
-        """Those of the questions that can be read and fit into the model's context; what is wrong with the others."""
-        samples, errors = dict[int, Sample](), dict[int, str]()
-        for index in indices:
-            try:
-                samples[index] = self._fitting(questions.sample(index))
-            except CommandError as error:
-                errors[index] = str(error)
-        return samples, errors
 
     def _fitting(self, sample: Sample) -> Sample:
         tokens = len(self._checkpoint.processor.tokenizer(self._prompt(sample), verbose=False)["input_ids"])

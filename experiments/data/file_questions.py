@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from experiments.core.cli import CommandError
+from experiments.core.config import PromptConfig
 from experiments.data import formats
 from experiments.data import question_images as images
-from experiments.data.questions import Sample, alike
-from experiments.evaluation.settings import Files
+from experiments.data.questions import QuestionSet, Sample, alike
+from models.errors import CommandError
 
 
-class FileQuestions:
-    """A `QuestionSet`: the rows of a file, in its order, those that cannot be asked too.
+class FileQuestions(QuestionSet):
+    """The rows of a file (see `experiments.data.formats`), in its order, those that cannot be asked too.
 
     Args:
-      path: see `experiments.data.formats`.
+      path: of the file.
       folder: that the images are in; None where the file holds them, or needs none.
       limit: the first so many rows alone; None means all.
-
-    Attributes:
-      rows: as read.
-      max_new_tokens: what LLaVA's script for such files says.
 
     Raises:
       CommandError: the file cannot be read as a whole, there is no such folder, or none is given that is needed.
@@ -41,7 +38,7 @@ class FileQuestions:
         return len(self.rows)
 
     def sample(self, index: int) -> Sample:
-        """Row number `index`; see `QuestionSet`. Each is a group of its own."""
+        """Row number `index`; see `Readable`. Each is a group of its own."""
         row = self.rows[index]
         if row.problem:
             raise CommandError(row.problem)
@@ -54,10 +51,31 @@ class FileQuestions:
         assert row.id is not None
         return Sample(row.id, row.text, seen, row.answer, group=index)
 
-    def right(self, index: int, said: str) -> bool | None:
+    def record(self, index: int) -> dict[str, Any]:
+        """See `QuestionSet`; no image is read for it."""
+        row = self.rows[index]
+        about = {"scene": index, "family": "", "question": row.text, "answer": row.answer}
+        return {"sample": index, "id": row.id, **about}
+
+    def place(self, index: int) -> dict[str, Any]:
+        """See `QuestionSet`."""
+        return {"sample": index, "line": self.rows[index].line, "question_id": self.rows[index].id}
+
+    def problem(self, index: int) -> str:
+        """See `QuestionSet`."""
+        return self.rows[index].problem
+
+    def scorer_line(self, index: int, prediction: str) -> dict[str, Any]:
+        """The line that LLaVA's scripts write."""
+        row = self.rows[index]
+        rounds = {"round_id": row.extra["round_id"]} if "round_id" in row.extra else {}
+        more = {name: value for name, value in row.extra.items() if name not in rounds}
+        return {"question_id": row.id} | rounds | {"prompt": row.prompt, "text": prediction} | more
+
+    def score(self, index: int, prediction: str) -> bool | None:
         """Whether it is the answer, case and a full stop at the end apart."""
         answer = self.rows[index].answer
-        return None if answer is None else _plain(said) == _plain(answer)
+        return None if answer is None else _plain(prediction) == _plain(answer)
 
     def identity(self) -> Mapping[str, Any]:
         """A checksum of the file; images are not read for it."""
@@ -73,9 +91,25 @@ class FileQuestions:
         return [part for kind in kinds for part in alike({index: len(row.text) for index, row in kind}, size)]
 
 
-def questions_of(files: Files) -> FileQuestions:
-    """The questions that settings name."""
-    return FileQuestions(files.questions, files.images, limit=files.limit)
+@dataclasses.dataclass(frozen=True)
+class QuestionFile:
+    """The `QuestionSource` of a file; attributes as the arguments of `FileQuestions`."""
+
+    prompt: ClassVar[PromptConfig] = PromptConfig()
+    least_images: ClassVar[int] = 0
+
+    path: Path
+    folder: Path | None = None
+    limit: int | None = None
+
+    @property
+    def title(self) -> str:
+        """See `QuestionSource`."""
+        return self.path.name
+
+    def load(self) -> FileQuestions:
+        """See `QuestionSource`."""
+        return FileQuestions(self.path, self.folder, limit=self.limit)
 
 
 def _plain(answer: str) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.core.cli import CommandError
+from models.errors import CommandError
 
 PLACEHOLDER = "<image>"
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -31,29 +31,17 @@ _MISSING = ("", "nan", "none")  # what pandas, and so LLaVA, reads as no value
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A question of a file.
+    """A question of a file."""
 
-    Attributes:
-      line: where it stands in the file, from 1 on: line, item of the list, or row below the header.
-      id: its `question_id`; None where it has none.
-      text: what is asked, without placeholders.
-      image: path in the images' folder, base64 for `encoded` ones, or None.
-      encoded: whether `image` is the image itself.
-      prompt: what LLaVA's scripts write as `prompt` of the answer.
-      extra: what else they write.
-      answer: the right one, where the file tells.
-      problem: why it cannot be asked, or "".
-    """
-
-    line: int
-    id: str | int | None = None
-    text: str = ""
-    image: str | None = None
-    encoded: bool = False
-    prompt: str = ""
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    answer: str | None = None
-    problem: str = ""
+    line: int  # where it stands, from 1 on: line, item of the list, or row below the header
+    id: str | int | None = None  # its `question_id`
+    text: str = ""  # what is asked, without placeholders
+    image: str | None = None  # path in the images' folder, or base64
+    encoded: bool = False  # whether `image` is base64
+    prompt: str = ""  # what LLaVA's scripts write as `prompt` of the answer
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # what else they write
+    answer: str | None = None  # the right one, where the file tells
+    problem: str = ""  # why it cannot be asked
 
 
 class _Problem(Exception):
@@ -62,25 +50,15 @@ class _Problem(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A question file.
+    """A question file."""
 
-    Attributes:
-      rows: all of them, in order.
-      max_new_tokens: what LLaVA's script for such files says.
-      sha256: of its content.
-    """
-
-    rows: list[Row]
-    max_new_tokens: int
-    sha256: str
+    rows: list[Row]  # all of them, in order
+    max_new_tokens: int  # what LLaVA's script for such files says
+    sha256: str  # of its content
 
 
 def read(path: Path) -> File:
-    """Read a file whole.
-
-    Raises:
-      CommandError: a name with another ending, no file that can be read, or no file of that format as a whole.
-    """
+    """Read a file whole; CommandError where that cannot be done."""
     if path.suffix not in _READERS:
         raise CommandError(f"{path}: a question file ends in {', '.join(_READERS)}")
     reader, tokens = _READERS[path.suffix]
@@ -187,11 +165,7 @@ def _mmbench(content: bytes) -> Iterator[Row]:
 
 
 def mmbench_question(row: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """What LLaVA asks of a row of MMBench, before the suffix, and the options that it has.
-
-    Args:
-      row: with `question`, and `hint` and `A` to `D` where they are no missing values.
-    """
+    """What LLaVA asks of a row of MMBench, before the suffix, and the options among `A` to `D` that it has."""
     options = list[str]()
     for letter in OPTIONS:
         if (option := _there(row.get(letter))) is None:

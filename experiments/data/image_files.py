@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from experiments.core.cli import CommandError
+from models.errors import CommandError
 from models.io.untrusted import file_problem, parsing
 
 MAX_ASPECT = 200

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from experiments.core.cli import CommandError
 from experiments.data.image_files import open_image
+from models.errors import CommandError
 
 _MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # of the square that an image is padded to
 

@@ -2,89 +2,102 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Collection, Iterator, Sequence
-from operator import methodcaller
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
-from experiments.core import results, workers
-from experiments.core.calls import Call
-from experiments.lmms.requests import Read, Request, batches
+from experiments.core.journal import Journal
+from experiments.core.workers import Call, Pool
+from experiments.evaluation.worker import ModelWorker
+from experiments.lmms.requests import Request, Requests, batches
 
+SHAPE = {"keys": [str], "errors": {str: str}, "predictions": {str: list}}
+"""An entry of a journal: keys of requests, by cell a prediction for each; by their keys, what is wrong with others."""
 _WINDOW = 16  # batches for each worker that are read ahead of their answers where there are several
 
 
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """A call: ask cells about a batch of requests, or weigh the continuations that are given for them."""
+
+    requests: Requests
+    indices: Sequence[int]
+    cells: Sequence[str]
+    max_new_tokens: int
+    continuations: Sequence[str] | None
+
+    def __call__(self, worker: ModelWorker) -> dict[str, Any]:
+        """Have a worker do it; see `ModelWorker.answer` and `ModelWorker.loglikelihoods`."""
+        what = self.requests, self.indices, self.cells
+        if self.continuations is None:
+            return worker.answer(*what, max_new_tokens=self.max_new_tokens)
+        return worker.loglikelihoods(*what, continuations=self.continuations)
+
+
 class Answers:
-    """Asks workers what no journal holds yet. A batch's answers are on the disk before the next are asked for.
+    """What is known so far, and how to find out the rest. A batch's answers are on the disk before the next are asked.
 
     Args:
-      pool: of `experiments.evaluation.question_asker.QuestionAsker`.
-      journal: of this process.
+      pool: of `ModelWorker`.
+      journal: of this process, of `SHAPE`.
       batch_size: of the workers.
       others: entries of other journals of the same settings.
+
+    Attributes:
+      errors: what is wrong with requests that cannot be asked, by their keys.
     """
 
-    def __init__(
-        self,
-        pool: workers.Pool,
-        journal: results.Journal,
-        *,
-        batch_size: int,
-        others: Sequence[dict[str, Any]] = (),
-    ):
+    def __init__(self, pool: Pool, journal: Journal, *, batch_size: int, others: Sequence[Mapping[str, Any]] = ()):
         self._pool, self._journal, self._size = pool, journal, batch_size
-        self._said, self.errors = dict[str, dict[str, Any]](), dict[str, str]()
+        self._known, self.errors = defaultdict[str, dict[str, Any]](dict), dict[str, str]()
         for entry in [*others, *journal.entries]:
-            self._learn(entry["answers"])
+            self._learn(entry)
 
-    def _learn(self, records: Sequence[dict[str, Any]]) -> None:
-        for record in records:
-            if "error" in record:
-                self.errors[record["key"]] = record["error"]
-            else:
-                self._said.setdefault(record["key"], {}).update(record["said"])
+    def _learn(self, entry: Mapping[str, Any]) -> None:
+        self.errors |= entry["errors"]
+        for cell, values in entry["predictions"].items():
+            self._known[cell] |= zip(entry["keys"], values, strict=True)
 
-    def known(self, request: Request, name: str) -> bool:
-        """Whether a method need not be asked this any more."""
-        return request.key in self.errors or name in self._said.get(request.key, {})
+    def known(self, request: Request, cell: str) -> bool:
+        """Whether a cell need not be asked this any more."""
+        return request.key in self.errors or request.key in self._known[cell]
 
-    def said(self, request: Request, name: str) -> Any:
-        """What a method said to a request that was asked; None where it could not be asked, see `errors`."""
-        return self._said[request.key][name] if request.key not in self.errors else None
+    def prediction(self, request: Request, cell: str) -> Any:
+        """What a cell gave for a request that was asked; None where it could not be asked, see `errors`."""
+        return None if request.key in self.errors else self._known[cell][request.key]
 
-    def ask(self, requests: Sequence[Request], names: Sequence[str], bar: tqdm[Any]) -> None:
+    def ask(self, requests: Sequence[Request], cells: Sequence[str], bar: tqdm[Any]) -> None:
         """Have all asked that are not known.
 
         Args:
           requests: any, of one request kind or several.
-          names: of the methods.
+          cells: names of those to ask.
           bar: of requests; moves on by the number of different ones.
         """
-        calls = self._calls(requests, names, bar)
+        calls = self._calls(requests, cells, bar)
         while window := list(itertools.islice(calls, _WINDOW * self._pool.count if self._pool.count > 1 else 1)):
             for _, found in self._pool.run(window):
-                records = [
-                    {"key": requests[record.pop("sample")].key} | record for record in map(dict[str, Any], found)
-                ]
-                self._journal.add({"answers": records})
-                self._learn(records)
-                bar.update(len(records))
+                entry = {
+                    "keys": [requests[number].key for number in found["indices"]],
+                    "errors": {requests[int(number)].key: why for number, why in found["errors"].items()},
+                    "predictions": {cell: columns["prediction"] for cell, columns in found["found"].items()},
+                }
+                self._journal.add(entry)
+                self._learn(entry)
+                bar.update(len(entry["keys"]) + len(entry["errors"]))
 
-    def _calls(self, requests: Sequence[Request], names: Sequence[str], bar: tqdm[Any]) -> Iterator[Call]:
+    def _calls(self, requests: Sequence[Request], cells: Sequence[str], bar: tqdm[Any]) -> Iterator[Call]:
         """One for each batch of which something is not known, its images read."""
         for part in batches(requests, self._size):
-            missing = [name for name in names if not all(self.known(requests[number], name) for number in part)]
+            own = [requests[number] for number in part]
+            missing = [cell for cell in cells if not all(self.known(request, cell) for request in own)]
             if not missing:
                 bar.update(len(part))
                 continue
-            yield Call(part[0], self._work(requests, part, missing))
-
-    @staticmethod
-    def _work(requests: Sequence[Request], part: Sequence[int], names: Collection[str]) -> Any:
-        first, read = requests[part[0]], Read.of(requests, part)
-        if first.continuation is None:
-            return methodcaller("answer", read, part, max_new_tokens=first.max_new_tokens, only=names)
-        continuations = [requests[number].continuation for number in part]
-        return methodcaller("loglikelihoods", read, part, continuations=continuations, only=names)
+            given = [request.continuation for request in own if request.continuation is not None]
+            read = Requests.read(requests, part)
+            yield Call(part[0], Ask(read, part, missing, own[0].max_new_tokens, given or None))

@@ -24,17 +24,15 @@ from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from experiments.core import results, workers
-from experiments.core.cli import CommandError, one_line
-from experiments.data.formats import SHORT
-from experiments.evaluation.question_asker import QuestionAsker
-from experiments.evaluation.settings import Asking, Settings
+from experiments.core import methods, results
+from experiments.core.journal import Journal
+from experiments.core.workers import Alone
+from experiments.evaluation.worker import ModelWorker
 from experiments.lmms import model_args
-from experiments.lmms.answers import Answers
+from experiments.lmms.answers import SHAPE, Answers
 from experiments.lmms.requests import Request, options
-from models import compile_cache as compiled
-from models.config import ConfigError
-from models.io.table import CheckpointError
+from models import compile_cache
+from models.errors import CheckpointError, CommandError, ConfigError, one_line
 from models.io.writing import own_folder
 
 
@@ -43,11 +41,11 @@ class Speaker(lmms):
 
     Args:
       answers: where they come from.
-      name: of the method that speaks; may be changed between evaluations.
+      cell: the name of what answers; may be changed between evaluations.
       max_new_tokens: where a task has none.
 
     Attributes:
-      together: methods that are asked at once, so that images are read once for all of them; empty is the one alone.
+      together: cells that are asked at once, so that images are read once for all of them; empty is the one alone.
       asked: the requests of the latest call.
       broken: whether asking itself failed in it, and not what the harness does before and after.
     """
@@ -57,22 +55,25 @@ class Speaker(lmms):
     asked: Sequence[Request] = ()
     broken = False
 
-    def __init__(self, answers: Answers, name: str, *, max_new_tokens: int | None = None):
+    def __init__(self, answers: Answers, cell: str, *, max_new_tokens: int | None = None):
         super().__init__()
-        self.answers, self.name, self._max_new_tokens = answers, name, max_new_tokens
-        self._rank, self._world_size = rank_and_size()
+        self.answers, self.cell, self._max_new_tokens = answers, cell, max_new_tokens
+        self._rank, self._world_size, local = _process()
         # Where the harness gathers what processes found; accelerate chooses NCCL where PyTorch sees GPUs.
         gpu = self._world_size > 1 and torch.cuda.is_available()
-        self.device = torch.device("cuda", _local_rank()) if gpu else torch.device("cpu")
+        self.device = torch.device("cuda", local) if gpu else torch.device("cpu")
 
     def request(self, instance: Instance) -> Request:
         """What an instance of the harness asks; it is left as it is.
 
         Raises:
-          CommandError: it is of a kind that nothing is known of.
+          CommandError: it is of another kind, such as one that asks in several rounds.
         """
         if len(instance.args) != 6:
-            raise CommandError(f"task {instance.task_name}: requests of {len(instance.args)} parts cannot be asked")
+            raise CommandError(
+                f"task {instance.task_name} asks in a way that tokencarve_jax does not answer: a request of "
+                f"{len(instance.args)} parts ({instance.request_type}); expected 6 parts"
+            )
         text, what, look, doc_id, task, split = instance.args
         docs = self.task_dict[task][split]
 
@@ -84,35 +85,31 @@ class Speaker(lmms):
             return Request(task, split, doc_id, text, see, continuation=continuation)
         return Request(task, split, doc_id, text, see, **options(what, max_new_tokens=self._max_new_tokens))
 
-    def _said(self, instances: Sequence[Instance]) -> list[tuple[Request, Any]]:
+    def predictions(self, instances: Sequence[Instance]) -> list[tuple[Request, Any]]:
+        """What is asked, each with the prediction; None where it could not be asked, see `answers.errors`."""
         requests = [self.request(instance) for instance in instances]
-        distinct = {request.key: request for request in requests}
-        self.asked, self.broken = list(distinct.values()), True
-        bar = tqdm(total=len(distinct), unit=" questions", file=sys.stderr, disable=True if self._rank else None)
-        with bar:
-            self.answers.ask(requests, self.together or [self.name], bar)
+        self.asked, self.broken = list({request.key: request for request in requests}.values()), True
+        quiet = True if self._rank else None
+        with tqdm(total=len(self.asked), unit=" questions", file=sys.stderr, disable=quiet) as bar:
+            self.answers.ask(requests, self.together or [self.cell], bar)
         self.broken = False
-        return [(request, self.answers.said(request, self.name)) for request in requests]
+        return [(request, self.answers.prediction(request, self.cell)) for request in requests]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Greedy answers, in order; an empty one where something could not be asked, which `answers.errors` tells."""
-        return ["" if said is None else request.ended(said) for request, said in self._said(requests)]
+        """Greedy answers, in order; an empty one where something could not be asked."""
+        return ["" if text is None else request.ended(text) for request, text in self.predictions(requests)]
 
     def loglikelihood(self, requests: list[Instance]) -> list[Any]:
-        """Losses, as the harness wants them, and whether greedy decoding says the same; infinite where not asked.
+        """Losses, as the harness wants them, and whether greedy decoding gives the same; infinite where not asked.
 
         Each pair is wrapped as an answer is, because lmms-eval 0.7.3 makes a text of a bare one.
         """
-        pairs = [(math.inf, False) if said is None else (said[0], said[1]) for _, said in self._said(requests)]
+        pairs = [(math.inf, False) if found is None else tuple(found) for _, found in self.predictions(requests)]
         return [GenerationResult(pair) for pair in pairs]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not here.
-
-        Raises:
-          CommandError: always.
-        """
-        raise CommandError(f"task {requests[0].task_name} asks in several rounds, which tokencarve_jax does not answer")
+        """Not supported: see `request`."""
+        return self.generate_until(requests)
 
 
 class TokenCarve(Speaker):
@@ -127,77 +124,58 @@ class TokenCarve(Speaker):
     def __init__(self, **given: Any):
         with _one_line():
             args = model_args.read(given)
-            rank, size = rank_and_size()
+            _, size, local = _process()
             if size > 1:
-                jax.config.update("jax_cuda_visible_devices", str(_local_rank()))
-            compiled.keep_on_disk()
-            asker = QuestionAsker(args.settings, args.asking, max_new_tokens=args.asking.max_new_tokens or SHORT)
-            pool = workers.Alone(asker)
-            answers = open_answers(args.settings, args.asking, pool, part=f"{rank}-of-{size}")
-            super().__init__(answers, args.name, max_new_tokens=args.asking.max_new_tokens)
+                jax.config.update("jax_cuda_visible_devices", str(local))
+            compile_cache.keep_on_disk()
+            super().__init__(_answers(args), args.cell, max_new_tokens=args.worker.prompt.max_new_tokens)
 
-    def _said(self, instances: Sequence[Instance]) -> list[tuple[Request, Any]]:
+    def predictions(self, instances: Sequence[Instance]) -> list[tuple[Request, Any]]:
+        """See `Speaker`; what could not be asked is printed."""
         with _one_line():
-            said = super()._said(instances)
+            found = super().predictions(instances)
         for request in self.asked:
             if error := self.answers.errors.get(request.key):
                 print(f"tokencarve_jax: {request.key} could not be asked: {error}", file=sys.stderr)
-        return said
-
-    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not here; ends the process with one line."""
-        with _one_line():
-            return super().generate_until_multi_round(requests)
+        return found
 
 
-def about(settings: Settings, asking: Asking, pool: workers.Pool) -> dict[str, Any]:
-    """What answers depend on, but for the methods, as JSON types."""
-    facts = {name: value for name, value in pool.identity.items() if name != "methods"}
-    return {
-        "border": asking.border,
-        "conversation": asking.conversation,
-        "dtype": settings.dtype,
-        "batch_size": settings.batch_size,
-        "seed": settings.seed,
-        "machine": workers.ask_first(pool, "machine"),
-        **facts,
-    }
-
-
-def open_answers(settings: Settings, asking: Asking, pool: workers.Pool, *, part: str) -> Answers:
-    """Answers of one process, in a folder below `settings.out` that runs with the same settings share.
-
-    Args:
-      settings: of the model.
-      asking: how questions are put.
-      pool: the workers.
-      part: which of the processes this is.
+def _answers(args: model_args.ModelArgs) -> Answers:
+    """Answers of this process, in a folder below `args.journal` that runs with the same settings share.
 
     Raises:
       InUseError: another process writes there.
     """
-    told = {"keep": settings.keep, "methods": list(pool.identity["methods"])} | about(settings, asking, pool)
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-    own = settings.out / digest / part
+    config, worker, (rank, size, _) = args.worker, ModelWorker(args.worker), _process()
+    pool = Alone(worker)
+    settings = {
+        "cells": {name: " ".join(map(str, cell.cuts)) for name, cell in worker.cells.items()},
+        "own_methods": methods.own(cut.compressor for cell in worker.cells.values() for cut in cell.cuts),
+        "border": config.prompt.border,
+        "conversation": config.prompt.conversation,
+        "dtype": config.model.dtype,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "machine": results.machine(),
+        **pool.identity,
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    own = args.journal / digest / f"{rank}-of-{size}"
     stack = contextlib.ExitStack()
     stack.enter_context(own_folder(own))
     atexit.register(stack.close)
-    journal = results.Journal(own / "answers.jsonl", told, restart=settings.restart)
-    paths = [path for path in sorted(own.parent.glob("*/answers.jsonl")) if path.parent != own]
-    others = [] if settings.restart else [results.Journal(path, told) for path in paths]
+    journal = Journal(own / "answers.jsonl", settings, restart=args.restart, shape=SHAPE)
+    paths = [path for path in sorted(own.parent.glob("*/answers.jsonl")) if path.parent != own and not args.restart]
+    others = [entry for path in paths for entry in Journal(path, settings, shape=SHAPE).entries]
     if journal.entries:
         print(f"Going on from {journal.path}; restart=True asks anew.", file=sys.stderr)
-    entries = [entry for other in others for entry in other.entries]
-    return Answers(pool, journal, batch_size=settings.batch_size, others=entries)
+    return Answers(pool, journal, batch_size=config.batch_size, others=others)
 
 
-def rank_and_size() -> tuple[int, int]:
-    """Which process this is, of how many, as torchrun says."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", 0))
+def _process() -> tuple[int, int, int]:
+    """Which process this is, of how many, and which of this machine, as torchrun says."""
+    rank, size, local = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return int(rank or 0), int(size or 1), int(local or 0)
 
 
 @contextlib.contextmanager

@@ -1,20 +1,22 @@
-"""What lmms-eval's `--model_args` tell the model."""
+"""What lmms-eval's `--model_args` say."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from experiments.core import cli
-from experiments.core.cli import CommandError
-from experiments.data import preprocessing
+from experiments.core import cli, methods, preprocessing, schedules
+from experiments.core.config import PromptConfig
+from experiments.core.methods import BASELINE
 from experiments.data.encoder import CONVERSATIONS
-from experiments.evaluation.settings import Asking, Settings
-from experiments.metrics.summary import BASELINE
+from experiments.evaluation import flags
+from experiments.evaluation.cells import AtOneBudget
+from experiments.evaluation.worker import WorkerConfig
+from experiments.lmms.requests import Requests
 from models.cli import DTYPES
+from models.errors import CommandError
 
 INFORMATION = {"default": "tokencarve", "svd": "tokencarve-svd", "norm": "tokencarve-norm"}
 """Routes to TokenCarve's information score, as rows of the registry."""
@@ -26,14 +28,44 @@ class ModelArgs:
     """The model of one run of the harness.
 
     Attributes:
-      settings: model and method; its `out` is where journals go.
-      asking: how questions are put.
-      name: the method's name in records, "vanilla" without one.
+      worker: the model, and how it is asked.
+      cell: the name of what answers; "vanilla" where nothing is carved.
+      journal: folder that journals go to.
+      restart: forget what it holds.
     """
 
-    settings: Settings
-    asking: Asking
-    name: str
+    worker: WorkerConfig
+    cell: str
+    journal: Path
+    restart: bool
+
+
+class _Parser(cli.Parser):
+    """Reads `name=value` pairs as flags."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what a flag's error is here."""
+        raise CommandError(f"model_args: {message}")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(add_help=False)
+    parser.add_argument("--pretrained", dest="model", default=str(cli.SHIPPED))
+    parser.add_argument("--revision")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
+    parser.add_argument("--keep", type=cli.keep)
+    parser.add_argument("--method")
+    parser.add_argument("--information", choices=INFORMATION)
+    parser.add_argument("--schedule", type=str.split)
+    parser.add_argument("--image_aspect_ratio", choices=preprocessing.ASPECT_RATIOS)
+    parser.add_argument("--border", choices=preprocessing.BORDERS)
+    parser.add_argument("--conversation", choices=CONVERSATIONS)
+    parser.add_argument("--max_new_tokens", type=cli.positive)
+    parser.add_argument("--batch_size", type=cli.positive, default=1)
+    parser.add_argument("--seed", type=cli.seed, default=0)
+    parser.add_argument("--journal", type=Path, default=Path("results") / "lmms-eval")
+    parser.add_argument("--restart", type=str.lower, choices=("true", "1", "false", "0"), default="false")
+    return parser
 
 
 def read(given: Mapping[str, Any]) -> ModelArgs:
@@ -47,63 +79,28 @@ def read(given: Mapping[str, Any]) -> ModelArgs:
         `journal`, a folder for answers (default: results/lmms-eval), and `restart`.
 
     Raises:
-      CommandError: an argument that there is not, or a value that is none for it.
+      CommandError: an unknown argument, or a value that does not fit it.
     """
-    left = {name: str(value).strip("\"'") for name, value in given.items() if name not in _IGNORED}
-
-    def take(name: str, default: Any, of: Callable[[str], Any] = str) -> Any:
-        if name not in left:
-            return default
-        text = left.pop(name)
-        try:
-            return of(text)
-        except (ValueError, argparse.ArgumentTypeError) as error:
-            raise CommandError(f"model_args: {name}={text}: {error}") from error
-
-    model, keep = take("pretrained", str(cli.SHIPPED)), take("keep", None, cli.keep)
-    schedule, method = take("schedule", None, str.split), take("method", None)
-    information = take("information", None, _one_of(INFORMATION))
-    if schedule and (keep or method or information):
+    pairs = {name: str(value).strip("\"'") for name, value in given.items() if name not in _IGNORED}
+    args = _parser().parse_args([f"--{name}={value}" for name, value in pairs.items()])
+    method, information = args.method, args.information
+    if args.schedule and (args.keep or method or information):
         raise CommandError("model_args: schedule says all; leave out keep, method and information")
-    if (method or information) and keep is None:
+    if (method or information) and not args.keep:
         raise CommandError("model_args: a method needs keep, such as keep=128")
     if information and method not in (None, "tokencarve"):
         raise CommandError(f"model_args: information is for tokencarve, not for {method}")
-    methods = (
-        () if keep is None else (INFORMATION[information or "default"] if method is None or information else method,)
+    if not method or information:
+        method = INFORMATION[information or "default"]
+    compared = methods.named([method] if args.keep else [])
+    own = schedules.by_text([args.schedule] if args.schedule else [])
+    worker = WorkerConfig(
+        model=flags.model(args),
+        prompt=flags.prompt(args, PromptConfig()),
+        questions=Requests(),
+        comparison=AtOneBudget(tuple((one, args.keep) for one in compared), tuple(own.items())),
+        batch_size=args.batch_size,
+        seed=args.seed,
     )
-    asking = Asking(
-        image_aspect_ratio=take("image_aspect_ratio", "pad", _one_of(preprocessing.ASPECT_RATIOS)),
-        border=take("border", "keep", _one_of(preprocessing.BORDERS)),
-        conversation=take("conversation", "vicuna_v1", _one_of(CONVERSATIONS)),
-        max_new_tokens=take("max_new_tokens", None, cli.positive),
-    )
-    settings = Settings(
-        model=model,
-        keep=1.0 if keep is None else keep,
-        methods=methods,
-        schedules=(tuple(schedule),) if schedule else (),
-        out=take("journal", Path("results") / "lmms-eval", Path),
-        scenes=0,
-        batch_size=take("batch_size", 1, cli.positive),
-        seed=take("seed", 0, cli.seed),
-        dtype=take("dtype", DTYPES[0], _one_of(DTYPES)),
-        revision=take("revision", None),
-        restart=take("restart", False, _truth),
-    )
-    if left:
-        raise CommandError(f"model_args: there is no {', '.join(left)}")
-    return ModelArgs(settings, asking, (*methods, *([" ".join(schedule)] if schedule else []), BASELINE)[0])
-
-
-def _one_of(choices: Any) -> Callable[[str], str]:
-    def of(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"expected one of {', '.join(choices)}")
-        return text
-
-    return of
-
-
-def _truth(text: str) -> bool:
-    return _one_of(("True", "False", "true", "false", "1", "0"))(text) in ("True", "true", "1")
+    cell, *_ = [*(one.name for one in compared), *own, BASELINE]
+    return ModelArgs(worker, cell, args.journal, args.restart in ("true", "1"))

@@ -5,35 +5,15 @@ Axis letters: M methods, K budgets, ... resamples.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-
 import numpy as np
 
 KINDS = ("Spearman", "Pearson")
-RESAMPLES = PERMUTATIONS = 2000
+RESAMPLES = 2000
 FEWEST = 4  # methods below which a correlation says nothing
 
 
-@dataclasses.dataclass(frozen=True)
-class Correlation:
-    """A correlation coefficient over methods.
-
-    Attributes:
-      value: from -1 to 1.
-      low: of the 95 % percentile bootstrap interval; methods are what is drawn.
-      high: see `low`.
-      p: two-sided, of a Monte Carlo permutation test: how often methods dealt out at random do at least as well.
-    """
-
-    value: float
-    low: float
-    high: float
-    p: float
-
-
 def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's coefficient within budgets: of what is left of each value without its budget's mean.
+    """Pearson's coefficient within budgets: of each value less its budget's mean.
 
     Args:
       x: [..., M, K].
@@ -54,21 +34,10 @@ def _centred(values: np.ndarray) -> np.ndarray:
     return np.where(np.abs(rest) > 1e-12 * np.abs(values).max((-2, -1), keepdims=True), rest, 0)
 
 
-def midranks(values: np.ndarray) -> np.ndarray:
-    """[..., M, K] -> ranks along M from 1 on, ties sharing their mean."""
-    from scipy.stats import rankdata  # imported here: it takes a second that `--help` should not wait for
-
-    return rankdata(values, axis=-2)
-
-
-def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return pearson(midranks(x), midranks(y))
-
-
-def correlate(x: np.ndarray, y: np.ndarray, kind: str, *, seed: int = 0) -> Correlation | None:
+def correlate(x: np.ndarray, y: np.ndarray, kind: str, *, seed: int = 0) -> dict[str, float | None]:
     """Correlate two figures of methods, within budgets.
 
-    A method is drawn and dealt out with all of its budgets, as they are not independent.
+    A method is drawn and permuted with all of its budgets, as they are not independent.
 
     Args:
       x: [M, K] float64, a figure for each method and budget.
@@ -77,21 +46,30 @@ def correlate(x: np.ndarray, y: np.ndarray, kind: str, *, seed: int = 0) -> Corr
       seed: of the resampling.
 
     Returns:
-      None where there are fewer than `FEWEST` methods, or one of the figures is the same for all.
+      `value`, the coefficient; `low` and `high` of its 95 % percentile bootstrap interval over methods; `p`, two-sided,
+      of a permutation test, exact where there are no more than `RESAMPLES` permutations. All are None where there are
+      fewer than `FEWEST` methods, or one of the figures is the same for all.
     """
-    count = len(x)
-    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray] = {"Pearson": pearson, "Spearman": _spearman}[kind]
-    value = float(statistic(x, y)) if count >= FEWEST else np.nan
+    from scipy.stats import permutation_test, rankdata  # imported here: a second that `--help` should not wait for
+
+    def ranked(values: np.ndarray) -> np.ndarray:
+        return values if kind == "Pearson" else rankdata(values, axis=-2)
+
+    count, fixed, dealt = len(x), ranked(x), ranked(y)
+    value = float(pearson(fixed, dealt)) if count >= FEWEST else np.nan
     if np.isnan(value):
-        return None
+        return dict.fromkeys(("value", "low", "high", "p"))
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, count, (RESAMPLES, count))
-    low, high = np.nanpercentile(statistic(x[drawn], y[drawn]), [2.5, 97.5])
-    if kind == "Spearman":
-        x, y = midranks(x), midranks(y)
-    dealt = rng.permuted(np.tile(np.arange(count), (PERMUTATIONS, 1)), axis=1)
-    as_much = np.abs(pearson(x[None], y[dealt])) >= abs(value) - 1e-12
-    return Correlation(value, float(low), float(high), float((1 + as_much.sum()) / (1 + PERMUTATIONS)))
+    low, high = np.nanpercentile(pearson(ranked(x[drawn]), ranked(y[drawn])), [2.5, 97.5])  # NaN where one is constant
+
+    def size(order: np.ndarray, axis: int) -> np.ndarray:
+        return np.abs(pearson(fixed, dealt[order]))
+
+    test = permutation_test(
+        (np.arange(count),), size, permutation_type="pairings", alternative="greater", n_resamples=RESAMPLES, rng=rng
+    )
+    return {"value": value, "low": float(low), "high": float(high), "p": float(test.pvalue)}
 
 
 def least_telling(count: int) -> float:

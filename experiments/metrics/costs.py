@@ -6,6 +6,8 @@ of the MLP, V vocabulary, L layers, T cache slots.
 
 from __future__ import annotations
 
+from experiments.core.memory import cache_bytes as cache_bytes
+from experiments.core.memory import decoder_weights as decoder_weights
 from models.engine.plan import TOWER, Schedule, tokens_by_layer
 from models.families.llava import LlavaConfig
 from models.nn.llama_config import TextConfig
@@ -89,24 +91,6 @@ def decoder_flops(config: LlavaConfig, length: int, cuts: Schedule = ()) -> int:
 def prefill_flops(config: LlavaConfig, length: int, cuts: Schedule = ()) -> int:
     """One image and one sequence of `length` tokens, visual ones included: `tower_flops` + `decoder_flops`."""
     return tower_flops(config, cuts) + decoder_flops(config, length, cuts)
-
-
-def cache_bytes(config: LlavaConfig, slots: int, itemsize: int) -> int:
-    """Keys and values of one sequence: 2 L T G d numbers."""
-    text = config.text
-    return 2 * text.num_layers * slots * text.num_kv_heads * text.head_dim * itemsize
-
-
-def decoder_weights(config: LlavaConfig) -> int:
-    """Numbers that every decoding step reads: layers, final norm and output head, but not the embedding table."""
-    text, width = config.text, config.text.hidden_size
-    heads, groups = _head_widths(text)
-    layer = 2 * width * heads + 2 * width * groups + 3 * width * text.intermediate_size + 2 * width
-    if text.attention_bias:
-        layer += heads + 2 * groups + width
-    if text.mlp_bias:
-        layer += 2 * text.intermediate_size + width
-    return text.num_layers * layer + width + width * text.vocab_size
 
 
 def step_bytes(config: LlavaConfig, *, batch: int, prompt_slots: int, new_tokens: int, itemsize: int) -> float:

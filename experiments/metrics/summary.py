@@ -1,16 +1,29 @@
-"""From the records of an evaluation to its table."""
+"""From answers to numbers: shares with their intervals, paired differences, and divergence of distributions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from statistics import median
+from collections.abc import Sequence
 from typing import Any
 
-from experiments.core.results import format_bytes, format_seconds, format_table, paired_difference, wilson
-from experiments.data.scenes import FAMILIES
+import numpy as np
 
-BASELINE = "vanilla"
+from experiments.core.methods import BASELINE as BASELINE
+
+_Z = 1.959964  # of a 95 % interval
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927).
+
+    >>> low, high = wilson(9, 10)
+    >>> round(low, 3), round(high, 3)
+    (0.596, 0.982)
+    """
+    from scipy.stats import binomtest  # imported here: it takes a second that `--help` should not wait for
+
+    interval = binomtest(right, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def share(right: Sequence[bool]) -> dict[str, Any]:
@@ -19,96 +32,48 @@ def share(right: Sequence[bool]) -> dict[str, Any]:
     return {"right": sum(right), "of": len(right), "share": sum(right) / len(right), "low": low, "high": high}
 
 
-def rows(
-    records: Sequence[Mapping[str, Any]],
-    *,
-    tokens: Mapping[str, tuple[int, float]],
-    entries: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
-    """What the table says, in numbers; one entry per method.
+def accuracy(right: Sequence[bool], families: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Shares by family of questions, in the order in which families appear, and `overall`.
 
     Args:
-      records: one per question, with `family`, `scene`, `answer` and `said` by method.
-      tokens: visual tokens after the last cut and on average over the decoder's layers, by method.
-      entries: of the journal, with the times.
+      right: whether each question was answered rightly; at least one.
+      families: that each is of; "" for none.
+    """
+    parts = {name: [ok for ok, own in zip(right, families, strict=True) if own == name] for name in families if name}
+    return {name: share(own) for name, own in (parts | {"overall": list(right)}).items()}
+
+
+def paired_difference(first: Sequence[bool], second: Sequence[bool], groups: Sequence[int]) -> list[float | None]:
+    """Difference of two shares over the same questions, and half the width of its 95 % interval.
+
+    Questions about one scene are not independent. Their residuals are summed before they are squared (a cluster-robust
+    variance), which `scipy.stats` does not have.
+
+    Args:
+      first: right or wrong, per question.
+      second: the same questions.
+      groups: per question the scene that it is about.
 
     Returns:
-      JSON types; None where a number does not exist.
+      share of second - share of first, and the half width; None for a single group.
     """
-    right = {name: [record["said"][name] == record["answer"] for record in records] for name in tokens}
-    scenes = [record["scene"] for record in records]
-    timed = [entry for entry in entries if "prefill_s" in entry]
-    out = []
-    for name in tokens:
-        seconds = [value for entry in timed for value in entry["prefill_s"][name]]
-        first = [entry["first_call_s"][name] for entry in timed if "first_call_s" in entry]
-        families = {
-            family: share([ok for ok, record in zip(right[name], records, strict=True) if record["family"] == family])
-            for family in FAMILIES
-        }
-        reference = sum(right[BASELINE])
-        difference, half_width = paired_difference(right[BASELINE], right[name], scenes)
-        out.append(
-            {
-                "method": name,
-                "visual_tokens": tokens[name][0],
-                "layer_average": tokens[name][1],
-                "accuracy": families | {"overall": share(right[name])},
-                "of_vanilla": sum(right[name]) / reference if reference else None,
-                "difference": difference,
-                "difference_half_width": None if math.isnan(half_width) else half_width,
-                "same_answer": _mean([record["said"][name] == record["said"][BASELINE] for record in records]),
-                "cache_bytes": timed[0]["cache_bytes"][name],
-                "prefill_s": median(seconds),
-                "prefill_runs": len(seconds),
-                "first_call_s": first[0] if first else None,
-            }
-        )
-    return out
+    delta = np.asarray(second, float) - np.asarray(first, float)
+    mean = delta.mean()
+    _, index = np.unique(groups, return_inverse=True)
+    residuals = np.bincount(index, weights=delta - mean)
+    count = len(residuals)
+    if count < 2:
+        return [float(mean), None]
+    variance = count / (count - 1) * np.square(residuals).sum() / len(delta) ** 2
+    return [float(mean), float(_Z * math.sqrt(variance))]
 
 
-def _mean(values: Sequence[bool]) -> float:
-    return sum(values) / len(values)
+def divergence(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Kullback-Leibler divergence of softmax(logits) from softmax(reference), [B, V] each: [B] nats, in float64."""
+    first, second = (_log_softmax(np.asarray(array, np.float64)) for array in (reference, logits))
+    return np.maximum((np.exp(first) * (first - second)).sum(-1), 0)
 
 
-def table(rows: Sequence[Mapping[str, Any]], *, scenes: int, settings: Mapping[str, Any]) -> str:
-    """The table and what one has to know to read it."""
-    header = ["", "visual tokens", *FAMILIES, "overall", "of vanilla", "same answer", "KV cache", "prefill", "speed"]
-    cells = []
-    for row in rows:
-        overall = row["accuracy"]["overall"]
-        cells.append(
-            [
-                row["method"],
-                str(row["visual_tokens"]),
-                *(_percent(row["accuracy"][family]["share"]) for family in FAMILIES),
-                f"{_percent(overall['share'])} ± {50 * (overall['high'] - overall['low']):.1f}",
-                _percent(row["of_vanilla"]),
-                _percent(row["same_answer"]),
-                format_bytes(row["cache_bytes"]),
-                format_seconds(row["prefill_s"]),
-                f"{rows[0]['prefill_s'] / row['prefill_s']:.2f}x",
-            ]
-        )
-    questions, batch = rows[0]["accuracy"]["overall"]["of"], settings["batch_size"]
-    differences = "; ".join(
-        f"{row['method']} {100 * row['difference']:+.1f}"
-        + (f" ± {100 * row['difference_half_width']:.1f}" if row["difference_half_width"] is not None else "")
-        for row in rows[1:]
-    )
-    notes = [
-        f"{questions} questions about {scenes} held-out scenes; ± is a 95 % interval.",
-        f"Against vanilla on the same questions, in points: {differences}.",
-        f"KV cache: keys and values held per question, room for {settings['decode_capacity']} new tokens included.",
-        f"Prefill: a batch of {batch}, vision tower included, compiled before; median of {rows[0]['prefill_runs']}.",
-    ]
-    if len({row["visual_tokens"] for row in rows[1:]}) > 1:  # schedules, which are to be compared by their averages
-        averages = ", ".join(f"{row['method']} {row['layer_average']:.1f}" for row in rows)
-        notes.insert(1, f"Visual tokens: behind the last cut; on average over the decoder's layers: {averages}.")
-    if settings["workers"] > 1:
-        notes.append(f"Asked by {settings['workers']} workers; prefill is of the first, while the others were busy.")
-    return "\n".join([format_table(header, cells), "", *notes])
-
-
-def _percent(value: float | None) -> str:
-    return "n/a" if value is None else f"{100 * value:.1f} %"
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.reports.patch_maps import fates
+from experiments.reports.patch_maps.maps import grid_of, joined
 from models.engine.prefill import Prefilled
 from models.io.writing import replacing
 from models.llava import LlavaConfig
@@ -51,12 +51,12 @@ def views_of(images: Sequence[np.ndarray], config: LlavaConfig, prefilled: Prefi
       row: which of the batch.
     """
     size = config.tokens_per_image
-    survivors, fate = fates.joined(prefilled.cuts, row, size * len(images))
-    views = []
-    for i, image in enumerate(images):
-        first = i * size + int(config.keep_class_token)
-        views.append(View(image, fate[first : first + config.vision.num_patches], survivors, first))
-    return views
+    survivors, assignment = joined(prefilled.cuts, row, size * len(images))
+    firsts = [i * size + int(config.keep_class_token) for i in range(len(images))]
+    return [
+        View(image, assignment[first : first + config.vision.num_patches], survivors, first)
+        for image, first in zip(images, firsts, strict=True)
+    ]
 
 
 def group_colours(assignment: np.ndarray) -> dict[int, tuple[int, int, int]]:
@@ -70,13 +70,11 @@ def group_colours(assignment: np.ndarray) -> dict[int, tuple[int, int, int]]:
     """
     rows, counts = np.unique(assignment[assignment >= 0], return_counts=True)
     groups = rows[counts > 1].tolist()
-    turn = (math.sqrt(5) - 1) / 2
-    return {row: _rgb(0.02 + turn * i, (0.92, 0.68)[i % 2], (0.95, 0.85, 1.0)[i % 3]) for i, row in enumerate(groups)}
-
-
-def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
-    red, green, blue = colorsys.hsv_to_rgb(hue % 1, saturation, value)
-    return round(red * 255), round(green * 255), round(blue * 255)
+    turn, colours = (math.sqrt(5) - 1) / 2, {}
+    for i, row in enumerate(groups):
+        red, green, blue = colorsys.hsv_to_rgb((0.02 + turn * i) % 1, (0.92, 0.68)[i % 2], (0.95, 0.85, 1.0)[i % 3])
+        colours[row] = round(red * 255), round(green * 255), round(blue * 255)
+    return colours
 
 
 def scale_of(side: int) -> int:
@@ -92,7 +90,7 @@ def enlarge(image: np.ndarray) -> np.ndarray:
 
 
 def carved_panel(view: View, colours: dict[int, tuple[int, int, int]]) -> np.ndarray:
-    """The image with its fate painted over it.
+    """The image with what became of its patches painted over it.
 
     Args:
       view: the image.
@@ -103,9 +101,9 @@ def carved_panel(view: View, colours: dict[int, tuple[int, int, int]]) -> np.nda
       ones share their group's tint, and the one that stayed in place is framed; a group without a colour is clear.
     """
     pixels = enlarge(view.image).astype(np.float32)
-    grid = math.isqrt(view.assignment.size)
-    if grid * grid != view.assignment.size or pixels.shape[0] % grid or pixels.shape[1] % grid:
-        raise ValueError(f"{view.assignment.size} patches are no square grid on {pixels.shape[0]} pixels")
+    grid = grid_of(view.assignment.size)
+    if pixels.shape[0] % grid or pixels.shape[1] % grid:
+        raise ValueError(f"a grid of {grid} x {grid} patches does not divide {pixels.shape[0]} pixels")
     patch = pixels.shape[0] // grid
     frame = max(2, patch // 12)
     for index, row in enumerate(view.assignment.tolist()):
@@ -137,7 +135,7 @@ def draw(views: Sequence[View]) -> Image.Image:
       The picture.
     """
     colours = group_colours(np.concatenate([view.assignment for view in views]))
-    stages = [{}, colours] if colours else [colours]
+    stages = [{}, colours] if colours else [{}]
     rows = [[enlarge(view.image), *(carved_panel(view, tints) for tints in stages)] for view in views]
     height, side = rows[0][0].shape[:2]
     columns = 1 + len(stages)

@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.core.cli import CommandError, one_line
 from experiments.speed import capacity, inspection, presets, programs, roofline, targets
 from models.engine.plan import Schedule
+from models.errors import CommandError, one_line
 from models.families.llava import LlavaConfig
 from tokencarve_jax.scores.information import DEFAULT
 

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 
 from experiments.core import memory as free_memory
-from experiments.core.cli import CommandError
 from experiments.speed import presets, programs
 from experiments.speed.jax_runner import JaxRunner
 from experiments.speed.torch_client import OutOfMemory
 from models.engine import plan
 from models.engine.target import target_of
+from models.errors import CommandError
 from models.llava import Llava
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from tqdm import tqdm
 
 from experiments.core import results
-from experiments.core.cli import CommandError
 from experiments.core.results import format_bytes, format_seconds, format_table
 from experiments.speed import ahead_of_time, targets
 from experiments.speed.ahead_of_time import SIDES, Job
+from models.errors import CommandError
 
 _ROWS = {
     "needed": "needed, each chip",

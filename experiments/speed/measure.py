@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from experiments.core import results
-from experiments.core.cli import CommandError
 from experiments.metrics import costs, latency
 from experiments.speed import capacity, jax_runner, presets, report
 from experiments.speed.jax_runner import GenerateCall, JaxRunner
 from experiments.speed.torch_client import OutOfMemory, TorchClient
 from models.engine.plan import Cut
+from models.errors import CommandError
 from models.llava import Llava
 
 SIDES = ("uncompressed", "carved")

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.core.cli import CommandError
 from models.engine.plan import TOKENCARVE_LAYER, Cut, parse, resolve
 from models.engine.prompt import Prompt
+from models.errors import CommandError
 from models.families.llava import LlavaConfig
 from models.io.table import abstract_model
 from models.llava import Llava

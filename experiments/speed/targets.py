@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from experiments.core.cli import CommandError
 from models.engine.target import CUDA, TPU, Target
+from models.errors import CommandError
 
 # What the plugins would otherwise look for on this machine, or ask a metadata server about.
 ENVIRONMENT: Mapping[str, str] = MappingProxyType(

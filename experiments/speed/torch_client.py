@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.core.cli import CommandError
+from models.errors import CommandError
 from models.families.llava import LlavaConfig
 
 _ROOT = Path(__file__).parents[2]

@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 import tokencarve_jax as tc
 from experiments.core import cli, results
-from experiments.core.cli import CommandError
 from experiments.metrics.latency import timed
 from experiments.studies.score_matrices import like_hidden_states
+from models.errors import CommandError
 from tokencarve_jax._blas import open_blas
 
 CARVING, INSTALLED = "as carving leaves it", "as installed"

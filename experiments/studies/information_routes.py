@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 import tokencarve_jax as tc
 from experiments.core import cli, results
-from experiments.core.cli import CommandError
 from experiments.metrics.latency import timed
 from experiments.studies.score_matrices import (
     LIKE_HIDDEN_STATES,
@@ -37,6 +36,7 @@ from experiments.studies.score_matrices import (
     from_model,
     like_hidden_states,
 )
+from models.errors import CommandError
 from tokencarve_jax.scores.information import ROUTES, subspace_uncertainty
 
 BUSY_S = 0.15  # before each timed call: longer than BLAS threads spin after the one before, whatever their setting

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.core import loading
-from experiments.core.cli import CommandError
 from experiments.studies import hidden_states
+from models.errors import CommandError
 
 Rows = Iterator[tuple[str, np.ndarray, np.ndarray]]  # name, tokens [N, D], attention [N]
 

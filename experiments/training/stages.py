@@ -15,7 +15,8 @@ import optax
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
-from experiments.core.results import OtherRunError, differing, write_text
+from experiments.core.journal import OtherRunError, differing
+from experiments.core.results import write_text
 from experiments.data.scenes import GRID
 
 NUM_PATCHES = GRID * GRID

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from models.config import ConfigError, read_hf_config
+from models.config import read_hf_config
 from models.engine import decode, plan, prefill
 from models.engine.loop import Flow, run_layers
 from models.engine.prefill import Prefilled
@@ -26,6 +26,7 @@ from models.engine.sampling import GREEDY, Sampling
 from models.engine.sharding import auto_mesh, place_batch, weight_sharding
 from models.engine.target import CPU, Target, target_of
 from models.engine.visual import TowerRequest, Visual
+from models.errors import ConfigError
 from models.io import hashes, hub
 from models.io.table import Table, abstract_model, load_weights
 from models.nn.llama import Decoder

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.config import MAX_LAYERS, ConfigError, Fields, special_token
+from models.config import MAX_LAYERS, Fields, special_token
 from models.engine.model import VisionLanguageModel
 from models.engine.prompt import Prompt, make_prompt
 from models.engine.visual import TowerRequest, Visual, projection
+from models.errors import ConfigError
 from models.families.tables import decoder_table, projector_table, tower_table
 from models.io.table import Table
 from models.nn.clip import BlockCut, ClipVisionTower

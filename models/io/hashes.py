@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from models.io.table import CheckpointError
+from models.errors import CheckpointError
 from models.io.untrusted import file_problem
 
 SUMS = "SHA256SUMS"

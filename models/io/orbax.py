@@ -19,7 +19,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from models.io.table import MAPPING, CheckpointError, Variables, dotted, variables_of
+from models.errors import CheckpointError
+from models.io.table import MAPPING, Variables, dotted, variables_of
 
 WEIGHTS, MANIFEST = "weights", "conversion.json"
 _CHUNK_BYTES = 1 << 26  # arrays are stored in pieces, so that a mesh reads only its own and little is copied at a time

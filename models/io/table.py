@@ -21,24 +21,8 @@ from flax import nnx
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from models.errors import CheckpointError
 from models.io.shards import FLOATS, Files, Header, open_folder, read_tensor
-
-_LISTED = 10  # problems that a message spells out
-
-
-class CheckpointError(ValueError):
-    """Everything that is wrong with one checkpoint, on one line.
-
-    Attributes:
-      problems: all of them, also those that the message leaves out.
-    """
-
-    def __init__(self, where: Path | str, problems: Sequence[str]):
-        self.problems = tuple(" ".join(problem.split()) for problem in problems)
-        listed = "; ".join(self.problems[:_LISTED])
-        count = f"{len(self.problems)} problems: " if len(self.problems) > 1 else ""
-        rest = f"; and {len(self.problems) - _LISTED} more" if len(self.problems) > _LISTED else ""
-        super().__init__(f"{where}: {count}{listed}{rest}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from models.config import MAX_LAYERS, ConfigError, Fields
+from models.config import MAX_LAYERS, Fields
+from models.errors import ConfigError
 
 MAX_PATCHES = 2**14  # of an image; the largest published tower has 5,329
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from models.config import MAX_LAYERS, ConfigError, Fields
+from models.config import MAX_LAYERS, Fields
+from models.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from experiments.core.cli import CommandError
-from models.config import ConfigError
-from models.io.table import CheckpointError
+from models.errors import CheckpointError, CommandError, ConfigError
 
 LIMIT_S = 20
 """A case that takes longer hangs."""

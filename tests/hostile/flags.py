@@ -9,8 +9,8 @@ from pathlib import Path
 
 from experiments import eval as evaluation
 from experiments import generate
-from experiments.core.cli import CommandError
 from models import compare, convert
+from models.errors import CommandError
 from tests.hostile.case import STARTING_S, Case
 
 VALUES = (

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from experiments.core.cli import CommandError
+from models.errors import CommandError
 from tests.hostile.case import STARTING_S, Case
 from tests.hostile.images import png
 

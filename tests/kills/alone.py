@@ -87,10 +87,10 @@ def _reproduce(model: Path, out: Path) -> list[str]:
 
 
 def _reproduced(out: Path) -> Any:
-    """Every file, but for the command in results.json, which names the folder."""
+    """Every file, but for the command in results.json, which names the folder, and the date."""
     files = _files(out)
     report = json.loads(files.pop("results.json"))
-    return files, {name: value for name, value in report.items() if name != "command"}
+    return files, {name: value for name, value in report.items() if name not in ("command", "date")}
 
 
 JOBS = {

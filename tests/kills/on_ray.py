@@ -61,7 +61,7 @@ def kill_once(argv: list[str], out: Path, target: str, after: float, generator: 
     family, workers = descendants(process.pid), workers_of(process.pid)
     hit = []
     if target != "driver" and workers:
-        hit.append(generator.decode_config(workers))
+        hit.append(generator.choice(workers))
     if target != "worker" and process.poll() is None:
         hit.append(process.pid)
     for pid in hit:

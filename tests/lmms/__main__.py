@@ -16,7 +16,7 @@ from pathlib import Path
 
 from experiments import eval as evaluation
 from experiments import reproduce
-from experiments.lmms.reproduction import sets
+from experiments.lmms import sets
 from tests.lmms.local import CHOICE, TASK, make_task
 from tests.lmms.prompts import AROUND, PROMPTS, shown
 
@@ -26,7 +26,7 @@ LIMIT_S = 600  # of one command; far more than is needed
 CARVED = f"tokencarve@2={KEEP}"
 
 
-def said_by_eval(folder: Path, task: Path) -> dict[str, list[str]]:
+def by_eval(folder: Path, task: Path) -> dict[str, list[str]]:
     """Answers in the order of the questions, by method."""
     out = folder / "eval.jsonl"
     flags = [f"--model={MODEL}", f"--keep={KEEP}", f"--batch-size={BATCH}", "--methods=tokencarve"]
@@ -39,33 +39,35 @@ def said_by_eval(folder: Path, task: Path) -> dict[str, list[str]]:
     return texts
 
 
-def marked(rows: list[dict], said: list[str]) -> list[bool]:
+def marked(rows: list[dict], texts: list[str]) -> list[bool]:
     """By a rule of our own, which is not lmms-eval's code."""
 
     def plain(text: str) -> str:
         return "".join(c for c in text.lower() if c not in string.punctuation)
 
-    return [plain(text) == plain(row["answer"]) for row, text in zip(rows, said, strict=True)]
+    return [plain(text) == plain(row["answer"]) for row, text in zip(rows, texts, strict=True)]
 
 
 def share(right: list[bool]) -> float:
     return sum(right) / len(right)
 
 
-def reproduced(folder: Path, task: Path, *more: str) -> tuple[dict, dict[str, bytes]]:
-    """Scores, and all files that the command leaves."""
+def reproduced(folder: Path, task: Path, *more: str) -> tuple[dict, dict]:
+    """Scores, and all files that the command leaves, but for the date in one of them."""
     out = folder / "reproduce"
     flags = [f"--model={MODEL}", f"--keep={KEEP}", f"--batch-size={BATCH}", "--information=default", f"--out={out}"]
     where = [f"--include={task}", "--tasks", TASK, CHOICE, "--conv-mode=checkpoint"]
     assert reproduce.main([*flags, *where, *more]) == 0
-    return json.loads((out / "results.json").read_text())["scores"], {p.name: p.read_bytes() for p in out.iterdir()}
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    report = json.loads(files.pop("results.json"))
+    return report["scores"], files | {"results.json": {name: report[name] for name in report if name != "date"}}
 
 
 def by_command(start: list[str], folder: Path, task: Path, args: str, *more: str) -> float:
     """The score in the file that lmms-eval's own command leaves."""
     out = folder / f"out-{time.monotonic_ns()}"
-    told = f"pretrained={MODEL},conversation=checkpoint,journal={out / 'journal'},{args}"
-    argv = ["eval", "--model", "tokencarve_jax", "--model_args", told, "--tasks", TASK, "--include_path", str(task)]
+    args = f"pretrained={MODEL},conversation=checkpoint,journal={out / 'journal'},{args}"
+    argv = ["eval", "--model", "tokencarve_jax", "--model_args", args, "--tasks", TASK, "--include_path", str(task)]
     end = ["--batch_size", str(BATCH), "--output_path", str(out), *more]
     done = subprocess.run([*start, *argv, *end], cwd=folder, capture_output=True, text=True, env=env(), timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -101,17 +103,17 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     planned()
     rows = make_task(task := folder / "task", 34)
-    said = said_by_eval(folder, task)
-    right = {method: marked(rows, texts) for method, texts in said.items()}
+    predictions = by_eval(folder, task)
+    right = {method: marked(rows, texts) for method, texts in predictions.items()}
     assert 0.5 < share(right["tokencarve"]) < share(right["vanilla"]) < 1, "too easy or too hard to tell anything"
 
     scores, files = reproduced(folder, task)
     check("reproduce, vanilla", scores[TASK]["vanilla"]["exact_match"], share(right["vanilla"]))
     check("reproduce, carved", scores[TASK][CARVED]["exact_match"], share(right["tokencarve"]))
-    lines = [json.loads(line)["said"] for line in files[f"{TASK}.jsonl"].decode().splitlines()]
-    assert [line["vanilla"] for line in lines] == said["vanilla"]
-    assert [line[CARVED] for line in lines] == said["tokencarve"]
-    # What is likelier is what is said, where there are two answers.
+    lines = [json.loads(line)["predictions"] for line in files[f"{TASK}.jsonl"].decode().splitlines()]
+    assert [line["vanilla"] for line in lines] == predictions["vanilla"]
+    assert [line[CARVED] for line in lines] == predictions["tokencarve"]
+    # What is likelier is what is answered, where there are two answers.
     for method, name in (("vanilla", "vanilla"), ("tokencarve", CARVED)):
         choice = [ok for ok, row in zip(right[method], rows, strict=True) if row["answer"] in ("yes", "no")]
         check(f"likelihood, {method}", scores[CHOICE][name]["acc"], share(choice))

@@ -1,36 +1,49 @@
 """Charts as the page's script takes them: what is drawn, in numbers; colours and sizes are the script's.
 
-{"kind": "points", "x": title, "y": title, "series": [{"name", "x": [...], "y": [...], "low", "high"}], "line"?}
+{"kind": "points", "x": title, "y": title, "small", "series": [{"name", "x": [...], "y": [...], "low", "high"}]}
 {"kind": "bars", "x": title, "names": [...], "series": [{"name", "values": [...]}]}
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from experiments.reports.html.page import Figure, Table
+from experiments.reports.tables import Column, missing, number, percent
+
+Point = tuple[float, ...]
+"""x and y, and where it has a 95 % interval, its lower and upper end."""
+
+RIGHT, AS_VANILLA = "right answers, %", "answers as with all visual tokens, %"
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """A point of a chart.
+def overall(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """A method's share of right answers over all families of questions; None where nobody knows what is right."""
+    accuracy = row["accuracy"]
+    return accuracy.get("overall", accuracy) if accuracy else None
 
-    Attributes:
-      x: across.
-      y: up.
-      low: lower end of its interval; None for none.
-      high: upper end.
-    """
 
-    x: float
-    y: float
-    low: float | None = None
-    high: float | None = None
+def family(name: str) -> Column:
+    """The column of a family of questions."""
+    return name, lambda row: percent(row["accuracy"][name]["share"])
+
+
+def quality(row: Mapping[str, Any]) -> float:
+    """The share of right answers, or of vanilla's where nobody knows the right ones."""
+    found = overall(row)
+    return (row["same_answer"] or 0) if found is None else found["share"]
+
+
+def accuracy_at(x: float, row: Mapping[str, Any]) -> Point:
+    """A method's `quality` in percent as a point at x."""
+    found = overall(row)
+    shares = [quality(row)] if found is None else [found[name] for name in ("share", "low", "high")]
+    return (x, *(100 * share for share in shares))
 
 
 def points(
-    title: str, text: str, *, x: str, y: str, series: Mapping[str, Sequence[Point]], lines: bool = False
+    title: str, text: str, *, x: str, y: str, series: Mapping[str, Sequence[Point]], small: bool = False
 ) -> Figure:
     """Points of several series, each joined by a line; the table has a row for each point.
 
@@ -39,33 +52,21 @@ def points(
       text: below it.
       x: what is across.
       y: what is up.
-      series: by name.
-      lines: draw no intervals and small points.
+      series: by name; either all points have an interval or none.
+      small: draw small points.
     """
-    ordered = {name: sorted(own, key=lambda point: point.x) for name, own in series.items()}
-    with_interval = any(point.low is not None for own in ordered.values() for point in own)
-    chart = {
-        "kind": "points",
-        "x": x,
-        "y": y,
-        "small": lines,
-        "series": [
-            {
-                "name": name,
-                "x": [point.x for point in own],
-                "y": [point.y for point in own],
-                "low": [point.low for point in own] if with_interval else None,
-                "high": [point.high for point in own] if with_interval else None,
-            }
-            for name, own in ordered.items()
-        ],
-    }
-    rows = [
-        [name, number(point.x), number(point.y), *([_interval(point)] if with_interval else [])]
-        for name, own in ordered.items()
-        for point in own
-    ]
-    columns = ["", x, y, *(["95 % interval"] if with_interval else [])]
+    ordered = {name: sorted(own, key=lambda point: point[0]) for name, own in series.items()}
+    whiskers = any(len(point) > 2 for own in ordered.values() for point in own)
+
+    def drawn(name: str, own: Sequence[Point]) -> dict[str, Any]:
+        found: dict[str, Any] = {"name": name, "low": None, "high": None}
+        return found | dict(zip(("x", "y", "low", "high"), map(list, zip(*own, strict=True)), strict=False))
+
+    chart = {"kind": "points", "x": x, "y": y, "small": small, "series": [drawn(*one) for one in ordered.items()]}
+    rows = []
+    for name, point in ((name, point) for name, own in ordered.items() for point in own):
+        rows.append([name, *map(number, point[:2]), *([" to ".join(map(number, point[2:]))] if whiskers else [])])
+    columns = ["", x, y, *(["95 % interval"] if whiskers else [])]
     return Figure(title, text, chart, Table(title, columns, rows))
 
 
@@ -73,27 +74,18 @@ def bars(
     title: str, text: str, *, x: str, names: Sequence[str], series: Mapping[str, Sequence[float | None]]
 ) -> Figure:
     """Bars of several series beside each other, one group for each name; the table has a row for each name."""
-    chart = {
-        "kind": "bars",
-        "x": x,
-        "names": list(names),
-        "series": [{"name": name, "values": list(values)} for name, values in series.items()],
-    }
-    rows = [[name, *(number(values[i]) for values in series.values())] for i, name in enumerate(names)]
+    groups = [{"name": name, "values": list(values)} for name, values in series.items()]
     columns = ["", *(f"{name} ({x})" if name else x for name in series)]
-    return Figure(title, text, chart, Table(title, columns, rows))
+    rows = [[name, *map(number, values)] for name, *values in zip(names, *series.values(), strict=True)]
+    return Figure(
+        title, text, {"kind": "bars", "x": x, "names": list(names), "series": groups}, Table(title, columns, rows)
+    )
 
 
-def number(value: float | None) -> str:
-    """For people: 0.0412 -> "0.0412", 12.345 -> "12.3", 576 -> "576".
-
-    >>> number(0.0412), number(12.345), number(576), number(None)
-    ('0.0412', '12.3', '576', 'n/a')
-    """
-    if value is None:
-        return "n/a"
-    return str(int(value)) if value == int(value) else f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
-
-
-def _interval(point: Point) -> str:
-    return "" if point.low is None else f"{number(point.low)} to {number(point.high)}"
+def for_script(chart: Any) -> Any:
+    """A chart as JSON can hold it: what is not a number is null."""
+    if isinstance(chart, dict):
+        return {name: for_script(part) for name, part in chart.items()}
+    if isinstance(chart, list):
+        return [for_script(part) for part in chart]
+    return None if isinstance(chart, float) and missing(chart) else chart

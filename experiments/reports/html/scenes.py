@@ -1,14 +1,15 @@
-"""The gallery of a run for the page's script: images, answers and carve maps by method and budget."""
+"""The gallery of a run for the page's script: images, answers and patch maps by method and budget."""
 
 from __future__ import annotations
 
-import base64
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.metrics.summary import BASELINE
-from experiments.reports.patch_maps.gallery import image_path
+from experiments.reports.html.reading import image
+from experiments.reports.tables import missing
 
 _LOOKS_AT = {  # evidence, as `tokencarve_jax.EVIDENCE` names it, in words
     "query_attention": "the attention of the question's last token",
@@ -26,62 +27,66 @@ _LOOKS_AT = {  # evidence, as `tokencarve_jax.EVIDENCE` names it, in words
     "relevance": "relevance to the question",
     "key": "chance",
 }
+_LARGEST_GRID = 256
 
 
-def gallery(
-    records: Sequence[Mapping[str, Any]],
-    methods: Sequence[Mapping[str, Any]],
-    said: Mapping[int, Mapping[str, str]],
-    folder: Path,
-) -> dict[str, Any] | None:
+def gallery(report: Mapping[str, Any], methods: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any] | None:
     """What the script takes.
 
     Args:
-      records: "gallery" of results.json; each of its maps names one of `methods` in "method" or "cell".
-      methods: each with `key` (as maps and answers name it), `method`, `tokens`, and where it cuts and what it reads.
-      said: answers by question and key of the method.
+      report: with a "gallery", each of whose maps names one of `methods` in "method" or "cell", and "samples" with
+        their "predictions".
+      methods: each with `key` (as maps and predictions name it), `method`, `tokens`, and where it cuts and what it
+        reads.
       folder: with the images.
 
     Returns:
-      `every` (visual tokens before a cut), `methods` and `scenes`; None without records.
+      `every` (visual tokens before a cut), `baseline`, `methods` and `scenes`; None where there is nothing to show.
+      Scenes that hold what is not a number are left out.
     """
-    if not records:
-        return None
     by_key = {row["key"]: row for row in methods}
+    every = next((row["tokens"] for row in methods if row["method"] == BASELINE), None)
+    records = [record for record in report.get("gallery", ()) if _numbers_only(record)]
+    if not records or missing(every):
+        return None
     known: dict[str, dict[str, str]] = {}
     for row in methods:
         known.setdefault(row["method"], {"name": row["method"], "how": _how(row), "place": str(row.get("place", ""))})
+    predictions = {sample["sample"]: sample["predictions"] for sample in report["samples"]}
     return {
-        "every": next(row["tokens"] for row in methods if row["method"] == BASELINE),
+        "every": every,
         "baseline": BASELINE,
         "methods": list(known.values()),
-        "scenes": [_scene(record, by_key, said.get(record["sample"], {}), folder) for record in records],
+        "scenes": [_scene(record, by_key, predictions.get(record["sample"], {}), folder) for record in records],
     }
 
 
 def _scene(
-    record: Mapping[str, Any], by_key: Mapping[str, Mapping[str, Any]], said: Mapping[str, str], folder: Path
+    record: Mapping[str, Any], by_key: Mapping[str, Mapping[str, Any]], predictions: Mapping[str, str], folder: Path
 ) -> dict[str, Any]:
+    patches = {*range(min(record["grid"], _LARGEST_GRID) ** 2)}
     maps: dict[str, dict[int, dict[str, Any]]] = {}
     for one in record["maps"]:
         row = by_key[one["cell"] if "cell" in one else one["method"]]
-        if row["method"] == BASELINE:  # the script knows how everything looks
-            continue
-        tokens = one.get("visual_tokens", row["tokens"])
-        maps.setdefault(row["method"], {})[tokens] = {"kept": one["kept"], "merged": one["merged"]}
+        hosts = {host for _, host in one["merged"] if host != -1}
+        if not {*one["kept"], *(patch for patch, _ in one["merged"]), *hosts} <= patches:
+            raise ValueError(f"question {record['sample']}: a patch map names patches outside its image")
+        if row["method"] != BASELINE:  # the script knows how everything looks
+            tokens = one.get("visual_tokens", row["tokens"])
+            maps.setdefault(row["method"], {})[tokens] = {"kept": one["kept"], "merged": one["merged"]}
     answers: dict[str, dict[int, str]] = {}
-    for key, text in said.items():
+    for key, text in predictions.items():
         answers.setdefault(by_key[key]["method"], {})[by_key[key]["tokens"]] = text
     about = {name: record[name] for name in ("sample", "family", "question", "answer", "grid", "ranks")}
-    return about | {"maps": maps, "said": answers, "image": _image(image_path(folder, record["sample"]))}
+    return about | {"maps": maps, "predictions": answers, "image": image(folder, record["sample"])}
 
 
-def _image(path: Path) -> str | None:
-    """As a data URI; None where there is no file."""
+def _numbers_only(record: Mapping[str, Any]) -> bool:
     try:
-        return f"data:image/webp;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    except FileNotFoundError:
-        return None
+        json.dumps(record, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _how(row: Mapping[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""What became of every patch of some scenes, recorded by `eval` and `compare` for pictures and for the report."""
+"""Patch maps: what became of every patch of an image, recorded for pictures and for the report."""

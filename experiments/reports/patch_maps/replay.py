@@ -1,14 +1,13 @@
-"""Methods told once what they are told in a prefill, and asked for several budgets, and for the ranks that they go by.
+"""A prefill up to its cut, replayed for many methods in one program: several budgets each, and the ranks they go by.
 
 Axis letters: B batch, K kept, N visual tokens.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,9 +24,8 @@ from tokencarve_jax import Tokens
 from tokencarve_jax.methods import tokencarve
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What a method is asked. Hashable.
+class Request(NamedTuple):
+    """What to replay of a method.
 
     Attributes:
       cut: its only one, behind the tower, with one budget for all images.
@@ -38,7 +36,11 @@ class Request:
     budgets: tuple[int, ...] = ()
 
 
-def can(schedule: Schedule) -> bool:
+Replayed = tuple[dict[int, CutRecord], dict[str, Any]]
+"""What each budget leaves; and `attention`, `information` and `fused` ranks, [B, N] from 1 on, where there are any."""
+
+
+def can_replay(schedule: Schedule) -> bool:
     """Whether a schedule is one cut that can be replayed."""
     return len(schedule) == 1 and schedule[0].place != TOWER and schedule[0].scope != "image"
 
@@ -46,45 +48,44 @@ def can(schedule: Schedule) -> bool:
 def has_ranks(schedule: Schedule) -> bool:
     """Whether that cut is TokenCarve's or a variant's; other methods go by other things than these ranks."""
     family = (tokencarve.tokencarve, tokencarve.of_attention_output)
-    return can(schedule) and schedule[0].compressor.select in family
+    return can_replay(schedule) and schedule[0].compressor.select in family
 
 
 def replay(
-    model: VisionLanguageModel, prompt: Prompt, seed: int, asked: Mapping[str, Request]
-) -> dict[str, tuple[dict[int, CutRecord], dict[str, np.ndarray]]]:
+    model: VisionLanguageModel, prompt: Prompt, seed: int, requests: Mapping[str, Request]
+) -> dict[str, Replayed]:
     """What methods make of a batch.
 
     Args:
       model: the model.
       prompt: a packed batch.
       seed: of methods that draw, as in the prefill that is replayed.
-      asked: of each method, by name.
-
-    Returns:
-      By name, what each budget leaves, and the ranks `attention`, `information` and `fused`, [B, N] from 1 on, or
-      nothing for methods that have none.
+      requests: of each method, by name.
     """
     target = model.target or target_of(jax.local_devices()[0])
-    found: dict[str, Any] = {}
-    # What methods at one place are told is computed once, and all of it is one program: compiling takes longest.
-    for place in dict.fromkeys(one.cut.place for one in asked.values()):
-        own = {name: one for name, one in asked.items() if one.cut.place == place}
+    found = dict[str, Replayed]()
+    # The evidence of methods at one place is computed once, and all of it is one program: compiling takes longest.
+    for place in dict.fromkeys(one.cut.place for one in requests.values()):
+        own = {name: one for name, one in requests.items() if one.cut.place == place}
         plan = Plan(tuple(one.cut for one in own.values()))
         budgets = tuple(one.budgets for one in own.values())
-        told = without_unused_questions(prompt, plan.cuts)
-        found |= zip(own, _replay(model, told, np.uint32(seed), plan=plan, budgets=budgets, target=target), strict=True)
-    return {name: (records, jax.tree.map(np.asarray, ranks)) for name, (records, ranks) in found.items()}
+        needed = without_unused_questions(prompt, plan.cuts)
+        made = _replay(model, needed, np.uint32(seed), plan=plan, budgets=budgets, target=target)
+        found |= {
+            name: (records, jax.tree.map(np.asarray, ranks)) for name, (records, ranks) in zip(own, made, strict=True)
+        }
+    return found
 
 
-class _Listening(Prefill):
-    """Prefill that notes down what the compressors of all cuts of its plan are told, which have one place."""
+class _EvidenceOfAll(Prefill):
+    """Prefill that also keeps the evidence of all cuts of its plan, which have one place."""
 
-    heard: list[tuple[Tokens, dict[str, Any]]]
+    evidence: list[tuple[Tokens, dict[str, Any]]]
 
     def before_layer(self, index: int, hidden: jax.Array) -> jax.Array:
         """[B, S, D] behind the first cut."""
         if self.plan.at(index if index else INPUT) is not None:
-            self.heard = [
+            self.evidence = [
                 cuts.gather_evidence(
                     cut, hidden, self.sequence, self.known(cut, index, hidden), images=self.plan.images
                 )
@@ -102,14 +103,13 @@ def _replay(
     plan: Plan,
     budgets: tuple[tuple[int, ...], ...],
     target: Target,
-) -> list[tuple[dict[int, CutRecord], dict[str, jax.Array]]]:
-    _, flow = trace(model, prompt, seed, plan=plan, decode_capacity=0, target=target, flow=_Listening)
-    found = []  # the compiler leaves out all that comes after the cut
-    for cut, (tokens, evidence), keeps in zip(plan.cuts, flow.heard, budgets, strict=True):
+) -> list[Replayed]:
+    _, flow = trace(model, prompt, seed, plan=plan, decode_capacity=0, target=target, flow=_EvidenceOfAll)
+    found = list[Replayed]()  # the compiler leaves out all that comes after the cut
+    for cut, (tokens, evidence), keeps in zip(plan.cuts, flow.evidence, budgets, strict=True):
         made = {keep: cut.compressor(tokens, keep=keep, **evidence) for keep in keeps}
-        ranks = {}
+        ranks = dict[str, Any]()
         if has_ranks((cut,)):
-            told: dict[str, Any] = {**evidence, **dict(cut.compressor.options)}
-            ranks = tokencarve.ranks(tokens, **told)._asdict()
+            ranks = tokencarve.ranks(tokens, **{**evidence, **dict(cut.compressor.options)})._asdict()
         found.append(({keep: CutRecord(left.indices, left.assignment) for keep, left in made.items()}, ranks))
     return found

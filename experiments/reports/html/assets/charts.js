@@ -4,6 +4,8 @@
   const charts = JSON.parse(document.getElementById("charts").textContent);
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   const MARKERS = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "star", "x"];
+  // Plotly takes markup and templates in labels: a name is neither.
+  const plain = (text) => String(text).replace(/[&<>{}]/g, (letter) => `&#${letter.charCodeAt()};`);
   const QUIET = new Set(["random", "uniform", "pooling", "norm", "downsampled"]); // controls
 
   const colourOf = (name, number) => {
@@ -16,7 +18,7 @@
   const points = (chart, narrow) => chart.series.map((one, number) => ({
     type: "scatter",
     mode: one.x.length > 1 ? "lines+markers" : "markers",
-    name: one.name,
+    name: plain(one.name),
     x: one.x,
     y: one.y,
     error_y: one.low && {
@@ -25,21 +27,21 @@
     },
     line: { width: one.name === "tokencarve" ? 2.5 : 1.25, color: colourOf(one.name, number), dash: QUIET.has(one.name) ? "dot" : "solid" },
     marker: { size: chart.small ? 5 : narrow ? 8 : 9, color: colourOf(one.name, number), symbol: MARKERS[number % MARKERS.length] },
-    hovertemplate: `<b>%{fullData.name}</b><br>%{y:.4~g}<br>${chart.x}: %{x:.4~g}<extra></extra>`,
+    hovertemplate: `<b>%{fullData.name}</b><br>%{y:.4~g}<br>${plain(chart.x)}: %{x:.4~g}<extra></extra>`,
   }));
 
   const bars = (chart) => chart.series.map((one, number) => ({
     type: "bar",
     orientation: "h",
-    name: one.name,
-    y: chart.names,
+    name: plain(one.name),
+    y: chart.names.map(plain),
     x: one.values,
     marker: { color: chart.series.length > 1 ? [colour("one"), colour("two"), colour("six")][number % 3]
       : chart.names.map((name) => name === "tokencarve" ? colour("one") : colour("six")) },
     text: one.values.map((value) => value === null ? "" : Number(value.toPrecision(3)).toString()),
     textposition: "outside",
     cliponaxis: false,
-    hovertemplate: `%{y}: %{x:.4~g} ${chart.x}<extra>${one.name}</extra>`,
+    hovertemplate: `%{y}: %{x:.4~g} ${plain(chart.x)}<extra>${plain(one.name)}</extra>`,
   }));
 
   const draw = (id) => {
@@ -56,8 +58,8 @@
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("ink") },
       margin: { l: 48, r: chart.kind === "bars" ? 48 : 16, t: 10, b: 44 },
-      xaxis: { ...axis, title: { text: chart.x, standoff: 8 }, ...(chart.kind === "bars" ? { rangemode: "tozero" } : {}) },
-      yaxis: chart.kind === "bars" ? { ...axis, autorange: "reversed", ticksuffix: "  " } : { ...axis, title: { text: chart.y, standoff: 6 } },
+      xaxis: { ...axis, title: { text: plain(chart.x), standoff: 8 }, ...(chart.kind === "bars" ? { rangemode: "tozero" } : {}) },
+      yaxis: chart.kind === "bars" ? { ...axis, autorange: "reversed", ticksuffix: "  " } : { ...axis, title: { text: plain(chart.y), standoff: 6 } },
       showlegend: chart.series.length > 1,
       legend: side ? { orientation: "v", maxheight: height }
         : chart.kind === "bars" ? { orientation: "h", x: 0, xanchor: "left", y: 1, yanchor: "bottom", entrywidth: 70 }
@@ -68,17 +70,18 @@
     Plotly.react(element, chart.kind === "bars" ? bars(chart) : points(chart, narrow), layout, { displayModeBar: false, responsive: true });
   };
 
-  // A chart is drawn when it comes near: a page opens at once however many there are.
-  const drawn = new Set();
-  const watcher = new IntersectionObserver((entries) => {
-    for (const entry of entries) {
-      if (!entry.isIntersecting) continue;
-      watcher.unobserve(entry.target);
-      drawn.add(entry.target.id);
-      draw(entry.target.id);
-    }
-  }, { rootMargin: "600px" });
-  for (const id of Object.keys(charts)) watcher.observe(document.getElementById(id));
+  // One chart after the other as soon as the browser has time: the page opens at once however many there are, and
+  // prints and full-page pictures have all of them.
+  const waiting = Object.keys(charts), drawn = [];
+  const next = () => {
+    if (!waiting.length) return false;
+    drawn.push(waiting.shift());
+    draw(drawn.at(-1));
+    return true;
+  };
+  const whenIdle = window.requestIdleCallback ?? setTimeout;
+  const goOn = () => { if (next()) whenIdle(goOn); };
+  whenIdle(goOn);
   document.addEventListener("themechange", () => drawn.forEach(draw));
-  addEventListener("beforeprint", () => Object.keys(charts).forEach(draw));
+  addEventListener("beforeprint", () => { while (next()); });
 }

@@ -18,7 +18,7 @@
     const scene = () => data.scenes[state.scene];
     // Everything is a budget too: the picture before the cut.
     const budgets = () => [...new Set([...Object.keys(scene().maps[state.method] ?? {}).map(Number), data.every])].sort((a, b) => a - b);
-    const answered = () => Object.keys(scene().said[state.method] ?? {}).map(Number);
+    const answered = () => Object.keys(scene().predictions[state.method] ?? {}).map(Number);
     const everything = () => ({ kept: Array.from({ length: scene().grid ** 2 }, (_, i) => i), merged: [] });
     const place = (patch) => `row ${Math.floor(patch / scene().grid) + 1}, column ${(patch % scene().grid) + 1}`;
     const nearest = (wanted, found) => found.reduce((best, one) => Math.abs(one - wanted) < Math.abs(best - wanted) ? one : best, found[0]);
@@ -64,11 +64,11 @@
     const board = new Board($("board"), inspect);
 
     const answers = () => {
-      const { said, answer } = scene(), unasked = [], body = $("answers").tBodies[0];
+      const { predictions, answer } = scene(), unasked = [], body = $("answers").tBodies[0];
       body.replaceChildren();
       for (const name of names) {
         const tokens = name === data.baseline ? data.every : state.tokens === data.every ? null : state.tokens;
-        const text = tokens === null ? undefined : said[name]?.[tokens];
+        const text = tokens === null ? undefined : predictions[name]?.[tokens];
         if (text === undefined) {
           unasked.push(name);
           continue;

@@ -1,4 +1,6 @@
-"""From results.json to a page: one module for each command that writes one, and a general one for all others."""
+"""From results.json to a page: one module for each kind of run, and a general one for whatever else there is."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,16 +9,16 @@ from typing import Any
 from experiments.reports.html.kinds import bench, compare, evaluation, other, rank, reproduction
 from experiments.reports.html.page import Page
 
-_KINDS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Callable[[Mapping[str, Any], Path], Page]], ...] = (
-    (rank.is_it, rank.page),
-    (reproduction.is_it, reproduction.page),
-    (compare.is_it, compare.page),
-    (bench.is_it, bench.page),
-    (evaluation.is_it, evaluation.page),
-)
+_PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
+    "eval": evaluation.page,
+    "questions": evaluation.page,
+    "compare": compare.page,
+    "rank": rank.page,
+    "reproduce": reproduction.page,
+    "bench": bench.page,
+}
 
 
 def page_of(report: Mapping[str, Any], folder: Path) -> Page:
-    """The page of a results folder, by what its results.json holds."""
-    make = next((make for is_it, make in _KINDS if is_it(report)), other.page)
-    return make(report, folder)
+    """The page of a results folder, by the "kind" that its results.json names."""
+    return _PAGES.get(str(report.get("kind")), other.page)(report, folder)

@@ -7,155 +7,122 @@ from pathlib import Path
 from typing import Any
 
 from experiments.core.results import format_bytes, format_seconds
-from experiments.reports.html.charts import Point, bars, points
-from experiments.reports.html.page import Figure, Page, Table
+from experiments.reports.html.charts import AS_VANILLA, RIGHT, accuracy_at, bars, family, overall, points
+from experiments.reports.html.page import Figure, Page, Table, facts
 from experiments.reports.html.scenes import gallery
-from experiments.reports.html.words import facts, percent, with_interval
-from experiments.reports.html.words import points as in_points
+from experiments.reports.tables import Column, percent, ratio, with_interval
+from experiments.reports.tables import points as in_points
 
-_UP = "right answers, %"
-_AS_VANILLA = "answers as with all visual tokens, %"
-
-
-def is_it(report: Mapping[str, Any]) -> bool:
-    """Whether it is such a run's."""
-    return "methods" in report and "samples" in report and "keep" in report.get("settings", {})
+Rows = Sequence[Mapping[str, Any]]
 
 
 def page(report: Mapping[str, Any], folder: Path) -> Page:
     """The page."""
-    rows: Sequence[Mapping[str, Any]] = report["methods"]
-    methods = [dict(row, key=row["method"], tokens=row["visual_tokens"]) for row in rows]
-    said = {sample["sample"]: sample["said"] for sample in report["samples"]}
+    rows: Rows = report["methods"]
     about = report.get("questions") or (f"{report['scenes']} held-out scenes" if "scenes" in report else "")
     return Page(
         title="What carving costs, and what it gains",
         lead=_lead(rows, str(about)),
         highlights=_highlights(rows),
         facts=facts(report),
-        tables=[_table(rows)],
+        tables=[Table.of("All methods", _columns(rows), rows, strong={1})],
         figures=_figures(rows),
         notes=_notes(rows, report["settings"]),
-        gallery=gallery(report.get("gallery", ()), methods, said, folder),
+        gallery=gallery(report, [dict(row, key=row["method"], tokens=row["visual_tokens"]) for row in rows], folder),
     )
 
 
-def _overall(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """A file's accuracy has no families, and may not be known."""
-    accuracy = row["accuracy"]
-    return accuracy.get("overall", accuracy) if accuracy else None
-
-
-def _lead(rows: Sequence[Mapping[str, Any]], about: str) -> str:
+def _lead(rows: Rows, about: str) -> str:
     everything, *others = rows
     if not others:
         return ""
-    first, overall = others[0], _overall(others[0])
-    if overall is None:
+    first, found = others[0], overall(others[0])
+    left = (
+        f"With {first['visual_tokens']} of {everything['visual_tokens']} visual tokens left, {first['method']} answers"
+    )
+    if found is None:
         return (
-            f"With {first['visual_tokens']} of {everything['visual_tokens']} visual tokens left, {first['method']} "
-            f"answers {percent(first['same_answer'])} of the questions ({about}) as the model does that sees them all."
+            f"{left} {percent(first['same_answer'])} of the questions ({about}) as the model does that sees them all."
         )
     return (
-        f"With {first['visual_tokens']} of {everything['visual_tokens']} visual tokens left, {first['method']} answers "
-        f"{with_interval(overall)} of {overall['of']} questions right ({about}); with all of them the model answers "
-        f"{with_interval(_overall(everything))}."
+        f"{left} {with_interval(found)} of {found['of']} questions right ({about}); with all of them the model answers "
+        f"{with_interval(overall(everything))}."
     )
 
 
-def _highlights(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def _highlights(rows: Rows) -> list[tuple[str, str]]:
     everything, *others = rows
     if not others:
         return []
+
+    def share(what: str) -> str:
+        return percent(ratio(first[what], everything[what]))
+
     first = others[0]
-    found = [(percent(first["visual_tokens"] / everything["visual_tokens"]), "of the visual tokens are left")]
+    found = [(share("visual_tokens"), "of the visual tokens are left")]
     if first.get("of_vanilla") is not None:
         found.append((percent(first["of_vanilla"]), "of the right answers are kept"))
     if "cache_bytes" in first:
-        found.append((percent(first["cache_bytes"] / everything["cache_bytes"]), "of the KV cache is needed"))
-        found.append((f"{everything['prefill_s'] / first['prefill_s']:.2f} ×", "the speed of prefill"))
+        found.append((share("cache_bytes"), "of the KV cache is needed"))
+        found.append((f"{ratio(everything['prefill_s'], first['prefill_s']):.2f} ×", "the speed of prefill"))
     return found
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    families = [name for name in rows[0]["accuracy"] or () if isinstance(rows[0]["accuracy"][name], Mapping)]
-    families = [name for name in families if name != "overall"]
-    measured = "prefill_s" in rows[0]
-    columns = ["method", "visual tokens", *families, *(["overall"] if _overall(rows[0]) else [])]
-    columns += ["against vanilla, points"] if measured else []
-    columns += ["same answer"] + (["GFLOP", "KV cache", "prefill", "speed"] if measured else [])
-    out = []
-    for row in rows:
-        cells = [row["method"], str(row["visual_tokens"])]
-        cells += [percent(row["accuracy"][family]["share"]) for family in families]
-        cells += [with_interval(_overall(row))] if _overall(rows[0]) else []
-        cells += (
-            [in_points(row["difference"], row["difference_half_width"]) if row is not rows[0] else ""]
-            if measured
-            else []
-        )
-        cells.append(percent(row["same_answer"]))
-        if measured:
-            cells.append(f"{row['flops'] / 1e9:.2f}" if "flops" in row else "n/a")
-            cells += [format_bytes(row["cache_bytes"]), format_seconds(row["prefill_s"])]
-            cells.append(f"{rows[0]['prefill_s'] / row['prefill_s']:.2f}×")
-        out.append(cells)
-    return Table("All methods", columns, out, strong=frozenset({1}))
+def _columns(rows: Rows) -> list[Column]:
+    everything = rows[0]
+    accuracy = everything["accuracy"] or {}
+    columns: list[Column] = [
+        ("method", lambda row: row["method"]),
+        ("visual tokens", lambda row: str(row["visual_tokens"])),
+    ]
+    columns += [family(name) for name, own in accuracy.items() if isinstance(own, Mapping) and name != "overall"]
+    if accuracy:
+        columns.append(("overall", lambda row: with_interval(overall(row))))
+    same: Column = ("same answer", lambda row: percent(row["same_answer"]))
+    if "prefill_s" not in everything:
+        return [*columns, same]
+
+    def difference(row: Mapping[str, Any]) -> str:
+        return "" if row is everything else in_points(row["difference"], row["difference_half_width"])
+
+    return [
+        *columns,
+        ("against vanilla, points", difference),
+        same,
+        ("GFLOP", lambda row: f"{row['flops'] / 1e9:.2f}" if "flops" in row else "n/a"),
+        ("KV cache", lambda row: format_bytes(row["cache_bytes"])),
+        ("prefill", lambda row: format_seconds(row["prefill_s"])),
+        ("speed", lambda row: f"{ratio(everything['prefill_s'], row['prefill_s']):.2f}×"),
+    ]
 
 
-def _figures(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
-    names = [row["method"] for row in rows]
-    figures = [_against(rows, "visual_tokens", "Accuracy against tokens", "visual tokens left", 1.0)]
+def _figures(rows: Rows) -> list[Figure]:
+    names, known = [row["method"] for row in rows], overall(rows[0]) is not None
+    text = "Whiskers are 95 % intervals." if known else "No right answers are known of these questions."
+
+    def against(title: str, x: str, what: str, scale: float = 1) -> Figure:
+        series = {row["method"]: [accuracy_at(scale * row[what], row)] for row in rows}
+        return points(title, text, x=x, y=RIGHT if known else AS_VANILLA, series=series)
+
+    def each(title: str, text: str, x: str, what: str, scale: float) -> Figure:
+        values = [None if row[what] is None else scale * row[what] for row in rows]
+        return bars(title, text, x=x, names=names, series={"": values})
+
+    figures = [against("Accuracy against tokens", "visual tokens left", "visual_tokens")]
     if "flops" in rows[0]:
-        x, scale = "prefill FLOPs, % of those with all tokens", 100 / rows[0]["flops"]
-        figures.append(_against(rows, "flops", "Accuracy against compute", x, scale))
-    agreement = [100 * row["same_answer"] if row["same_answer"] is not None else None for row in rows]
-    figures.append(
-        bars(
-            "Agreement with vanilla",
-            "Share of the questions that a method answers word by word as the model with all visual tokens does.",
-            x="same answer, %",
-            names=names,
-            series={"": agreement},
-        )
-    )
+        x, scale = "prefill FLOPs, % of those with all tokens", ratio(100, rows[0]["flops"])
+        figures.append(against("Accuracy against compute", x, "flops", scale))
+    text_same = "Share of the questions that a method answers word by word as the model with all visual tokens does."
+    figures.append(each("Agreement with vanilla", text_same, "same answer, %", "same_answer", 100))
     if "prefill_s" in rows[0]:
-        figures.append(
-            bars(
-                "Prefill time",
-                "Median for a batch, vision tower included, compiled before.",
-                x="ms",
-                names=names,
-                series={"": [1000 * row["prefill_s"] for row in rows]},
-            )
-        )
-        figures.append(
-            bars(
-                "KV cache",
-                "Keys and values held for a question, with room for its answer.",
-                x="KiB",
-                names=names,
-                series={"": [row["cache_bytes"] / 1024 for row in rows]},
-            )
-        )
+        text_time = "Median for a batch, vision tower included, compiled before."
+        text_cache = "Keys and values held for a question, with room for its answer."
+        figures.append(each("Prefill time", text_time, "ms", "prefill_s", 1000))
+        figures.append(each("KV cache", text_cache, "KiB", "cache_bytes", 1 / 1024))
     return figures
 
 
-def _against(rows: Sequence[Mapping[str, Any]], what: str, title: str, x: str, scale: float) -> Figure:
-    series = {}
-    for row in rows:
-        overall = _overall(row)
-        if overall is None:
-            series[row["method"]] = [Point(scale * row[what], 100 * (row["same_answer"] or 0))]
-        else:
-            at = (100 * overall[name] for name in ("share", "low", "high"))
-            series[row["method"]] = [Point(scale * row[what], *at)]
-    known = _overall(rows[0]) is not None
-    text = "Whiskers are 95 % intervals." if known else "No right answers are known of these questions."
-    return points(title, text, x=x, y=_UP if known else _AS_VANILLA, series=series)
-
-
-def _notes(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> list[str]:
+def _notes(rows: Rows, settings: Mapping[str, Any]) -> list[str]:
     found = ["± is half of a 95 % interval; differences are paired, on the same questions."]
     if "prefill_runs" in rows[0]:
         found.append(

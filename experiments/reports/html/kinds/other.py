@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.reports.html.charts import number
-from experiments.reports.html.page import Page, Table
-from experiments.reports.html.words import facts
+from experiments.reports.html.page import Page, Table, facts
+from experiments.reports.html.reading import flat
+from experiments.reports.tables import number
 
-_ROWS = 500  # of a table at most
+_ROWS, _COLUMNS, _LETTERS = 500, 50, 200  # of a table and of a text at most
+_FACTS = {"settings", "machine", "versions", "command", "date", "model", "kind"}
 
 
 def page(report: Mapping[str, Any], folder: Path) -> Page:
     """The page."""
-    tables = [_table(name, rows) for name, rows in report.items() if _records(rows)]
-    lists = {name for name, rows in report.items() if _records(rows)}
-    known = {"settings", "machine", "versions", "command", "date", "model"}
-    rest = {name: value for name, value in report.items() if name not in lists | known}
+    lists = {name: rows for name, rows in report.items() if _records(rows)}
+    tables = [_table(name, rows) for name, rows in lists.items()]
+    rest = {name: value for name, value in report.items() if name not in {*lists, *_FACTS}}
     if rest:
-        tables.append(Table("Further figures", ["name", "value"], [list(pair) for pair in _flat(rest)]))
-    return Page(title=f"Results in {folder.name or folder.resolve().name}", facts=facts(report), tables=tables)
+        pairs = itertools.islice(_texts(rest).items(), _ROWS)
+        tables.append(Table("Further figures", ["name", "value"], list(map(list, pairs))))
+    return Page(title=f"Results in {folder.resolve().name}", facts=facts(report), tables=tables)
 
 
 def _records(rows: Any) -> bool:
@@ -29,18 +31,19 @@ def _records(rows: Any) -> bool:
 
 
 def _table(name: str, rows: list[Mapping[str, Any]]) -> Table:
-    flat = [dict(_flat(row)) for row in rows[:_ROWS]]
-    columns = list(dict.fromkeys(column for row in flat for column in row))
-    more = f" (the first {_ROWS} of {len(rows)})" if len(rows) > _ROWS else ""
-    return Table(f"{name}{more}", columns, [[row.get(column, "") for column in columns] for row in flat])
+    texts = [_texts(row) for row in rows[:_ROWS]]
+    columns = list(dict.fromkeys(column for row in texts for column in row))
+    more = [f"the first {_ROWS} of {len(rows)}"] if len(rows) > _ROWS else []
+    more += [f"{_COLUMNS} of {len(columns)} columns"] if len(columns) > _COLUMNS else []
+    columns = columns[:_COLUMNS]
+    caption = f"{name} ({', '.join(more)})" if more else name
+    return Table(caption, columns, [[row.get(column, "") for column in columns] for row in texts])
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Names such as `accuracy.overall.share`, and what is there as text."""
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _flat(part, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, float):
-        yield name, number(value)
-    else:
-        yield name, "" if value is None else str(value)
+def _texts(value: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _text(part) for name, part in flat(value, lists=False)}
+
+
+def _text(value: Any) -> str:
+    text = "" if value is None else number(value) if isinstance(value, float) else str(value)
+    return text if len(text) <= _LETTERS else f"{text[:_LETTERS]} …"

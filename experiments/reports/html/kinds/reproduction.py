@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.reports.html.charts import bars, number
-from experiments.reports.html.page import Figure, Page, Table
-from experiments.reports.html.words import facts, percent
+from experiments.reports.html.charts import bars
+from experiments.reports.html.page import Figure, Page, Table, facts
+from experiments.reports.tables import Column, number, percent
 
-
-def is_it(report: Mapping[str, Any]) -> bool:
-    """Whether it is such a run's."""
-    return "averages" in report and "scores" in report
+Rows = Sequence[Mapping[str, Any]]
 
 
 def page(report: Mapping[str, Any], folder: Path) -> Page:
     """The page."""
     del folder
-    rows: Sequence[Mapping[str, Any]] = report["rows"]
+    rows: Rows = report["rows"]
+    methods = [cell["method"] for cell in rows[0]["carved"]] if rows else []
     notes = [f"{what}: {why}." for what, why in {**report["skipped"], **report["failed"]}.items()]
     if report["errors"]:
         notes.append(f"{len(report['errors'])} questions could not be asked and count as wrong.")
@@ -27,58 +25,51 @@ def page(report: Mapping[str, Any], folder: Path) -> Page:
     return Page(
         title="The paper's benchmarks",
         facts=facts(report),
-        tables=[_table(rows), _averages(rows, report["averages"])],
-        figures=[_figure(rows)] if any(row["vanilla"] is not None for row in rows) else [],
+        tables=[_scores(rows, methods), _averages(report["averages"], methods)],
+        figures=_figures([row for row in rows if row["vanilla"] is not None], methods),
         notes=notes,
     )
 
 
-def _methods(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [cell["method"] for cell in rows[0]["carved"]] if rows else []
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = ["benchmark", "vanilla", "LLaVA's", "the paper's"]
-    for name in _methods(rows):
-        columns += [name, "of vanilla", "the paper's", "of its vanilla"]
-    out = []
-    for row in rows:
-        cells = [row["label"], *(number(row[name]) for name in ("vanilla", "llava", "paper"))]
-        for one in row["carved"]:
-            cells += [number(one["here"]), percent(one["of_vanilla"])]
-            cells += [number(one["paper"]), percent(one["paper_of_vanilla"])]
-        out.append(cells)
-    return Table("Scores, ours and published", columns, out)
-
-
-def _averages(rows: Sequence[Mapping[str, Any]], averages: Sequence[Mapping[str, Any]]) -> Table:
-    columns = [
-        "method",
-        "of vanilla",
-        "benchmarks",
-        "of vanilla where the paper has figures",
-        "the paper's",
-        "benchmarks",
+def _scores(rows: Rows, methods: Sequence[str]) -> Table:
+    columns: list[Column] = [
+        ("benchmark", lambda row: row["label"]),
+        ("vanilla", lambda row: number(row["vanilla"])),
+        ("LLaVA's", lambda row: number(row["llava"])),
+        ("the paper's", lambda row: number(row["paper"])),
     ]
-    out = [
-        [
-            name,
-            percent(one["of_vanilla"]),
-            str(one["sets"]),
-            percent(one["here"]),
-            percent(one["paper"]),
-            str(one["both"]),
+    for i, name in enumerate(methods):
+        columns += [
+            (name, _carved(i, "here", number)),
+            ("of vanilla", _carved(i, "of_vanilla", percent)),
+            ("the paper's", _carved(i, "paper", number)),
+            ("of its vanilla", _carved(i, "paper_of_vanilla", percent)),
         ]
-        for name, one in zip(_methods(rows), averages, strict=True)
+    return Table.of("Scores, ours and published", columns, rows)
+
+
+def _carved(method: int, what: str, show: Callable[[float | None], str]) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: show(row["carved"][method][what])
+
+
+def _averages(averages: Rows, methods: Sequence[str]) -> Table:
+    columns: list[Column] = [
+        ("method", lambda row: row["method"]),
+        ("of vanilla", lambda row: percent(row["of_vanilla"])),
+        ("benchmarks", lambda row: str(row["sets"])),
+        ("of vanilla where the paper has figures", lambda row: percent(row["here"])),
+        ("the paper's", lambda row: percent(row["paper"])),
+        ("benchmarks", lambda row: str(row["both"])),
     ]
-    return Table("Averages", columns, out)
+    rows = [row | {"method": name} for row, name in zip(map(dict, averages), methods, strict=True)]
+    return Table.of("Averages", columns, rows)
 
 
-def _figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    shown = [row for row in rows if row["vanilla"] is not None]
-    series = {}
-    for i, name in enumerate(_methods(rows)):
-        cells = [row["carved"][i] for row in shown]
-        series[name] = [None if one["of_vanilla"] is None else 100 * one["of_vanilla"] for one in cells]
+def _figures(rows: Rows, methods: Sequence[str]) -> list[Figure]:
+    """Over benchmarks with a score of vanilla's."""
+    if not rows:
+        return []
+    shares = {name: [row["carved"][i]["of_vanilla"] for row in rows] for i, name in enumerate(methods)}
+    series = {name: [None if one is None else 100 * one for one in own] for name, own in shares.items()}
     text = "Each method's score, in percent of the score with all visual tokens."
-    return bars("Kept of vanilla", text, x="of vanilla, %", names=[row["label"] for row in shown], series=series)
+    return [bars("Kept of vanilla", text, x="of vanilla, %", names=[row["label"] for row in rows], series=series)]

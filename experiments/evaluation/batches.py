@@ -1,0 +1,113 @@
+"""Questions read and packed into batches, each made once however many cells are asked about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments.core import loading
+from experiments.core.config import PromptConfig
+from experiments.core.loading import BUCKET, Checkpoint, Inputs
+from experiments.data.ahead import Ahead
+from experiments.data.encoder import Encoder, Ready
+from experiments.data.questions import QuestionSource, Readable, Sample
+from models.engine.model import VisionLanguageModel
+from models.engine.plan import Schedule, has_budgets_per_image
+from models.engine.prompt import Prompt
+
+EXAMPLE = Sample("", "What is this?", (np.zeros((8, 8, 3), np.uint8),), None, 0)
+"""A question with an image, where those that will be asked are not known."""
+
+
+@dataclasses.dataclass
+class Batch:
+    """Questions that are asked together."""
+
+    indices: list[int]  # their numbers; the prompts' further rows repeat the last
+    inputs: Inputs  # the prompts
+    most: int  # visual tokens of the row that has most
+    seed: int  # of methods that draw
+    vanilla: np.ndarray | None = None  # [B, V] logits of the first token with all visual tokens, once they are known
+    _packed: dict[bool, Prompt] = dataclasses.field(default_factory=dict)
+
+    def prompt(self, model: VisionLanguageModel, cuts: Schedule) -> Prompt:
+        """The prompts on the device, packed as the cuts need them."""
+        per_image = has_budgets_per_image(cuts)
+        if per_image not in self._packed:
+            packed = model.prompt(**self.inputs.named, per_image=per_image, bucket=BUCKET)
+            self._packed[per_image] = jax.device_put(packed)
+        return self._packed[per_image]
+
+
+class Batches:
+    """Makes the batches of a worker, with its `encoder`, from its own `questions` or others.
+
+    Args:
+      checkpoint: model and processor.
+      source: of the worker's own questions.
+      prompt: how they are put.
+      size: rows of a batch.
+      seed: of methods that draw.
+
+    Raises:
+      CommandError: the questions cannot be read, or `prompt` asks for what the images do not have.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, source: QuestionSource, prompt: PromptConfig, size: int, seed: int):
+        self.questions, self.encoder = source.load(), Encoder(checkpoint, prompt)
+        self._checkpoint, self._size, self._seed = checkpoint, size, seed
+        packer = functools.partial(_packer, checkpoint.folder, source, prompt, size)
+        self._ahead = Ahead(lambda key: self.encoder.ready(self.questions, key, size), packer)
+        self._latest: tuple[tuple[int, ...], list[Batch], dict[int, str]] = ((), [], {})
+
+    @functools.cached_property
+    def length(self) -> int:
+        """Tokens of the first question's prompt, visual ones included and rounded up; FLOPs are counted for it."""
+        for part in self.questions.batches(1):
+            if ready := self.encoder.ready(self.questions, part, 1).batches:
+                inputs = ready[0][1]
+                break
+        else:
+            inputs = self.encoder([EXAMPLE], 1)
+        return int(self._checkpoint.llava.prompt(**inputs.named, bucket=BUCKET).input_ids.shape[1])
+
+    def read(
+        self, questions: Readable, indices: Sequence[int], then: Sequence[Sequence[int]] = ()
+    ) -> tuple[list[Batch], dict[int, str]]:
+        """Read questions and pack them.
+
+        Args:
+          questions: the worker's own, or others.
+          indices: of those to ask, not more than a batch has.
+          then: what is likely to be asked for next, made in other processes meanwhile.
+
+        Returns:
+          Batches, more than one where a question spoilt it for its neighbours; and what is wrong with the others.
+        """
+        key = tuple(indices)
+        if questions is self.questions and key == self._latest[0]:
+            return self._latest[1:]
+        if questions is self.questions:  # a CLIP sees the questions on the accelerator, which is this process's
+            ready = self._ahead.get(key, [tuple(part) for part in then] if self._checkpoint.clip is None else ())
+        else:
+            ready = self.encoder.ready(questions, key, self._size)
+        batches = [Batch(own, inputs, most, self.seed(own)) for own, inputs, most in ready.batches]
+        if questions is self.questions:
+            self._latest = key, batches, ready.errors
+        return batches, ready.errors
+
+    def seed(self, indices: Sequence[int]) -> int:
+        """Of a batch, whoever asks it."""
+        return (self._seed * 1_000_003 + indices[0]) % 2**32
+
+
+def _packer(folder: Path, source: QuestionSource, prompt: PromptConfig, size: int) -> Callable[[Sequence[int]], Ready]:
+    """What is done before the model is needed, in a process without one."""
+    checkpoint = loading.load_without_weights(folder, image_aspect_ratio=prompt.image_aspect_ratio)
+    encoder, questions = Encoder(checkpoint, prompt), source.load()
+    return lambda indices: encoder.ready(questions, indices, size)
