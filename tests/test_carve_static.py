@@ -37,9 +37,10 @@ def decoder_step(weights, x, visual):
 @pytest.mark.parametrize("information", ["svd", "gram", "jacobi", "subspace", "norm"])
 def test_carve_exports_to_every_platform(information):
     carve = jax.jit(lambda t, a: tc.carve(t, a, keep=0.222, information=information))
-    exported = export.export(carve, platforms=PLATFORMS)(abstract(2, 576, 192), abstract(2, 576))
-    assert exported.platforms == PLATFORMS
-    assert exported.out_avals[0].shape == (2, 128, 192)
+    for platform in PLATFORMS:
+        exported = export.export(carve, platforms=[platform])(abstract(2, 576, 192), abstract(2, 576))
+        assert exported.platforms == (platform,)
+        assert exported.out_avals[0].shape == (2, 128, 192)
 
 
 def test_a_carved_decoder_step_exports_to_all_platforms_at_once_and_runs():
