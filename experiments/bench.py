@@ -17,6 +17,11 @@ what the compiler says about them is printed beside bounds from the accelerator'
 
 from __future__ import annotations
 
+from models import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once_while_importing()
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -13,6 +13,11 @@ questions (--workers); the answers are those of one.
 
 from __future__ import annotations
 
+from models import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once_while_importing()
+
 import argparse
 import dataclasses
 import functools

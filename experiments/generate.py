@@ -6,6 +6,11 @@ it holds a conversation: every line of standard input is a question, until the e
 
 from __future__ import annotations
 
+from models import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once_while_importing()
+
 import argparse
 import io
 import os

@@ -9,6 +9,11 @@ every step was done.
 
 from __future__ import annotations
 
+from models import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once_while_importing()
+
 import argparse
 import contextlib
 import datetime

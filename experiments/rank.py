@@ -12,6 +12,11 @@ A run that was interrupted goes on where it stopped when the same command is giv
 
 from __future__ import annotations
 
+from models import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once_while_importing()
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -8,6 +8,11 @@ for anything: it can be sent, archived, and opened without a network. eval and c
 
 from __future__ import annotations
 
+from models import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once_while_importing()
+
 import argparse
 import sys
 from collections.abc import Sequence

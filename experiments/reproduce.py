@@ -10,6 +10,11 @@ failed or that questions could not be asked.
 
 from __future__ import annotations
 
+from models import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once_while_importing()
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -7,6 +7,11 @@ result is a folder in Hugging Face format that `transformers.LlavaForConditional
 
 from __future__ import annotations
 
+from models import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once_while_importing()
+
 import argparse
 import sys
 from collections.abc import Callable, Sequence

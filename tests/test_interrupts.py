@@ -69,7 +69,12 @@ def test_says_one_line_while_a_command_is_imported():
     assert (process.returncode, said) == (130, "\ninterrupted before it began\n")
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("models/*.py")), ids=lambda path: path.name)
+COMMANDS = sorted(
+    path for folder in ("models", "experiments", "experiments/studies") for path in ROOT.glob(f"{folder}/*.py")
+)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_and_nothing_else_asks_for_that(path):
     """As its first statement, and not where it is imported."""
     text = path.read_text()

@@ -7,6 +7,11 @@ OpenBLAS has as installed. Prints a table and writes results.json.
 
 from __future__ import annotations
 
+from models import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once_while_importing()
+
 import argparse
 import concurrent.futures
 import contextlib

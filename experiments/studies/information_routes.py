@@ -8,6 +8,11 @@ Prints two tables and writes results.json.
 
 from __future__ import annotations
 
+from models import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once_while_importing()
+
 import argparse
 import collections
 import datetime
