@@ -125,8 +125,8 @@ def session(*, limit: float, out: Path, about: dict[str, Any], command: str) -> 
         "versions": results.versions(),
         "steps": found,
     }
-    path = cli.check_folder(out) / "results.json"
-    out.mkdir(parents=True, exist_ok=True)
+    path = results.claim(out, "gpu-session")
+    path.parent.mkdir(parents=True, exist_ok=True)
     results.write_json(path, value)
     for index, step in enumerate(STEPS):
         left = deadline - time.monotonic() - _GRACE_S

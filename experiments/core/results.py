@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from models.errors import CommandError
 from models.io.writing import replacing
 
 _PACKAGES = ("tokencarve_jax", "jax", "jaxlib", "flax", "transformers", "numpy", "pillow")
@@ -137,3 +138,39 @@ def format_seconds(seconds: float) -> str:
     return (
         f"{seconds * 1e3:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s" if seconds < 100 else f"{seconds:.0f} s"
     )
+
+
+_KEPT = ("results.json", "answers.jsonl", "measured.jsonl")  # what says which kind of run a folder holds
+
+
+def check_kind(out: Path, *kinds: str) -> None:
+    """Refuse a folder of other results.
+
+    Raises:
+      CommandError: what is there is of none of the `kinds`.
+    """
+    for path in (out / name for name in _KEPT):
+        if path.exists() and (found := _kind(path)) not in ("", *kinds):
+            raise CommandError(f"{out} holds results of the kind {found!r}, not {kinds[0]!r}; pass another --out")
+
+
+def _kind(path: Path) -> str:
+    """What a file says; "" where it says nothing that can be read."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            value = json.load(file) if path.suffix == ".json" else json.loads(file.readline())["settings"]
+        return str(value.get("kind", ""))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return ""
+
+
+def claim(out: Path, *kinds: str) -> Path:
+    """The path of results.json in the folder of a run that measures; nothing is made yet.
+
+    Raises:
+      CommandError: there is a file of that name, or the folder holds results of none of the `kinds`.
+    """
+    if out.exists() and not out.is_dir():
+        raise CommandError(f"--out {out}: there is a file of that name")
+    check_kind(out, *kinds)
+    return out / "results.json"

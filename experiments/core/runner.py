@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
@@ -22,7 +20,6 @@ from models.errors import CommandError
 from models.io.writing import own_folder
 
 T = TypeVar("T")
-_KEPT = ("results.json", "answers.jsonl", "measured.jsonl")  # what says which kind of run a folder holds
 
 
 @contextlib.contextmanager
@@ -81,7 +78,7 @@ class Runner:
     def __enter__(self) -> Self:
         with self._stack as stack:
             stack.enter_context(own_folder(self.out))
-            check_kind(self.out, self.kind)
+            results.check_kind(self.out, self.kind)
             pool = start(self._make, workers=self._config.workers, address=self._config.ray_address)
             self.pool = stack.enter_context(pool)
             self._stack = stack.pop_all()
@@ -142,20 +139,3 @@ class Runner:
 def _machine(worker: Worker) -> dict[str, Any]:
     del worker  # it is asked where it lives
     return results.machine()
-
-
-def check_kind(out: Path, kind: str) -> None:
-    """Raise CommandError for a folder with results of another kind."""
-    for path in (out / name for name in _KEPT):
-        if path.exists() and (found := _kind(path)) not in ("", kind):
-            raise CommandError(f"{out} holds results of the kind {found!r}, not {kind!r}; pass another --out")
-
-
-def _kind(path: Path) -> str:
-    """What a file says; "" where it says nothing that can be read."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            value = json.load(file) if path.suffix == ".json" else json.loads(file.readline())["settings"]
-        return str(value.get("kind", ""))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return ""

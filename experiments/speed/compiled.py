@@ -96,8 +96,8 @@ def bench(flags: argparse.Namespace, *, command: str) -> None:
     job = _job(flags)
     chip = targets.find(job.target)
     (cut,) = job.cuts("carved")
-    path = flags.out / "results.json"
-    flags.out.mkdir(parents=True, exist_ok=True)
+    path = results.claim(flags.out, "bench-compiled", "bench")
+    path.parent.mkdir(parents=True, exist_ok=True)
     mesh = f" on a mesh of {job.mesh[0]} x {job.mesh[1]} (data x model)" if job.mesh else ""
     print(
         f"{job.preset} in {job.dtype}, {cut.keep} of {job.config.tokens_per_image} visual tokens kept by "

@@ -168,7 +168,8 @@ def bench(flags: argparse.Namespace, *, command: str) -> None:
     # The two processes share one GPU: neither may take all of it beforehand.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
-    flags.out.mkdir(parents=True, exist_ok=True)
+    path = results.claim(flags.out, "bench", "bench-compiled")
+    path.parent.mkdir(parents=True, exist_ok=True)
     machine = results.machine()
     with ExitStack() as stack:
         try:
@@ -212,5 +213,5 @@ def bench(flags: argparse.Namespace, *, command: str) -> None:
         "largest_batch": largest,
         "cells": cells,
     }
-    results.write_json(flags.out / "results.json", value)
-    print(f"\nEvery single time: {flags.out / 'results.json'}")
+    results.write_json(path, value)
+    print(f"\nEvery single time: {path}")

@@ -90,7 +90,7 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
     Raises:
       CommandError: `--keep` or the folder does not fit; says which.
     """
-    path = cli.check_folder(flags.out) / "results.json"
+    path = results.claim(flags.out, "carve-tail")
     keep, tokens, width, busy = flags.keep, flags.tokens, flags.width, flags.busy
     try:
         tc.plan(tokens, keep)

@@ -170,7 +170,7 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
     Raises:
       CommandError: `--keep` or a file does not fit; says which.
     """
-    path = cli.check_folder(flags.out) / "results.json"
+    path = results.claim(flags.out, "information-routes")
     rng = np.random.default_rng(flags.seed)
     found: dict[str, list[dict[str, dict[str, float]]]] = collections.defaultdict(list)
     doubt: dict[str, list[float]] = collections.defaultdict(list)
