@@ -2,10 +2,9 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from experiments import eval as evaluation
@@ -13,7 +12,7 @@ from experiments import rank
 from experiments.core import methods
 from models.errors import CommandError
 from tests.commands import failure
-from tokencarve_jax import COMPRESSORS, Compressor, Tokens
+from tokencarve_jax import COMPRESSORS, Compressor
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 METHOD = re.search(r"```python file=mine.py\n(.*?)```", README, re.DOTALL)[1]
@@ -57,7 +56,7 @@ def test_eval_runs_it_and_takes_no_answers_of_an_earlier_version(file, tmp_path,
     assert evaluation.main(argv) == 0
     report = json.loads((out / "results.json").read_text())
     assert all(set(record["predictions"]) == {"vanilla", "odd-ones"} for record in report["samples"])
-    file.write_text(METHOD.replace("argsort(-", "argsort("))
+    file.write_text(METHOD.replace("distance * query", "-distance * query"))
     assert "holds a run with other settings (own_methods)" in failure(evaluation.main, argv, capsys)
     assert evaluation.main([*argv, "--restart"]) == 0
 
@@ -65,17 +64,36 @@ def test_eval_runs_it_and_takes_no_answers_of_an_earlier_version(file, tmp_path,
 def test_rank_takes_no_answers_of_an_earlier_version(file, tmp_path, capsys):
     argv = ["--keep=0.222", "--limit=1", "--methods", f"{file}:ODD", f"--out={tmp_path / 'out'}"]
     assert rank.main(argv) == 0
-    file.write_text(METHOD.replace("argsort(-", "argsort("))
+    file.write_text(METHOD.replace("distance * query", "-distance * query"))
     assert "(own_methods)" in failure(rank.main, argv, capsys)
 
 
-def test_padding_has_no_influence(file):
-    rng = np.random.default_rng(0)
-    values, looked = rng.normal(size=(30, 8)), rng.uniform(size=30)
-    valid = jnp.arange(30) < 20
-    compressor = methods.find(f"{file}:ODD")
-    first, second = (
-        compressor(Tokens.of(jnp.asarray(rows), valid=valid), keep=5, query_attention=jnp.asarray(looked))
-        for rows in (values, np.where(np.arange(30)[:, None] < 20, values, 100 * rng.normal(size=(30, 8))))
-    )
-    np.testing.assert_array_equal(first.indices, second.indices)
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def odd(tokens, *, keep): return (1, 2)", "odd: select must return a Selection"),
+        ("def odd(tokens, *, keep): raise StopIteration('enough')", "enough"),
+        ("def odd(tokens, *, keep): return odd(tokens, keep=keep)", "recursion"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+        (
+            METHOD.replace("keep, tier)", "2 * keep, tier)"),
+            "odd-ones: select must return indices of integers [2, 3, 11] for keep=11, got [2, 3, 22]",
+        ),
+        (METHOD.replace("best(", "jnp.argsort(").replace(", keep, tier)", ")[..., :keep]"), "ascending"),
+    ],
+)
+def test_a_method_that_breaks_the_contract_is_refused_in_one_line(file, text, says):
+    file.write_text(f"import jax.numpy as jnp\n{text}\n")
+    with pytest.raises(CommandError) as error:
+        methods.find(f"{file}:{'ODD' if 'ODD' in text else 'odd'}")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_finds_what_is_beside_it_and_its_own_dataclasses(file):
+    file = file.rename(file.parent / "their_method.py")
+    (file.parent / "beside_mine.py").write_text("FACTOR = 1")
+    head = "from __future__ import annotations\nimport dataclasses\nfrom beside_mine import FACTOR\n"
+    file.write_text(f"{head}@dataclasses.dataclass\nclass Of:\n    it: int = FACTOR\n{METHOD}")
+    assert methods.find(f"{file}:ODD").name == "odd-ones"
+    assert "their_method" not in sys.modules

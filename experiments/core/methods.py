@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from models.engine.official import pyramiddrop_schedule, sparsevlm_schedule
 from models.engine.plan import TOKENCARVE_LAYER, Schedule, parse
 from models.errors import CommandError
-from tokencarve_jax import COMPRESSORS, Compressor
+from tokencarve_jax import COMPRESSORS, Compressor, check
 
 BASELINE = "vanilla"
 # The authors' cuts at several layers, to a count that is the average over the layers
@@ -30,10 +31,12 @@ def choices() -> list[str]:
 def find(name: str) -> Compressor:
     """A registered compressor, or one of the user's own: `package.module:object` or `path/to/file.py:object`.
 
-    The object is a Compressor, or a function as `Compressor` takes it, which is then one at a decoder layer.
+    The object is a Compressor, or a function as `Compressor` takes it, which is then one at a decoder layer. It is
+    tried on small random tokens first (`tokencarve_jax.check`, seconds): a method that breaks the contract would become
+    a false row of a table.
 
     Raises:
-      CommandError: there is no such method.
+      CommandError: there is no such method, or it does not keep the contract; says what is broken.
     """
     source, colon, attribute = name.rpartition(":")
     if not colon:
@@ -42,8 +45,10 @@ def find(name: str) -> Compressor:
         return COMPRESSORS[name]
     try:
         found = getattr(_module(source), attribute)
-        return found if isinstance(found, Compressor) else Compressor(attribute, found)
-    except Exception as error:  # the user's code may raise anything
+        compressor = found if isinstance(found, Compressor) else Compressor(attribute, found)
+        check(compressor)
+        return compressor
+    except (Exception, SystemExit) as error:  # the user's code may raise anything, and may try to end the process
         raise CommandError(f"method {name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
@@ -57,7 +62,18 @@ def _module(source: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # As in `python mine.py`: modules beside it are found, and a dataclass finds its own module. Only while it runs:
+    # what stays known by name would be sent to other processes by that name, which means nothing there.
+    shadowed = sys.modules.get(path.stem)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+        del sys.modules[path.stem]
+        if shadowed is not None:
+            sys.modules[path.stem] = shadowed
     return module
 
 
