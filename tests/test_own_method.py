@@ -77,7 +77,7 @@ def test_rank_takes_no_answers_of_an_earlier_version(file, tmp_path, capsys):
         ("raise SystemExit(0)", "SystemExit: 0"),
         (
             METHOD.replace("keep, tier)", "2 * keep, tier)"),
-            "odd-ones: select must return indices of integers [2, 3, 11] for keep=11, got [2, 3, 22]",
+            "odd-ones: select must return indices of integers [2, 3, 11]",
         ),
         (METHOD.replace("best(", "jnp.argsort(").replace(", keep, tier)", ")[..., :keep]"), "ascending"),
     ],
