@@ -54,7 +54,11 @@ def test_options_come_in_any_order_and_defaults_are_words_too():
 def test_a_method_of_ones_own(tmp_path):
     folder = tmp_path / "a@b=c,d"
     folder.mkdir()
-    (folder / "own.py").write_text("def mine(tokens, *, keep): pass")
+    (folder / "own.py").write_text(
+        "from tokencarve_jax import Selection\nfrom tokencarve_jax.scores.ranking import best, tiers\n"
+        "def mine(tokens, *, keep):\n"
+        "    return Selection(best(abs(tokens.values).max(-1), keep, tiers(tokens.valid, tokens.values)))\n"
+    )
     (cut,) = schedules.read([f"{folder}/own.py:mine@input=3,full"])
     assert (str(cut), cut.place, cut.earlier) == ("mine@input=3,full", "input", "full")
 
