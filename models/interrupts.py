@@ -16,7 +16,7 @@ _AGAIN_S = 0.05
 def end_at_once_while_importing() -> None:
     """Have Ctrl-C end the process with one line, until `redeliver` begins.
 
-    A command calls this before its other imports, if it is run as `__main__`: an exception inside the import of a C
+    A command calls this before its other imports, when it is run as a program: an exception inside the import of a C
     extension becomes a traceback at best, and a crash or nothing at worst. Where Ctrl-C is ignored, it stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -97,3 +97,22 @@ def test_a_file_finds_what_is_beside_it_and_its_own_dataclasses(file):
     file.write_text(f"{head}@dataclasses.dataclass\nclass Of:\n    it: int = FACTOR\n{METHOD}")
     assert methods.find(f"{file}:ODD").name == "odd-ones"
     assert "their_method" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "import functools\nODD = Compressor('odd-ones', functools.partial(odd))",
+        "import jax\nODD = Compressor('odd-ones', jax.jit(odd, static_argnames='keep'))",
+        "class Odd:\n    def __call__(self, tokens, *, keep, query_attention):\n"
+        "        return odd(tokens, keep=keep, query_attention=query_attention)\nODD = Compressor('odd-ones', Odd())",
+    ],
+    ids=["partial", "jitted", "object"],
+)
+def test_an_edit_is_seen_however_the_method_is_made(file, made):
+    versions = []
+    for text in (METHOD, METHOD.replace("distance * query", "-distance * query")):
+        file.write_text(f"{text}\n{made}\n")
+        versions.append(methods.version(methods.find(f"{file}:ODD")))
+    assert versions[0] != versions[1]
+    assert all(versions)

@@ -37,7 +37,9 @@ def on_eight_devices(folder: str) -> None:
         prompt = split.prompt(ids, pixels, mask)
         rows = prompt.input_ids.addressable_shards[0].data.shape[0]
         assert rows * mesh.shape.get("data", 1) == 4, (name, rows)
-        np.testing.assert_allclose(np.asarray(split(ids, pixels, mask)), want, atol=2e-5 * np.abs(want).max(), err_msg=name)
+        np.testing.assert_allclose(
+            np.asarray(split(ids, pixels, mask)), want, atol=2e-5 * np.abs(want).max(), err_msg=name
+        )
         for carve, expected in tokens.items():
             got = np.asarray(split.generate(ids, pixels, carve=carve, **options))
             np.testing.assert_array_equal(got, expected, err_msg=f"{name}, carve={carve}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -122,14 +123,25 @@ def named(names: Sequence[str], *, taken: Collection[str] = ()) -> tuple[Method,
 
 
 def version(compressor: Compressor) -> str:
-    """Changes with the file that a method of the user's own is in; empty for registered ones."""
+    """Changes with the file that a method of the user's own is in, and with what is bound to it; "" for the registry's.
+
+    Functions, those that `jax.jit` or another decorator wraps, a `functools.partial` and callable objects are followed
+    to the code that they call.
+    """
     if COMPRESSORS.get(compressor.name) == compressor:
         return ""
-    try:
-        source = Path(inspect.getfile(compressor.select)).read_bytes()
-    except (TypeError, OSError):
-        return ""
-    return f"#{hashlib.sha256(source).hexdigest()[:8]}"
+    select, bound = compressor.select, [repr(compressor.options)]
+    while isinstance(select, functools.partial) or hasattr(select, "__wrapped__"):
+        if isinstance(select, functools.partial):
+            bound.append(repr((select.args, select.keywords)))
+        select = select.func if isinstance(select, functools.partial) else select.__wrapped__
+    if not inspect.isroutine(select):
+        bound.append(repr(getattr(select, "__dict__", "")))
+        select = type(select).__call__
+    bound.append(repr([cell.cell_contents for cell in getattr(select, "__closure__", None) or ()]))
+    with contextlib.suppress(TypeError, OSError):  # typed at a prompt, or compiled: there is no file
+        bound.append(Path(inspect.getfile(select)).read_text(encoding="utf-8", errors="replace"))
+    return f"#{hashlib.sha256(chr(0).join(bound).encode()).hexdigest()[:8]}"
 
 
 def own(compressors: Iterable[Compressor]) -> dict[str, str]:

@@ -6,6 +6,7 @@ Axis letters: B batch, K kept, N visual tokens.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ def can_replay(schedule: Schedule) -> bool:
 def has_ranks(schedule: Schedule) -> bool:
     """Whether that cut is TokenCarve's or a variant's; other methods go by other things than these ranks."""
     family = (tokencarve.tokencarve, tokencarve.of_attention_output)
-    return can_replay(schedule) and schedule[0].compressor.select in family
+    return can_replay(schedule) and inspect.unwrap(schedule[0].compressor.select) in family
 
 
 def replay(
