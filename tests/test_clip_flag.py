@@ -24,12 +24,12 @@ TOWER = {  # of `save_checkpoint`; what it leaves to transformers' defaults stan
     "patch_size": 14,
 }
 NEEDY = """
-import jax.numpy as jnp
 from tokencarve_jax import Compressor, Selection
+from tokencarve_jax.scores.ranking import best, tiers
 
 
 def select(tokens, *, keep, relevance):
-    return Selection(jnp.sort(jnp.argsort(-relevance, axis=-1)[..., :keep], axis=-1).astype(jnp.int32))
+    return Selection(best(relevance, keep, tiers(tokens.valid, tokens.values, relevance)))
 
 
 needy = Compressor("needy", select, at="input")
@@ -132,6 +132,6 @@ def test_errors(folder, flags, capsys):
         generate.main, [*asked, f"--clip={folder / 'wider'}"], capsys
     )
     assert "nowhere: no such folder" in failure(generate.main, [*asked, f"--clip={folder / 'nowhere'}"], capsys)
-    assert "has model_type 'llava'; relevance is told by a 'clip'" in failure(
+    assert "has model_type 'llava'; relevance needs a 'clip'" in failure(
         generate.main, [*asked, f"--clip={folder / 'model'}"], capsys
     )
