@@ -56,6 +56,7 @@ def _drop_broken(folder: Path) -> None:
             show(message, *where, **more)
 
     warnings.showwarning = drop
+    warnings.filterwarnings("always", _BROKEN.pattern)  # also where warnings are ignored, or shown once
 
 
 def cache_folder() -> Path:
