@@ -36,9 +36,10 @@ def files(folder: Path) -> set[str]:
 
 
 def whole_run(out: Path, wanted: Path) -> bool:
-    """Every batch once, nothing torn, and the answers of an undisturbed run."""
-    batches = [json.loads(line)["batch"] for line in (out / "answers.jsonl").read_text().splitlines()[1:]]
-    once = len(set(batches)) == len(batches)
+    """Every question once, nothing torn, and the answers of an undisturbed run."""
+    entries = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()[1:]]
+    asked = [index for entry in entries for index in entry["indices"]]
+    once = len(set(asked)) == len(asked)
     return once and samples(out) == samples(wanted) and files(out) == files(wanted)
 
 
