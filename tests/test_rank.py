@@ -156,7 +156,7 @@ def test_interrupted_run_goes_on(flags, whole, tmp_path, monkeypatch, capsys):
         (["--keep", "17"], "norm, keep=17: "),
         (["--methods", "norm", "nonesuch"], "no method is named 'nonesuch'"),
         (["--methods", "tome", "--keep", "1"], "tome, keep=1: "),
-        (["--methods", f"{__file__}:broken", "--keep", "3"], "broken cannot leave 3 visual tokens: "),
+        (["--methods", f"{__file__}:broken", "--keep", "3"], "broken: select must return indices of integers"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_one_line(model, more, words, tmp_path, capsys):
