@@ -18,7 +18,6 @@ __all__ = [
     "add_model_flags",
     "add_out_flag",
     "add_restart_flag",
-    "check_folder",
     "keep",
     "one_line",
     "positive",
@@ -111,13 +110,6 @@ def add_out_flag(parser: argparse.ArgumentParser, folder: str) -> None:
 def add_restart_flag(parser: argparse.ArgumentParser) -> None:
     """Add `--restart`, for a command that goes on with what `--out` holds."""
     parser.add_argument("--restart", action="store_true", help="forget what FOLDER holds of an earlier run")
-
-
-def check_folder(out: Path) -> Path:
-    """What `--out` names; CommandError where that is a file."""
-    if out.exists() and not out.is_dir():
-        raise CommandError(f"--out {out}: there is a file of that name")
-    return out
 
 
 def add_keep_flag(parser: Any, *, default: float | int | None) -> None:

@@ -140,6 +140,13 @@ def format_seconds(seconds: float) -> str:
     )
 
 
+def check_folder(out: Path) -> Path:
+    """What `--out` names; CommandError where that is a file."""
+    if out.exists() and not out.is_dir():
+        raise CommandError(f"--out {out}: there is a file of that name")
+    return out
+
+
 _KEPT = ("results.json", "answers.jsonl", "measured.jsonl")  # what says which kind of run a folder holds
 
 
@@ -170,7 +177,5 @@ def claim(out: Path, *kinds: str) -> Path:
     Raises:
       CommandError: there is a file of that name, or the folder holds results of none of the `kinds`.
     """
-    if out.exists() and not out.is_dir():
-        raise CommandError(f"--out {out}: there is a file of that name")
-    check_kind(out, *kinds)
+    check_kind(check_folder(out), *kinds)
     return out / "results.json"

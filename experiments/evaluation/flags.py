@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.core import cli, preprocessing, schedules, workers
+from experiments.core import cli, preprocessing, results, schedules, workers
 from experiments.core.config import ModelConfig, PromptConfig, RunConfig
 from experiments.data import registry
 from experiments.data.encoder import CONVERSATIONS
@@ -125,7 +125,7 @@ def model(flags: argparse.Namespace) -> ModelConfig:
 def run(flags: argparse.Namespace, out: Path, command: Sequence[str]) -> RunConfig:
     """Where and by whom the work is done; CommandError where `out` is a file."""
     return RunConfig(
-        out=cli.check_folder(out),
+        out=results.check_folder(out),
         command=tuple(command),
         restart=flags.restart,
         workers=getattr(flags, "workers", 1),
