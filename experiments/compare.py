@@ -68,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         metavar="NAME",
         help=f"of: {', '.join([*methods.choices(), *methods.OFFICIAL, DOWNSAMPLED])}; or your own, as "
-        "package.module:object or path/to/file.py:object; tokencarve is always there (default: all but TokenCarve's "
-        "variants)",
+        "package.module:object or path/to/file.py:object; tokencarve is always there; divprune,kept is a method with "
+        "an option of its cut, as in --schedule (default: all but TokenCarve's variants, and those that cut before the "
+        "decoder with the positions kept too)",
     )
     parser.add_argument(
         "--rounds", type=cli.positive, default=9, help="in which all are timed by turns (default: %(default)s)"

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.comparison.cells import COMPUTE, COUNT, GIVEN, AtBudgets, Line
+from experiments.comparison.cells import COMPUTE, COUNT, GIVEN, AtBudgets, Line, default_methods
 from experiments.comparison.rows import rows
 from experiments.core import loading, schedules
 from experiments.core.journal import Journal
@@ -15,6 +15,7 @@ from experiments.metrics import costs
 from experiments.reports import compare_tables
 from experiments.speed import presets
 from models.errors import CommandError
+from tokencarve_jax import COMPRESSORS
 
 SEVEN = presets.PRESETS["llava-1.5-7b"]
 LENGTH = 652
@@ -62,6 +63,19 @@ class TestCells:
         for budget in (128, 288):
             assert cell(found, "fastv", COUNT, budget) is cell(found, "fastv", COMPUTE, budget)
         assert next(iter(found.cells)) == "vanilla"
+
+    def test_a_cut_before_the_decoder_has_two_forms(self):
+        """As released, which renumbers, and at the positions that the survivors had: a comparison shows both."""
+        found = grid(SEVEN, ["divprune", "divprune,kept"], [128])
+        released, kept = (cell(found, name, COUNT).cuts[0] for name in ("divprune", "divprune,kept"))
+        assert (released.renumbers, kept.renumbers) == (True, False)
+        assert cell(found, "divprune,kept", COMPUTE).tokens == cell(found, "divprune", COMPUTE).tokens
+        names = default_methods()
+        before = {name for name, method in COMPRESSORS.items() if method.at != "decoder"}
+        assert {name for name in names if name.endswith(",kept")} == {f"{name},kept" for name in before}
+        for wrong, says in (("divprune,keept", "no option 'keept'"), ("divprune,kept,median", "chosen twice")):
+            with pytest.raises(CommandError, match=f"method {wrong}: .*{says}"):
+                grid(SEVEN, [wrong], [128])
 
     def test_downsampled_has_about_so_many_patches(self, found):
         low = cell(found, "downsampled", COUNT)

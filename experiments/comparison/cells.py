@@ -23,7 +23,7 @@ from experiments.reports.compare_tables import COMPUTE, COUNT, GIVEN, REFERENCE
 from models.engine.model import VisionLanguageModel
 from models.engine.plan import Schedule, resolve
 from models.errors import CommandError
-from tokencarve_jax import plan
+from tokencarve_jax import COMPRESSORS, plan
 
 DOWNSAMPLED = "downsampled"  # no method: the image at a lower resolution, enlarged again
 
@@ -60,8 +60,13 @@ class Grid:
 
 
 def default_methods() -> list[str]:
-    """Every published method and control; of TokenCarve's variants the exact one and the calibrated one alone."""
+    """Every published method and control; of TokenCarve's variants the exact one and the calibrated one alone.
+
+    Those that cut before the decoder are there in two forms: as released, which renumbers the survivors, and with the
+    positions that these had ("kept").
+    """
     names = [name for name in methods.choices() if not name.startswith(f"{REFERENCE}-")]
+    names += [f"{name},kept" for name in names if COMPRESSORS[name].at != "decoder"]
     return [*names, f"{REFERENCE}-svd", f"{REFERENCE}-calibrated", *methods.OFFICIAL, DOWNSAMPLED]
 
 

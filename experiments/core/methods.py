@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from models.engine.official import pyramiddrop_schedule, sparsevlm_schedule
-from models.engine.plan import TOKENCARVE_LAYER, Schedule, parse
+from models.engine.plan import MERGED, TOKENCARVE_LAYER, Cut, Schedule, parse, read_options
 from models.errors import CommandError
 from tokencarve_jax import COMPRESSORS, Compressor, check
 
@@ -85,10 +85,12 @@ class Method:
     Attributes:
       name: in tables.
       compressor: of its one cut; None for the schedule of `OFFICIAL` that has its name.
+      options: of that cut, attributes and values, as `divprune,kept` chooses them.
     """
 
     name: str
     compressor: Compressor | None
+    options: tuple[tuple[str, Any], ...] = ()
 
     def schedule(self, keep: float | int, *, num_layers: int, num_visual: int) -> Schedule:
         """The cut that leaves so many tokens where the compressor is meant to work, or official cuts of that average.
@@ -99,23 +101,31 @@ class Method:
         if self.compressor is None:
             return parse(OFFICIAL[self.name](num_layers, num_visual, keep), num_layers=num_layers)
         place = TOKENCARVE_LAYER if self.compressor.at == "decoder" else self.compressor.at
-        return parse(((place, self.compressor, keep),), num_layers=num_layers)
+        return parse((Cut(place, self.compressor, keep, **dict(self.options)),), num_layers=num_layers)
 
 
 def named(names: Sequence[str], *, taken: Collection[str] = ()) -> tuple[Method, ...]:
     """Several methods, each of which is a row of a table.
 
     Args:
-      names: of compressors as in `find`, or of official schedules.
+      names: of compressors as in `find`, options of the cut behind commas (`divprune,kept`), or of official schedules.
       taken: names of other rows, beside vanilla.
 
     Raises:
-      CommandError: there is no such method, or two rows have one name.
+      CommandError: there is no such method or option, or two rows have one name.
     """
     found = []
     for name in names:
-        compressor = None if name in OFFICIAL else find(name)
-        found.append(Method(compressor.name if compressor else name, compressor))
+        if name in OFFICIAL:
+            found.append(Method(name, None))
+            continue
+        source, *words = name.split(",")
+        with naming(f"method {name}"):
+            options, merged = read_options(words)
+        compressor = find(source)
+        if merged:
+            compressor = dataclasses.replace(compressor, rest=MERGED)
+        found.append(Method(",".join([compressor.name, *words]), compressor, tuple(options.items())))
     taken = {BASELINE, *taken}
     if len({*taken, *(one.name for one in found)}) < len(taken) + len(found):
         raise CommandError(f"of the methods {', '.join(names)} two have one name, or one is called {BASELINE!r}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.core import cli, methods
-from models.engine.plan import INPUT, MERGED, OPTIONS, TOWER, Cut, Schedule
+from models.engine.plan import INPUT, MERGED, OPTIONS, TOWER, Cut, Schedule, read_options
 from models.errors import CommandError
 
 FORM = "METHOD@PLACE=KEEP[,OPTION...]"
@@ -51,9 +51,9 @@ def _cut(text: str) -> Cut:
     try:
         if not (method and place and keep):
             raise ValueError("a part is missing")
-        options = _options([word for word in words if word != MERGED])
+        options, merged = read_options(words)
         compressor = methods.find(method)
-        if MERGED in words:
+        if merged:
             compressor = dataclasses.replace(compressor, rest=MERGED)
         return Cut(_place(place), compressor, cli.keep(keep), **options)
     except (ValueError, argparse.ArgumentTypeError, CommandError) as error:
@@ -66,15 +66,3 @@ def _place(text: str) -> int | str:
     if not text.isdecimal():
         raise ValueError(f"the place {text!r} is neither {TOWER!r}, {INPUT!r} nor the number of a layer")
     return int(text)
-
-
-def _options(words: Sequence[str]) -> dict[str, Any]:
-    chosen = dict[str, Any]()
-    for word in words:
-        if word not in OPTIONS:
-            raise ValueError(f"there is no option {word!r}; there are {_WORDS}")
-        name, value = OPTIONS[word]
-        if name in chosen:
-            raise ValueError(f"{name} is chosen twice")
-        chosen[name] = value
-    return chosen

@@ -8,7 +8,7 @@ of the layer before and with that layer's attention). Everything here is hashabl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokencarve_jax import COMPRESSORS, Compressor
@@ -86,6 +86,25 @@ class Cut:
         if self.compressor.rest == MERGED and (registered is None or registered.rest != MERGED):
             words.append(MERGED)
         return ",".join([f"{self.compressor.name}@{self.place}={self.keep}", *words])
+
+
+def read_options(words: Sequence[str]) -> tuple[dict[str, Any], bool]:
+    """Attributes of a `Cut` from the words of `OPTIONS`, and whether `MERGED` is one of them.
+
+    Raises:
+      ValueError: there is no such word, or two of them choose the same attribute.
+    """
+    chosen = dict[str, Any]()
+    for word in words:
+        if word == MERGED:
+            continue
+        if word not in OPTIONS:
+            raise ValueError(f"there is no option {word!r}; there are {', '.join([*OPTIONS, MERGED])}")
+        name, value = OPTIONS[word]
+        if name in chosen:
+            raise ValueError(f"{name} is chosen twice")
+        chosen[name] = value
+    return chosen, MERGED in words
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Cut)}
