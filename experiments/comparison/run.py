@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.comparison import calls
+from experiments.comparison import calls, published
 from experiments.comparison.calls import Cost, Time
 from experiments.comparison.rows import notes, rows
 from experiments.core.config import RunConfig
@@ -73,6 +73,7 @@ def compare(config: CompareConfig) -> tuple[str, int]:
         shown, images = _look(runner, parts, answers, chosen)
 
         found = rows(facts, lines, answers, questions, costs=costs, times=times)
+        order = published.agreement(found)
         failed = [{"sample": index, "error": error} for index, error in sorted(answers.errors.items())]
         said = notes(
             found,
@@ -89,11 +90,13 @@ def compare(config: CompareConfig) -> tuple[str, int]:
             "settings": settings | {"rounds": config.rounds},
             "rows": found,
             "notes": said,
+            "published": order,
             "gallery": shown,
             "failed": failed,
             "samples": _samples(answers, questions),
         }
-        table = "\n\n".join([compare_tables.markdown(found), "\n".join(f"- {note}" for note in said)])
+        parts_of_table = [compare_tables.markdown(found), *([published.markdown(order)] if order else [])]
+        table = "\n\n".join([*parts_of_table, "\n".join(f"- {note}" for note in said)])
         texts = {"table.md": table + "\n", "table.csv": compare_tables.csv_text(found)}
         runner.write(report, texts)
         figures.save(figures.accuracy_by_flops(found), out / "accuracy.png")

@@ -42,7 +42,7 @@ def correlate(x: np.ndarray, y: np.ndarray, kind: str, *, seed: int = 0) -> dict
     Args:
       x: [M, K] float64, a figure for each method and budget.
       y: [M, K] float64, another.
-      kind: of `KINDS`.
+      kind: "Spearman", "Pearson", or "Kendall" (tau-b).
       seed: of the resampling.
 
     Returns:
@@ -52,19 +52,25 @@ def correlate(x: np.ndarray, y: np.ndarray, kind: str, *, seed: int = 0) -> dict
     """
     from scipy.stats import permutation_test, rankdata  # imported here: a second that `--help` should not wait for
 
-    def ranked(values: np.ndarray) -> np.ndarray:
-        return values if kind == "Pearson" else rankdata(values, axis=-2)
+    def coefficient(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        if kind == "Kendall":  # is Pearson's of the signs of all differences, whose means are zero
+            x, y = (
+                np.sign(v[..., :, None, :] - v[..., None, :, :]).reshape(*v.shape[:-2], -1, v.shape[-1]) for v in (x, y)
+            )
+        elif kind == "Spearman":
+            x, y = (rankdata(values, axis=-2) for values in (x, y))
+        return pearson(x, y)
 
-    count, fixed, dealt = len(x), ranked(x), ranked(y)
-    value = float(pearson(fixed, dealt)) if count >= FEWEST else np.nan
+    count = len(x)
+    value = float(coefficient(x, y)) if count >= FEWEST else np.nan
     if np.isnan(value):
         return dict.fromkeys(("value", "low", "high", "p"))
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, count, (RESAMPLES, count))
-    low, high = np.nanpercentile(pearson(ranked(x[drawn]), ranked(y[drawn])), [2.5, 97.5])  # NaN where one is constant
+    low, high = np.nanpercentile(coefficient(x[drawn], y[drawn]), [2.5, 97.5])  # NaN where one is constant
 
     def size(order: np.ndarray, axis: int) -> np.ndarray:
-        return np.abs(pearson(fixed, dealt[order]))
+        return np.abs(coefficient(np.broadcast_to(x, (*order.shape, *x.shape[1:])), y[order]))
 
     test = permutation_test(
         (np.arange(count),), size, permutation_type="pairings", alternative="greater", n_resamples=RESAMPLES, rng=rng
