@@ -14,7 +14,7 @@ def host_devices(count: int) -> dict[str, str]:
     Hence twice as many threads, and one program at a time.
     """
     return {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}".strip(),
         "JAX_PLATFORMS": "cpu",
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
         "PJRT_NPROC": str(2 * count),
