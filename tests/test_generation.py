@@ -53,10 +53,9 @@ def test_the_side_of_the_padding_is_no_matter(llava):
     chex.assert_trees_all_equal(left, right)
 
 
-@pytest.mark.parametrize("carve", [None, ((1, "tokencarve", 12), (3, "tokencarve", 3))])
-def test_a_row_answers_the_same_alone_and_in_a_ragged_batch(llava, carve):
-    images = (1, 2, 1)
-    ids, pixels, mask = make_inputs(3, (9, 4, 30), images)
+def test_a_row_answers_the_same_alone_and_in_a_ragged_batch(llava):
+    images, carve = (1, 2), ((1, "tokencarve", 12), (3, "tokencarve", 3))
+    ids, pixels, mask = make_inputs(3, (30, 4), images)
     together = np.asarray(llava.generate(ids, pixels, attention_mask=mask, max_new_tokens=NEW, carve=carve))
     first = 0
     for row, count in enumerate(images):

@@ -20,7 +20,7 @@ def on_eight_devices(folder: str) -> None:
     options = {"attention_mask": mask, "max_new_tokens": 8}
     plain = Llava.from_pretrained(folder)
     want = np.asarray(plain(ids, pixels, mask))
-    tokens = {carve: np.asarray(plain.generate(ids, pixels, carve=carve, **options)) for carve in (None, 6)}
+    tokens = np.asarray(plain.generate(ids, pixels, carve=6, **options))
     meshes = {
         "both axes": jax.make_mesh((2, 4), ("data", "model")),
         "model alone": jax.make_mesh((4,), ("model",), devices=jax.devices()[:4]),
@@ -37,15 +37,11 @@ def on_eight_devices(folder: str) -> None:
         prompt = split.prompt(ids, pixels, mask)
         rows = prompt.input_ids.addressable_shards[0].data.shape[0]
         assert rows * mesh.shape.get("data", 1) == 4, (name, rows)
-        np.testing.assert_allclose(
-            np.asarray(split(ids, pixels, mask)), want, atol=2e-5 * np.abs(want).max(), err_msg=name
-        )
-        for carve, expected in tokens.items():
-            got = np.asarray(split.generate(ids, pixels, carve=carve, **options))
-            np.testing.assert_array_equal(got, expected, err_msg=f"{name}, carve={carve}")
-        state = jax.block_until_ready(split.prefill(prompt, carve=6))
-        assert len(state.cache.layers[2][0].sharding.device_set) == mesh.size, name
-        assert np.isfinite(np.asarray(state.logits)).all()
+        np.testing.assert_array_equal(split.generate(ids, pixels, carve=6, **options), tokens, err_msg=name)
+        if name == "both axes":
+            np.testing.assert_allclose(np.asarray(split(ids, pixels, mask)), want, atol=2e-5 * np.abs(want).max())
+            state = jax.block_until_ready(split.prefill(prompt, carve=6))
+            assert len(state.cache.layers[2][0].sharding.device_set) == mesh.size
         print(name, "is right")
 
 
