@@ -29,16 +29,8 @@ os.environ |= {
 import jax  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
-# Compiled as users' programs are: what is measured here is arithmetic, or takes long to run.
-AS_USERS_DO = (
-    "test_carve",
-    "test_information",
-    "test_subspace",
-    "test_parity",
-    "test_shipped",
-    "test_layers",
-    "examples",
-)
+# Compiled with all optimisations: these programs take long to run.
+LONG = ("test_carve.py", "test_information", "test_subspace", "test_shipped")
 MOST_MAPS = 20_000  # of memory; Linux allows a process 65,530, and XLA ends one that needs more
 MOST_BYTES = 3 << 30
 
@@ -46,7 +38,7 @@ MOST_BYTES = 3 << 30
 @pytest.fixture(scope="module", autouse=True)
 def _settings_of_jax(request: pytest.FixtureRequest) -> Iterator[None]:
     before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", not any(name in str(request.path) for name in AS_USERS_DO))
+    jax.config.update("jax_disable_most_optimizations", not any(name in str(request.path) for name in LONG))
     yield
     jax.config.update("jax_disable_most_optimizations", before)
     if not jax.config.values["jax_enable_compilation_cache"]:  # by a command that times compiling

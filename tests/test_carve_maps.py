@@ -14,7 +14,7 @@ from experiments.reports import gallery
 from experiments.reports.patch_maps import maps, recorder
 from models.errors import CommandError
 from tests import oracle
-from tests.commands import VISUAL, save_checkpoint
+from tests.commands import VISUAL
 from tokencarve_jax import Tokens, plan
 from tokencarve_jax.methods import tokencarve
 
@@ -23,7 +23,6 @@ COUNT = VISUAL + 1  # a class token stands before the patches
 SCHEDULES = {
     "vanilla": "",
     "tokencarve": f"tokencarve@2={KEEP}",
-    "random": f"random@2={KEEP}",
     "divprune": f"divprune@input={KEEP}",
     "two": "tokencarve@1=11 random@2=9",
 }
@@ -31,10 +30,9 @@ BUDGETS = {name: [KEEP, 6] for name in SCHEDULES} | {"vanilla": [COUNT], "two": 
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
+def recorded(llava_folder_full):
     """What a recorder finds about two rows of a batch, and what the library's own prefill does to them."""
-    folder = save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model", strategy="full")
-    checkpoint = loading.load(str(folder), dtype="float32")
+    checkpoint = loading.load(str(llava_folder_full), dtype="float32")
     scenes = [make_scene("test", index) for index in range(BATCH)]
     inputs = checkpoint.encode([(s.image,) for s in scenes], [s.questions[0].text for s in scenes])
     given = {name: schedule_of(text.split()) if text else () for name, text in SCHEDULES.items()}

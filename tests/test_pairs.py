@@ -23,7 +23,7 @@ for program in programs:
     program(tokens).block_until_ready()
 assert pairs.at_a_time() == 2
 def run(program):
-    for step in range(40):
+    for step in range(10):
         program(tokens + step).block_until_ready()
 threads = [threading.Thread(target=run, args=(program,), daemon=True) for program in programs]
 for thread in threads: thread.start()

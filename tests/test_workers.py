@@ -16,7 +16,7 @@ from experiments import eval as evaluation
 from experiments.core import ray_workers, runner
 from experiments.core.workers import Call
 from models.errors import CommandError
-from tests.commands import failure, save_checkpoint
+from tests.commands import failure
 from tests.kills import on_ray as kills
 from tests.stub_workers import Differing, Failing, Making
 
@@ -137,22 +137,17 @@ class TestPools:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
-
-
-@pytest.fixture(scope="module")
-def alone(model, tmp_path_factory):
+def alone(llava_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone")
-    assert kills.finish(kills.start(kills.command(model, out)))[0] == 0
+    assert evaluation.main(kills.command(llava_folder, out)[3:]) == 0
     return out
 
 
 class TestEvaluation:
     """As processes: what is tested is how they end."""
 
-    def test_two_workers_give_the_answers_of_one(self, model, alone, tmp_path):
-        status, table, err = kills.finish(kills.start(kills.command(model, tmp_path, "--workers=2")))
+    def test_two_workers_give_the_answers_of_one(self, llava_folder, alone, tmp_path):
+        status, table, err = kills.finish(kills.start(kills.command(llava_folder, tmp_path, "--workers=2")))
         assert (status, err) == (0, "")  # Ray is quiet
         assert kills.samples(tmp_path) == kills.samples(alone)
         assert (
@@ -168,8 +163,10 @@ class TestEvaluation:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("target", kills.TARGETS)
-    def test_killed(self, model, alone, tmp_path, target):
-        found = kills.kill_once(kills.command(model, tmp_path, "--workers=2"), tmp_path, target, 2.0, random.Random(0))
+    def test_killed(self, llava_folder, alone, tmp_path, target):
+        found = kills.kill_once(
+            kills.command(llava_folder, tmp_path, "--workers=2"), tmp_path, target, 2.0, random.Random(0)
+        )
         assert found["hit"] == (2 if target == "both" else 1)
         assert found["status"] == 0, found["err"]
         assert found["runs"] == (1 if target == "worker" else 2)
@@ -178,8 +175,8 @@ class TestEvaluation:
         assert not kills.left_over({pid: t for pid, t in found["family"].items() if t not in agents}, patience=60)
 
     @pytest.mark.slow
-    def test_interrupted(self, model, tmp_path):
-        process = kills.start(kills.command(model, tmp_path, "--workers=2"))
+    def test_interrupted(self, llava_folder, tmp_path):
+        process = kills.start(kills.command(llava_folder, tmp_path, "--workers=2"))
         while not kills.workers_of(process.pid) and process.poll() is None:
             time.sleep(0.1)
         time.sleep(1)
