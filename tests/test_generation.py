@@ -123,6 +123,17 @@ def test_streaming_gives_the_tokens_of_generate(llava):
     parts = list(llava.stream(ids, pixels, chunk=3, **options))
     assert [part.shape[1] for part in parts] == [1, 3, 3, 2]
     chex.assert_trees_all_equal(whole, jnp.concatenate(parts, axis=1))
+    other = llava.generate(ids, pixels, **options | {"seed": 6})
+    assert (np.asarray(whole) != np.asarray(other)).any(1).all()  # each row is drawn anew
+
+
+def test_a_compressor_that_draws_draws_by_the_seed(llava):
+    prompt = llava.prompt(*make_inputs())
+    first, again, other = (
+        np.asarray(llava.prefill(prompt, carve=((1, "random", 6),), seed=seed).cuts[0].indices) for seed in (1, 1, 2)
+    )
+    chex.assert_trees_all_equal(first, again)
+    assert (first != other).any(1).all()
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (5, None), (None, 0.7), (12, 0.6), (1, None), (None, 1e-6)])
