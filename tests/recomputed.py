@@ -45,11 +45,11 @@ class Layer:
         )
 
     def heads(self, hidden, positions):
-        """Rotated queries and keys, values, and keys before rotation."""
+        """Rotated queries and keys, and values."""
         normed = rms(self.module.input_layernorm, hidden, self.config.rms_norm_eps)
         parts = (self.module.self_attn.q_proj, self.module.self_attn.k_proj, self.module.self_attn.v_proj)
         query, key, value = (linear(part, normed).reshape(len(hidden), -1, self.config.head_dim) for part in parts)
-        return self.rotated(query, positions), self.rotated(key, positions), value, key.reshape(len(hidden), -1)
+        return self.rotated(query, positions), self.rotated(key, positions), value
 
     def weights(self, query, key, seen, sizes):
         """Attention [H, queries, T]."""
@@ -210,10 +210,14 @@ class Row:
 
     def prompt(self):
         """Hidden states after all layers, with key sets noted down."""
+        words, asked = self.text["text"], self.text["text_valid"]
+        entering = self.hidden[self.slots[self.slots >= 0]]
+        dealt = softmax(np.where(asked, entering @ words.T, -np.inf)) if asked.any() else np.zeros((1, len(words)))
+        self.text["text_relevance"] = dealt.mean(0)
         for index, layer in enumerate(self.layers):
             if cut := self.plan.at(index or "input"):
                 self.cut(cut, layer)
-            query, key, value, plain = layer.heads(self.hidden, self.positions)
+            query, key, value = layer.heads(self.hidden, self.positions)
             stands = list(range(len(key)))
             self.sets.append(KeySet(key, value, self.positions, self.weighing, self.next_position, stands))
             seen = self.seen(self.positions, self.positions, 0)
@@ -222,12 +226,14 @@ class Row:
             added = layer.added(query, key, value, seen, self.weighing)
             self.outputs.append((added, self.of_visual(added)))
             self.hidden = layer.finish(self.hidden, added)
+            normed = rms(self.decoder.norm, self.hidden, self.config.rms_norm_eps)
             self.known = {
                 "query_attention": self.of_visual(weights[-1]),
                 "text_attention": self.of_visual(weights[text].T).T,
-                "keys": self.of_visual(plain),
-                "text_keys": plain[text],
-                "text_hidden": self.hidden[text],
+                "keys": self.of_visual(key.reshape(len(key), -1)),
+                "text_keys": key.reshape(len(key), -1)[text],
+                "text_hidden": normed[text],
+                "normed_hidden": self.of_visual(normed),
                 "attention_output": self.of_visual(added),
             }
         return self.hidden
@@ -237,7 +243,7 @@ class Row:
         hidden = self.table[ids]
         for layer, old in zip(self.layers, self.sets, strict=True):
             positions = old.next_position + np.arange(len(ids))
-            query, key, value, _ = layer.heads(hidden, positions)
+            query, key, value = layer.heads(hidden, positions)
             key, value = np.concatenate([old.key, key]), np.concatenate([old.value, value])
             seen = self.seen(positions, np.concatenate([old.positions, positions]), len(old.key))
             sizes = np.concatenate([old.sizes, np.ones(len(ids))])

@@ -93,8 +93,8 @@ class TestCells:
     def test_official_schedules_and_ones_own(self):
         names = ["pyramiddrop-schedule", "sparsevlm-schedule"]
         found = grid(SEVEN, names, [192], given=[["tome@tower=288", "tokencarve@2=64,calibrated"]])
-        for name in names:
-            assert cell(found, name, COUNT, 192).average == pytest.approx(192, abs=1)
+        for name, average in zip(names, (192, 206.5), strict=True):  # SparseVLM's are published counts
+            assert cell(found, name, COUNT, 192).average == pytest.approx(average, abs=1)
             assert len(cell(found, name, COUNT, 192).cuts) == 3
         own = found.cells[found.lines[-1].key]
         assert (own.tokens, own.average) == (64, (2 * 288 + 30 * 64) / 32)

@@ -45,6 +45,7 @@ def make(rng, axes):
         weighed=False,
         evidence={},
         text=jnp.zeros((2, 0, WIDTH)),
+        text_relevance=None,
         questions=None,
     )
     return sequence, rng.normal(size=(2, SLOTS, WIDTH)).astype(np.float32)

@@ -9,9 +9,13 @@ from models.engine import official, plan
 from models.engine.official import layer_average, pyramiddrop_schedule, sparsevlm_schedule
 
 
-def numbers(cuts):
-    assert {(cut.positions, cut.earlier) for cut in cuts} == {("renumbered", "full")}
+def numbers(cuts, positions="renumbered"):
+    assert {(cut.positions, cut.earlier) for cut in cuts} == {(positions, "full")}
     return {cut.place: cut.keep for cut in cuts}
+
+
+def sparsevlm_plus(*args):
+    return sparsevlm_schedule(*args, plus=True)
 
 
 def in_a_loop(carve, layers, visual):
@@ -45,18 +49,34 @@ def test_pyramiddrop_as_published():
     ]
 
 
-@pytest.mark.parametrize(("budget", "counts"), [(192, (309, 204, 113)), (128, (312, 117, 39)), (64, (82, 32, 18))])
-def test_sparsevlm_as_published(budget, counts):
-    assert numbers(sparsevlm_schedule(32, 576, budget)) == dict(zip((2, 6, 15), counts, strict=True))
-    assert layer_average(sparsevlm_schedule(32, 576, budget), 32, 576) == pytest.approx(budget, abs=1)
-    five = numbers(sparsevlm_schedule(32, 2880, budget / 576))  # LLaVA-NeXT's tiles: the same fractions
-    assert five == dict(zip((2, 6, 15), (5 * count for count in counts), strict=True))
+# What the authors' whole run leaves, means counted, and the layer average that it has so
+PUBLISHED = {
+    False: {192: (309, 204, 113), 128: (312, 117, 39), 96: (249, 55, 27), 64: (82, 32, 18)},
+    True: {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
+}
+
+
+@pytest.mark.parametrize("plus", PUBLISHED)
+@pytest.mark.parametrize("budget", [192, 128, 96, 64])
+def test_sparsevlm_as_published(budget, plus):
+    """Behind layers 2, 6 and 15, and so before the next ones."""
+    counts = PUBLISHED[plus][budget]
+    cuts = sparsevlm_schedule(32, 576, budget, plus=plus)
+    assert numbers(cuts, positions=None if plus else "renumbered") == dict(zip((3, 7, 16), counts, strict=True))
+    assert {cut.compressor.name for cut in cuts} == {"sparsevlm-plus" if plus else "sparsevlm"}
+    earlier = dict(zip((2, 6, 15), counts, strict=True))  # as the authors count it
+    assert layer_average(tuple((place, "random", keep) for place, keep in earlier.items()), 32, 576) == pytest.approx(
+        budget, abs=4 if plus else 1
+    )
+    five = sparsevlm_schedule(32, 2880, budget / 576, plus=plus)  # LLaVA-NeXT's tiles: the same fractions
+    assert [cut.keep for cut in five] == [5 * count for count in counts]
 
 
 @pytest.mark.parametrize(("layers", "visual"), [(32, 576), (40, 577), (28, 1500), (7, 300), (4, 401)])
-@pytest.mark.parametrize("make", [pyramiddrop_schedule, sparsevlm_schedule])
+@pytest.mark.parametrize("make", [pyramiddrop_schedule, sparsevlm_schedule, sparsevlm_plus])
 def test_any_budget_is_the_average(make, layers, visual):
-    least = visual * (layers // 4 + 1) // layers + 2 if make is pyramiddrop_schedule else visual * 2 // layers + 2
+    before = layers // 4 + 1 if make is pyramiddrop_schedule else 3
+    least = visual * before // layers + 2
     for keep in (least, 0.6, visual - 3, visual, 1.0):
         cuts = make(layers, visual, keep)
         assert len(cuts) == 3
@@ -67,14 +87,14 @@ def test_any_budget_is_the_average(make, layers, visual):
 
 def test_places_scale_with_the_depth():
     places = {layers: [cut.place for cut in sparsevlm_schedule(layers, 576, 400)] for layers in (4, 5, 6, 28, 40, 80)}
-    assert places == {4: [1, 2, 3], 5: [2, 3, 4], 6: [2, 3, 4], 28: [2, 5, 13], 40: [2, 8, 19], 80: [2, 15, 38]}
+    assert places == {4: [1, 2, 3], 5: [1, 2, 3], 6: [2, 3, 4], 28: [3, 6, 14], 40: [3, 9, 20], 80: [3, 18, 40]}
 
 
 def test_what_cannot_be_reached_is_refused():
     with pytest.raises(ValueError, match=r"128 of 576 .* before layers 8, 16, 24 of 32; the least is 144\.8"):
         pyramiddrop_schedule(32, 576, 128)
     assert layer_average(pyramiddrop_schedule(32, 576, 128, places=(4, 8, 16)), 32, 576) == pytest.approx(128, abs=1)
-    with pytest.raises(ValueError, match=r"sparsevlm: .* 30 of 576 .*; the least is 36\.9"):
+    with pytest.raises(ValueError, match=r"sparsevlm: .* 30 of 576 .*; the least is 54\.9"):
         sparsevlm_schedule(32, 576, 30)
     for make in (pyramiddrop_schedule, sparsevlm_schedule):
         with pytest.raises(ValueError, match="3 layers has no room for 3 cuts; it needs 4 or more"):

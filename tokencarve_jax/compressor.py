@@ -24,19 +24,23 @@ EVIDENCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "query_attention": ("N",),  # softmax attention of the last text query to each token, mean over heads
         "next_attention": ("N",),  # the same by the layer behind the cut, as if nothing were cut
         "text_attention": ("T", "N"),  # the same of every text token
-        "keys": ("N", "d"),  # keys before rotary embedding, all heads side by side
+        "head_attention": ("H", "T", "N"),  # each head's, over what rotary embedding alone would make of the distance
+        "keys": ("N", "d"),  # keys after rotary embedding, all heads side by side
         "text_keys": ("T", "d"),
-        "text_hidden": ("T", "D"),  # hidden states of the text tokens that enter the layer behind the cut
+        "text_hidden": ("T", "D"),  # hidden states that enter the layer behind the cut, by the decoder's last norm
+        "normed_hidden": ("N", "D"),
         "attention_output": ("N", "F"),  # what attention adds to the hidden state
         # From the vision tower, one of its layers
         "class_attention": ("N",),  # softmax attention of the class token, mean over heads
-        "middle_attention": ("N",),  # the same, of a layer in the tower's middle
+        "global_attention": ("N",),  # softmax attention of all tokens, mean over heads and queries
+        "middle_attention": ("N",),  # the same as global_attention, of a layer in the tower's middle
         "tower_keys": ("N", "d"),  # keys, mean over heads
         "tower_features": ("N", "C"),  # what goes into the projector
         "projector": (),  # a `jax.tree_util.Partial`, [..., C] -> [..., D]
         # From the question
         "text": ("T", "D"),  # token embeddings of all text tokens
         "text_valid": ("T",),  # bool, True for those behind the image: the question
+        "text_relevance": ("T",),  # each one's share of the image at the decoder's input: sparsevlm.word_shares
         "relevance": ("N",),  # to the question, higher is more relevant, by another model (CLIP's text tower)
         "key": (),  # a PRNG key
     }
@@ -82,8 +86,8 @@ class Compressor:
         paper: its source.
         options: pairs of name and hashable value for `select`.
         calibrated: later layers should add the logarithm of the sizes to the attention logits of the keys.
-        tower_layer: whose `class_attention`, `tower_keys` and `tower_features` it reads, counted from the tower's end
-            (-2 is the layer that LLaVA takes its features from).
+        tower_layer: whose attention, keys and features of the tower it reads (`middle_attention` apart), counted from
+            the tower's end (-2 is the layer that LLaVA takes its features from).
         rest: what becomes of tokens that `select` neither keeps nor merges: "dropped", or "merged" into their most
             similar survivors, see `tokencarve_jax.merging.merge_rest`.
 
@@ -266,9 +270,13 @@ def _usable(tokens: Tokens, told: dict[str, Any]) -> jax.Array:
     """[..., N] bool: valid tokens that are finite in their values and in all evidence about them."""
     about = [tokens.values]
     for name, array in told.items():
-        if EVIDENCE[name] == ("T", "N"):
-            words = told["text_valid"] if "text_valid" in told else jnp.ones(array.shape[:-1], bool)
-            about.append(jnp.swapaxes(jnp.where(words[..., None], array, 0), -1, -2))
+        if {"T", "N"} <= set(EVIDENCE[name]):
+            by_token = jnp.moveaxis(array, -1, tokens.values.ndim - 2)
+            if "text_valid" in told:
+                words = told["text_valid"][..., None, :]
+                words = words.reshape(*words.shape[:-1], *[1] * (by_token.ndim - words.ndim), words.shape[-1])
+                by_token = jnp.where(words, by_token, 0)
+            about.append(by_token.reshape(*tokens.shape, -1))
         elif "N" in EVIDENCE[name]:
             about.append(array)
     return tiers(tokens.valid, *about) == USABLE

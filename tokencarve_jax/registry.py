@@ -64,6 +64,7 @@ _ROWS = (
     Compressor("pooling", pooling.pooling, at="input", paper="arXiv 2406.20092"),
     Compressor("pyramiddrop", pyramiddrop.pyramiddrop, at="decoder", paper="arXiv 2410.17247"),
     Compressor("sparsevlm", sparsevlm.sparsevlm, at="decoder", paper="arXiv 2410.04417"),
+    Compressor("sparsevlm-plus", sparsevlm.sparsevlm_plus, at="decoder", paper="arXiv 2410.04417"),
     Compressor("dart", dart.dart, at="decoder", paper="arXiv 2502.11494"),
 )
 

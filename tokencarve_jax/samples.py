@@ -12,7 +12,7 @@ from tokencarve_jax.compressor import EVIDENCE
 from tokencarve_jax.tokens import Tokens
 
 N, D, LEADING = 33, 24, (2, 3)
-SIZES: Mapping[str, int] = {"N": N, "T": 7, "d": 12, "F": 20, "C": 16, "D": D}
+SIZES: Mapping[str, int] = {"N": N, "T": 7, "H": 3, "d": 12, "F": 20, "C": 16, "D": D}
 
 
 def make_evidence(
@@ -57,8 +57,9 @@ def token_axis(name: str) -> int | None:
 
 def overwrite(array: np.ndarray, axis: int, where: np.ndarray, value: Any) -> np.ndarray:
     """A copy of `array`, whose entries of the tokens `where` [..., N] along `axis` are `value`."""
-    if axis == -1 and array.ndim > where.ndim:
-        return np.where(where[..., None, :], value, array)  # [..., T, N]
+    if axis == -1 and array.ndim > where.ndim:  # [..., T, N] or [..., H, T, N]
+        where = where.reshape(*where.shape[:-1], *[1] * (array.ndim - where.ndim), where.shape[-1])
+        return np.where(where, value, array)
     return np.where(where.reshape(*where.shape, *[1] * (-1 - axis)), value, array)
 
 
@@ -176,6 +177,11 @@ class Batch:
 
     def without_other_text(self) -> "Batch":
         """NaN in all that is known of words that are not valid."""
-        about = [name for name in self.told if "T" in EVIDENCE[name] and name != "text_valid"]
-        valid = self.told["text_valid"][..., None] if "text_valid" in self.told else True
-        return self.replace(told={name: np.where(valid, self.told[name], np.float32(np.nan)) for name in about})
+        told: dict[str, Any] = {}
+        for name in self.told:
+            letters = EVIDENCE[name]
+            if "T" in letters and name != "text_valid" and "text_valid" in self.told:
+                before, after = [1] * letters.index("T"), [1] * (len(letters) - letters.index("T") - 1)
+                valid = self.told["text_valid"].reshape(*LEADING, *before, -1, *after)
+                told[name] = np.where(valid, self.told[name], np.float32(np.nan))
+        return self.replace(told=told)

@@ -117,7 +117,14 @@ def _arrays(model: Any, cut: Cut, count: int, *, text: int) -> tuple[Tokens, dic
     dtype = model.decoder.embed_tokens.embedding.dtype
     features = vision.hidden_size * len(model.config.feature_layers)
     width = features if cut.place == TOWER else decoder.hidden_size
-    sizes = {"N": count, "T": text, "C": features, "D": decoder.hidden_size, "F": decoder.hidden_size}
+    sizes = {
+        "N": count,
+        "T": text,
+        "H": decoder.num_heads,
+        "C": features,
+        "D": decoder.hidden_size,
+        "F": decoder.hidden_size,
+    }
     keys = {"tower_keys": vision.hidden_size // vision.num_heads}
     draw, evidence = jax.random.key(0), dict[str, Any]()
     for number, name in enumerate(cut.compressor.evidence):

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,11 @@ from tokencarve_jax import COMPRESSORS, Compressor, check
 
 BASELINE = "vanilla"
 # The authors' cuts at several layers, to a count that is the average over the layers
-OFFICIAL = {"pyramiddrop-schedule": pyramiddrop_schedule, "sparsevlm-schedule": sparsevlm_schedule}
+OFFICIAL: Mapping[str, Callable[[int, int, float | int], Schedule]] = {
+    "pyramiddrop-schedule": pyramiddrop_schedule,
+    "sparsevlm-schedule": sparsevlm_schedule,
+    "sparsevlm-plus-schedule": functools.partial(sparsevlm_schedule, plus=True),
+}
 
 
 def choices() -> list[str]:

@@ -48,7 +48,8 @@ def of_tower(cut: Cut, sequence: Sequence) -> dict[str, Callable[[], Any]]:
 
 def of_text(sequence: Sequence) -> dict[str, Callable[[], Any]]:
     """Evidence from the question, which needs no decoder layer."""
-    known = {"text": lambda: sequence.text, "text_valid": lambda: sequence.question}
+    known: dict[str, Callable[[], Any]] = {"text": lambda: sequence.text, "text_valid": lambda: sequence.question}
+    known["text_relevance"] = lambda: sequence.text_relevance
     questions = sequence.questions
     if questions is not None:
         known["relevance"] = lambda: questions.relevance(sequence.evidence[FEATURES], sequence.visual_valid)
@@ -74,13 +75,27 @@ def of_layers(
         rotation = decoder.rotation(sequence.positions)
         return attention(after.query(hidden, rotation), after.key_value(hidden, rotation)[0], last)[:, 0]
 
+    def head_attention() -> jax.Array:
+        """[B, H, T, N], divided by the product of two vectors of ones that stand where query and key stand."""
+        slots, groups = sequence.text_slots, before.query.shape[2] // before.key.shape[2]
+        keys = jnp.repeat(before.key, groups, axis=2)
+        by_head = jax.vmap(attention, in_axes=(2, 2, None), out_axes=1)
+        angles = jnp.concatenate(decoder.rotation(sequence.positions), axis=-1)
+        distance = jnp.einsum(
+            "btc,bnc->btn", rows(angles, slots), rows(angles, at), precision=jax.lax.Precision.HIGHEST
+        )
+        every = by_head(before.query[:, :, :, None], keys[:, :, :, None], slots)
+        return every / (2 * before.query.shape[-1] ** -0.5 * distance[:, None])
+
     text = sequence.text_slots
     return {
         "query_attention": lambda: attention(before.query, before.key, last)[:, 0],
         "next_attention": next_attention,
         "text_attention": lambda: attention(before.query, before.key, text),
-        "keys": lambda: rows(before.layer.plain_key(before.hidden), at),
-        "text_keys": lambda: rows(before.layer.plain_key(before.hidden), text),
-        "text_hidden": lambda: rows(hidden, text),
+        "head_attention": head_attention,
+        "keys": lambda: rows(before.key, at).reshape(*at.shape, -1),
+        "text_keys": lambda: rows(before.key, text).reshape(*text.shape, -1),
+        "text_hidden": lambda: decoder.norm(rows(hidden, text)),
+        "normed_hidden": lambda: decoder.norm(rows(hidden, at)),
         "attention_output": lambda: rows(before.added, at),
     }

@@ -16,8 +16,11 @@ from tokencarve_jax import COMPRESSORS, plan
 
 _N, _L = 576, 32  # of LLaVA-1.5-7B, for which the numbers below are published
 _CUTS = 3
+_Counts = dict[int, tuple[int, int, int]]
 # Tokens after each cut by budget, SparseVLM's means counted; the ends of the family are none and all.
-_SPARSEVLM = {0: (0, 0, 0), 64: (82, 32, 18), 128: (312, 117, 39), 192: (309, 204, 113), _N: (_N, _N, _N)}
+_ENDS: _Counts = {0: (0, 0, 0), _N: (_N, _N, _N)}
+_SPARSEVLM = _ENDS | {64: (82, 32, 18), 96: (249, 55, 27), 128: (312, 117, 39), 192: (309, 204, 113)}
+_PLUS = _ENDS | {64: (66, 34, 20), 96: (246, 54, 28), 128: (238, 108, 60), 192: (300, 200, 118)}
 
 
 def layer_average(carve: Carve, num_layers: int, num_visual: int) -> float:
@@ -75,55 +78,53 @@ def pyramiddrop_schedule(
         left = [int(count) for count in counts(0.5)]
     else:
         left = [round(count) for count in _solved(counts, keep, places, num_layers, num_visual, "pyramiddrop")]
-    return _schedule("pyramiddrop", places, left)
+    return _schedule("pyramiddrop", places, left, positions="renumbered")
 
 
-def sparsevlm_schedule(num_layers: int, num_visual: int, keep: float | int) -> Schedule:
+def sparsevlm_schedule(num_layers: int, num_visual: int, keep: float | int, *, plus: bool = False) -> Schedule:
     """SparseVLM (arXiv 2410.04417): text rates the tokens at three early depths, and some losers are merged.
 
-    The authors publish counts for 192, 128 and 64 of 576 tokens in 32 layers. Other budgets are interpolated linearly
-    between these (and none, and all) such that the layer average is the budget; other N have the same fractions.
-    Positions are renumbered at each cut and earlier caches stay full, as in the released code.
-
-    That code cuts after layers 2, 6 and 15, by their own attention, but counts them as if they had seen the survivors
-    alone. Here the cuts are before them, by the attention of the layer before, so that the budget is exact.
+    The authors publish counts for 192, 128, 96 and 64 of 576 tokens in 32 layers, cut behind layers 2, 6 and 15 by
+    these layers' own attention: before layers 3, 7 and 16 here. They count a budget as if the cuts were one layer
+    earlier, so that the layer average is 206.5, 145.4, 114.1 and 82.3. Other budgets are interpolated linearly between
+    these (and none, and all) such that the layer average is the budget; other N have the same fractions. Earlier
+    caches stay full, and positions are renumbered at each cut.
 
     Args:
-      num_layers: L, at least 4. The places scale with it; the first stays 2 where that leaves room for the others.
+      num_layers: L, at least 4. The places scale with it; the first stays 3 where that leaves two thirds behind it.
       num_visual: N.
-      keep: the layer average, as a fraction or a count.
+      keep: a budget, which is the layer average but for the published ones, as a fraction or a count.
+      plus: SparseVLM+, version 2.0 of the code: other counts, nothing merges, positions are kept.
 
     Raises:
       ValueError: a number is out of range, or layers before the first cut alone come to more than `keep`.
 
     Examples:
       >>> [str(cut) for cut in sparsevlm_schedule(32, 576, 192)][:2]
-      ['sparsevlm@2=309,renumbered,full', 'sparsevlm@6=204,renumbered,full']
-      >>> [cut.place for cut in sparsevlm_schedule(40, 576, 192)]
-      [2, 8, 19]
+      ['sparsevlm@3=309,renumbered,full', 'sparsevlm@7=204,renumbered,full']
+      >>> [str(cut) for cut in sparsevlm_schedule(40, 576, 192, plus=True)][:1]
+      ['sparsevlm-plus@3=290,full']
     """
     _check_depth(num_layers)
-    first = 2 if num_layers > 2 + _CUTS - 1 else 1
-    second = max(first + 1, round(num_layers * 6 / _L))
-    places = (first, second, max(second + 1, round(num_layers * 15 / _L)))
+    name, known = ("sparsevlm-plus", _PLUS) if plus else ("sparsevlm", _SPARSEVLM)
+    first = min(3, max(1, num_layers // 3))
+    second = max(first + 1, round(num_layers * 7 / _L))
+    places = (first, second, max(second + 1, round(num_layers * 16 / _L)))
 
     def counts(share: float) -> list[float]:
-        return [max(1.0, count * num_visual / _N) for count in _between(share * _N)]
+        return [max(1.0, count * num_visual / _N) for count in _between(known, share * _N)]
 
     budget = plan(num_visual, keep).kept
-    published = [known for known in _SPARSEVLM if num_layers == _L and round(known * num_visual / _N) == budget]
-    if published:
-        left = counts(published[0] / _N)
-    else:
-        left = _solved(counts, keep, places, num_layers, num_visual, "sparsevlm")
-    return _schedule("sparsevlm", places, [round(count) for count in left])
+    shares = [count / _N for count in known if num_layers == _L and round(count * num_visual / _N) == budget]
+    left = counts(shares[0]) if shares else _solved(counts, keep, places, num_layers, num_visual, name)
+    return _schedule(name, places, [round(count) for count in left], positions=None if plus else "renumbered")
 
 
-def _between(budget: float) -> list[float]:
-    """SparseVLM's counts for a budget of 576."""
-    low, high = next(pair for pair in itertools.pairwise(_SPARSEVLM) if budget <= pair[1])
+def _between(known: _Counts, budget: float) -> list[float]:
+    """Counts for a budget of 576, between the known ones."""
+    low, high = next(pair for pair in itertools.pairwise(sorted(known)) if budget <= pair[1])
     share = (budget - low) / (high - low)
-    return [(1 - share) * a + share * b for a, b in zip(_SPARSEVLM[low], _SPARSEVLM[high], strict=True)]
+    return [(1 - share) * a + share * b for a, b in zip(known[low], known[high], strict=True)]
 
 
 def _solved(
@@ -157,8 +158,8 @@ def _check_depth(num_layers: int) -> None:
         raise ValueError(f"a decoder of {num_layers} layers has no room for {_CUTS} cuts; it needs {_CUTS + 1} or more")
 
 
-def _schedule(name: str, places: Sequence[int], counts: Sequence[int]) -> Schedule:
+def _schedule(name: str, places: Sequence[int], counts: Sequence[int], *, positions: str | None) -> Schedule:
     return tuple(
-        Cut(place, COMPRESSORS[name], count, positions="renumbered", earlier="full")
+        Cut(place, COMPRESSORS[name], count, positions=positions, earlier="full")
         for place, count in zip(places, counts, strict=True)
     )

@@ -16,9 +16,9 @@ from tokencarve_jax import plan as count
 
 TOKENCARVE_LAYER = 2  # the paper's choice for LLaVA-1.5, as in its released code
 TOWER, INPUT = "tower", "input"
-_READ_IN_TOWER = ("class_attention", "middle_attention", "tower_keys", "tower_features")
+_READ_IN_TOWER = ("class_attention", "global_attention", "middle_attention", "tower_keys", "tower_features")
 _OF_TOWER = (*_READ_IN_TOWER, "projector", "key")
-_OF_INPUT = (*_OF_TOWER, "text", "text_valid", "relevance")
+_OF_INPUT = (*_OF_TOWER, "text", "text_valid", "text_relevance", "relevance")
 _OF_BLOCK = ("tower_keys",)
 # The options of a cut in text: word -> (attribute, value).
 OPTIONS: Mapping[str, tuple[str, Any]] = {
@@ -133,9 +133,9 @@ class Plan:
         found = {(name, cut.compressor.tower_layer) for cut in self.cuts for name in cut.compressor.evidence}
         return tuple(sorted((name, layer) for name, layer in found if name in _READ_IN_TOWER))
 
-    def asks_relevance(self) -> bool:
-        """Whether a cut after the tower declares `relevance`."""
-        return any("relevance" in cut.compressor.evidence for cut in self.cuts if cut.place != TOWER)
+    def asks(self, name: str) -> bool:
+        """Whether a cut after the tower declares this evidence."""
+        return any(name in cut.compressor.evidence for cut in self.cuts if cut.place != TOWER)
 
 
 def parse(carve: Carve, *, num_layers: int) -> Schedule:

@@ -32,6 +32,7 @@ from models.engine.target import Target
 from models.engine.visual import TowerRequest, Visual, projection
 from models.nn.attention import attend, by_head, log_sizes
 from models.nn.rotary import Rotation
+from tokencarve_jax.methods.sparsevlm import word_shares
 from tokencarve_jax.tokens import rows
 
 
@@ -78,7 +79,8 @@ def embed(
         weighed=False,
         evidence={},
         text=hidden[:, :0],
-        questions=prompt.relevance if plan.asks_relevance() else None,
+        text_relevance=None,
+        questions=prompt.relevance if plan.asks("relevance") else None,
     )
     sequence = dataclasses.replace(sequence, text=rows(hidden, sequence.text_slots))
     if prompt.pixel_values is None:
@@ -158,6 +160,10 @@ class Prefill(Flow):
 
     def __init__(self, model: Any, hidden: jax.Array, sequence: Sequence, plan: Plan, kernel: str, key: jax.Array):
         self.model, self.plan, self.key = model, plan, key
+        if plan.asks("text_relevance"):
+            entering = rows(hidden, sequence.visual_slots)
+            shares = word_shares(entering, sequence.visual_valid, sequence.text, sequence.question)
+            sequence = dataclasses.replace(sequence, text_relevance=shares)
         self.sequence, self.records = sequence, list[CutRecord]()
         self.builders = [SegmentBuilder(sequence)]
         self.hidden = hidden  # the input of the current layer

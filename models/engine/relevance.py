@@ -104,7 +104,7 @@ def without_unused_questions(prompt: Prompt, schedule: Schedule) -> Prompt:
     for cut in schedule if prompt.relevance is None else ():
         if "relevance" in cut.compressor.required:
             raise ValueError(f"cut {cut}: {cut.compressor.name} needs relevance to the question; {_HOW}")
-    return prompt if Plan(schedule).asks_relevance() else dataclasses.replace(prompt, relevance=None)
+    return prompt if Plan(schedule).asks("relevance") else dataclasses.replace(prompt, relevance=None)
 
 
 def _unit(x: jax.Array) -> jax.Array:

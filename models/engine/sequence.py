@@ -84,6 +84,7 @@ class Sequence:
       weighed: whether sizes count in attention.
       evidence: arrays [B, N, ...] from the tower, by name and layer.
       text: [B, T, D] embeddings of all tokens that are not visual.
+      text_relevance: [B, T] float32, each word's share of the visual tokens that enter the decoder, or None.
       questions: as CLIP embeds them, where a cut asks for relevance; `evidence` then has the features for it.
     """
 
@@ -97,6 +98,7 @@ class Sequence:
     weighed: bool
     evidence: dict[tuple[str, int], jax.Array]
     text: jax.Array
+    text_relevance: jax.Array | None
     questions: QuestionEmbeddings | None
 
     @property

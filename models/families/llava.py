@@ -238,7 +238,7 @@ class Llava(VisionLanguageModel):
         return Visual(tokens, flat, left.indices, left.tokens.sizes, left.assignment)
 
 
-_IN_BLOCKS = ("class_attention", "middle_attention", "tower_keys")
+_IN_BLOCKS = ("class_attention", "global_attention", "middle_attention", "tower_keys")
 
 
 def _block(what: tuple[str, int], config: LlavaConfig) -> tuple[str, int]:
@@ -246,7 +246,7 @@ def _block(what: tuple[str, int], config: LlavaConfig) -> tuple[str, int]:
     name, layer = what
     depth = config.vision.num_layers
     if name == "middle_attention":
-        return "class_attention", 3 * depth // 8  # HiPrune's: 9 of 24
+        return "global_attention", max(0, 3 * depth // 8 - 1)  # HiPrune's: the 9th of 24, index 8
     return name, max(0, depth + layer)
 
 

@@ -73,10 +73,6 @@ class DecoderLayer(nnx.Module):
         key, value = self.self_attn.k_proj(normed), self.self_attn.v_proj(normed)
         return rotate(self._heads(key), at), self._heads(value)
 
-    def plain_key(self, x: jax.Array) -> jax.Array:
-        """[B, S, D] -> keys before rotary embedding, heads side by side, [B, S, G * d]."""
-        return self.self_attn.k_proj(self.input_layernorm(x))
-
     def finish(self, x: jax.Array, added: jax.Array) -> jax.Array:
         """The layer's output [B, S, D] from its input and what attention added, output projection included."""
         x = x + added

@@ -13,7 +13,7 @@ from tokencarve_jax.methods import sparsevlm, uniform
 
 # Sets, tokens, width, kept: odd sizes, a square raster, one, nearly all, half.
 SHAPES = [(15, 37, 21, 9), (15, 36, 24, 9), (10, 25, 16, 1), (10, 29, 33, 27), (10, 64, 17, 31), (8, 36, 12, 35)]
-WORDS, KEYS = 9, 11
+WORDS, KEYS, HEADS = 9, 11, 17
 
 
 def sets(b, n, d, kept):
@@ -25,6 +25,7 @@ def sets(b, n, d, kept):
         "keys": rng.normal(size=(b, n, KEYS)) * np.exp(rng.normal(size=(b, n, 1))),
         "attention": np.stack([rng.dirichlet(np.ones(n)) for _ in range(b)]),
         "text_attention": np.stack([rng.dirichlet(np.ones(n), size=WORDS) for _ in range(b)]),
+        "head_attention": rng.normal(size=(b, HEADS, WORDS, n)),
         "text": rng.normal(size=(b, WORDS, d)),
         "text_hidden": rng.normal(size=(b, WORDS, d)) + values.mean(1, keepdims=True),
         "text_keys": rng.normal(size=(b, WORDS, KEYS)),
@@ -38,11 +39,13 @@ def sets(b, n, d, kept):
         made["values"][i, rng.integers(n), 0] = [np.nan, np.inf, -np.inf][i // 3 % 3]
         made["attention"][i, rng.integers(n)] = np.inf
         made["text_attention"][i, :, rng.integers(n)] = np.nan
+        made["head_attention"][i, 3, :, rng.integers(n)] = np.nan
         made["keys"][i, rng.integers(n), 3] = -np.inf
     for name in ("values", "keys"):
         made[name][~made["valid"]] *= 1e6
     for name in ("text", "text_hidden", "text_keys", "text_attention"):
         made[name][~made["text_valid"]] = np.nan
+    made["head_attention"] = np.where(made["text_valid"][:, None, :, None], made["head_attention"], np.nan)
     return {name: array if array.dtype == bool else array.astype(np.float32) for name, array in made.items()}
 
 
@@ -54,7 +57,7 @@ def kind_of(rng, kind, n, d):
     return rng.normal(size=(n, d)) + 0.5 * rng.normal(size=d)
 
 
-SPARSE = ("text_attention", "text", "text_valid")
+SPARSE, PLUS = (("text_attention", "text", "text_valid"), ("head_attention", "text", "text_valid"))
 DART = ("keys", "text_keys", "text_hidden", "text_valid")
 TABLE = {  # the oracle, what the method is told by which of the names above, what the oracle is told
     "uniform": (oracles.uniform, {}, ()),
@@ -63,6 +66,7 @@ TABLE = {  # the oracle, what the method is told by which of the names above, wh
     "fastv": (oracles.attended, {"query_attention": "attention"}, ("attention",)),
     "pyramiddrop": (oracles.attended, {"next_attention": "attention"}, ("attention",)),
     "sparsevlm": (oracles.sparsevlm, {name: name for name in SPARSE}, SPARSE),
+    "sparsevlm-plus": (oracles.sparsevlm_plus, {name: name for name in PLUS}, PLUS),
     "dart": (oracles.dart, {name: name for name in DART}, DART),
 }
 
@@ -150,6 +154,23 @@ def test_sparsevlm_splits_k_as_published():
             kept, candidates, means = sparsevlm.split(n, keep)
             assert (kept, means) == oracles.sparsevlm_split(n, keep)
             assert means <= candidates <= n - kept
+
+
+def test_raters_are_those_of_the_decoders_input():
+    """Where the engine says what share of the image each word had there, tokens and words of the layer have no say."""
+    made = sets(*SHAPES[0])
+    tokens = Tokens.of(made["values"], valid=made["valid"])
+    asked = made["text_valid"] & (np.arange(WORDS) >= WORDS - 2)
+    for name, kinds in (("sparsevlm", SPARSE), ("sparsevlm-plus", PLUS)):
+        told = {kind: made[kind] for kind in kinds} | {"text_valid": asked}
+        left = [
+            COMPRESSORS[name](tokens, keep=9, **told, text_relevance=np.float32(np.arange(WORDS) == rater) + 0 * asked)
+            for rater in (WORDS - 2, WORDS - 1)
+        ]
+        alone = {"text_valid": np.broadcast_to(np.arange(WORDS) == WORDS - 1, asked.shape)}
+        expected = COMPRESSORS[name](tokens, keep=9, **{**told, **alone})
+        np.testing.assert_array_equal(left[1].indices, expected.indices)
+        assert (np.asarray(left[0].indices) != np.asarray(left[1].indices)).any()
 
 
 def test_sparsevlm_copies_go_by_index():

@@ -18,7 +18,7 @@ METHODS = {
     "visionzip": (tower.visionzip, ("class_attention", "tower_keys"), SHAPES),
     "fastervlm": (tower.fastervlm, ("class_attention",), SHAPES),
     "vispruner": (tower.vispruner, ("class_attention", "tower_features"), SHAPES),
-    "hiprune": (tower.hiprune, ("middle_attention", "class_attention"), (*SHAPES, (81, 60))),
+    "hiprune": (tower.hiprune, ("middle_attention", "global_attention"), (*SHAPES, (81, 60))),
     "prumerge": (tower.prumerge, ("class_attention", "tower_keys"), SHAPES),
     "prumerge-plus": (tower.prumerge_plus, ("class_attention", "tower_keys"), SHAPES),
     "holov": (tower.holov, ("class_attention",), SHAPES),
@@ -42,6 +42,7 @@ def batch(name, count, seed=0):
     rng = np.random.default_rng([seed, count, *name.encode()])
     evidence = {
         "class_attention": np.stack([attention(rng, count) for _ in range(SETS)]),
+        "global_attention": np.stack([attention(rng, count) for _ in range(SETS)]),
         "middle_attention": np.stack([attention(rng, count) for _ in range(SETS)]),
         "tower_keys": np.stack([near_duplicates(rng, decaying(rng, count, DEPTH)) for _ in range(SETS)]),
         "tower_features": np.stack([near_duplicates(rng, decaying(rng, count, DEPTH)) for _ in range(SETS)]),

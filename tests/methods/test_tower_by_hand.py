@@ -150,20 +150,21 @@ def test_hiprune_by_hand():
     # A 4 x 4 image, one anchor at row 1, column 1, its four neighbours; 6 is among them, so the register is 15.
     middle, deep = np.full(16, 0.01), np.full(16, 0.01)
     middle[5], deep[6], deep[15] = 0.5, 0.5, 0.3
-    given = {"middle_attention": middle, "class_attention": deep}
+    given = {"middle_attention": middle, "global_attention": deep}
     assert options("hiprune", np.ones((16, 1)), 6, {"alpha": 1.0}, **given).indices.tolist() == [1, 4, 5, 6, 9, 15]
     # Without an anchor there are registers alone.
     assert run("hiprune", np.ones((16, 1)), 2, **given)[0] == [6, 15]
 
 
-def test_hiprune_stays_inside_the_image():
+def test_hiprune_counts_neighbours_along_the_raster():
+    """As released; and what is outside of the image is its first or last token."""
     middle, deep = np.full(16, 0.01), np.full(16, 0.01)
     middle[7], deep[[12, 13, 14]] = 0.5, 0.5
-    given = {"middle_attention": middle, "class_attention": deep}
+    given = {"middle_attention": middle, "global_attention": deep}
     square = options("hiprune", np.ones((16, 1)), 6, {"alpha": 1.0}, **given)
-    assert square.indices.tolist() == [3, 6, 7, 11, 12, 13]  # the last of its row: 8 is no neighbour
+    assert square.indices.tolist() == [3, 6, 7, 8, 11, 12]  # the last of its row, and so 8 is beside it
     wide = options("hiprune", np.ones((16, 1)), 6, {"alpha": 1.0, "width": 8}, **given)
-    assert wide.indices.tolist() == [6, 7, 12, 13, 14, 15]
+    assert wide.indices.tolist() == [0, 6, 7, 8, 12, 15]
     for wrong in ({"alpha": 1.5}, {"width": 0}):
         with pytest.raises(ValueError, match="must be"):
             options("hiprune", np.ones((16, 1)), 6, wrong, **given)

@@ -16,27 +16,32 @@ def dart(
     text_keys: jax.Array,
     text_hidden: jax.Array,
     text_valid: jax.Array,
+    normed_hidden: jax.Array | None = None,
     image_pivots: int = 4,
     text_pivots: int = 4,
 ) -> Selection:
     """Pivots, and for each of them in turn the tokens least like it that nobody took yet; O(P (N D + N log N)).
 
     Pivots are the visual tokens and the words of the question with the longest keys, [..., N, d] and [..., T, d] by
-    their L1 norm; likeness is the cosine of hidden states, [..., N, D] and [..., T, D]. Visual pivots come first, each
-    kind from the longest key down, and are kept themselves; a pivot takes (K - 4) / 8 tokens, the first ones one more
-    where that leaves a rest. A question of fewer than 4 words has fewer pivots.
+    their L1 norm after rotary embedding; likeness is the cosine of hidden states, [..., N, D] and [..., T, D], as the
+    decoder's last norm leaves them, or without `normed_hidden` of the tokens as they are. Visual pivots come first,
+    each kind from the longest key down, and are kept themselves; a pivot takes (K - 4) / 8 tokens, the first ones one
+    more where that leaves a rest. A question of fewer than 4 words has fewer pivots.
 
     Officially at layer 2, `floor(K / 8)` for each pivot and the visual pivots on top: 196/132/68 for budgets of
-    192/128/64, and 644/324/164 for LLaVA-NeXT's 640/320/160; here K counts them all. The code takes the keys after
-    rotary embedding and the hidden states behind the decoder's last norm, and goes through pivots in a set's order.
+    192/128/64, and 644/324/164 for LLaVA-NeXT's 640/320/160; here K counts them all.
+
+    Deviations: the code goes through the pivots in the order of a Python set, which follows from the remainders of
+    their places in the sequence.
     """
-    tier = tiers(tokens.valid, tokens.values, keys)
+    states = tokens.values if normed_hidden is None else normed_hidden
+    tier = tiers(tokens.valid, tokens.values, states, keys)
     usable = tier == USABLE
     words = text_valid & jnp.isfinite(text_keys).all(-1) & jnp.isfinite(text_hidden).all(-1)
     chosen = best_first(_length(keys, usable), tier)[..., : min(image_pivots, keep)]
     asked = best_first(_length(text_keys, words), words.astype(jnp.int32))[..., :text_pivots]
     active = jnp.concatenate([rows(usable, chosen), rows(words, asked)], axis=-1)
-    hidden, text = _cleared(tokens.values, usable), _cleared(text_hidden, words)
+    hidden, text = _cleared(states, usable), _cleared(text_hidden, words)
     pivots = jnp.concatenate([rows(hidden, chosen), rows(text, asked)], axis=-2)
     likeness = cosine(pivots, hidden)  # [..., P, N]
 

@@ -12,15 +12,16 @@ def hiprune(
     *,
     keep: int,
     middle_attention: jax.Array,
-    class_attention: jax.Array,
+    global_attention: jax.Array,
     alpha: float = 0.1,
     width: int | None = None,
 ) -> Selection:
     """Anchors of a middle layer, buffers beside them, and registers of a deep layer; nothing merges.
 
     Anchors are the round(alpha K / 5) tokens with the highest attention in the middle layer, buffers their neighbours
-    to the left, right, above and below, registers the tokens with the highest attention in the deep layer that are
-    neither, up to K in all.
+    in the raster, registers the tokens with the highest attention in the deep layer that are neither, up to K in all.
+    Neighbours are counted along the raster, one and one row's length before and behind: an anchor at the edge of a row
+    has the end of the next row beside it, and what lies outside the image is its first or last token.
 
     Officially alpha is 0.1, the middle layer the 9th of CLIP's 24, the deep one that of the features; 4, 3 and 1
     anchors at 192, 128 and 64 of LLaVA-1.5's 576, the same rule for each of LLaVA-NeXT's five images (640, 320, 160 of
@@ -29,8 +30,8 @@ def hiprune(
     Args:
         tokens: N of them, an image in raster order, padding anywhere.
         keep: K.
-        middle_attention: [..., N], of the middle layer.
-        class_attention: [..., N], of the deep layer.
+        middle_attention: [..., N], of all tokens of the tower, the class token among them, in the middle layer.
+        global_attention: [..., N], the same in the deep layer.
         alpha: share of K for anchors and buffers, in [0, 1].
         width: tokens in a row of the image, where it is not square.
 
@@ -40,23 +41,23 @@ def hiprune(
     Raises:
         ValueError: `alpha` is not in [0, 1], or `width` is below 1.
 
-    Source: HiPrune (arXiv 2508.00553). Its paper and code average the attention of all tokens to one, where towers
-    without a class token can follow: pass that as both attentions to have it. The code also takes the last token of the
-    row above for a left neighbour and the image's first or last token for one that is outside: here neither is.
+    Source: HiPrune (arXiv 2508.00553), as in its released code.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be a share in [0, 1], got {alpha}")
     if width is not None and width < 1:
         raise ValueError(f"width must be 1 or more, got {width}")
-    tier = tiers(tokens.valid, tokens.values, middle_attention, class_attention)
+    tier = tiers(tokens.valid, tokens.values, middle_attention, global_attention)
     usable = tier == USABLE
     anchors = best_first(jnp.where(usable, middle_attention, 0), tier)[..., : min(round(keep * alpha / 5), keep // 5)]
 
+    count = tokens.valid.sum(-1, keepdims=True, dtype=jnp.int32)
     place = jnp.cumsum(tokens.valid, axis=-1, dtype=jnp.int32) - 1  # padding is no part of the image
-    side = jnp.round(jnp.sqrt(tokens.valid.sum(-1, keepdims=True).astype(jnp.float32))).astype(jnp.int32)
+    side = jnp.round(jnp.sqrt(count.astype(jnp.float32))).astype(jnp.int32)
     side = jnp.maximum(1, side) if width is None else jnp.full_like(side, width)
-    row, column = place // side, place % side
-    apart = jnp.abs(rows(row, anchors)[..., :, None] - row[..., None, :])
-    apart += jnp.abs(rows(column, anchors)[..., :, None] - column[..., None, :])
-    near = ((apart <= 1) & rows(usable, anchors)[..., None]).any(-2)
-    return Selection(best(jnp.where(usable, class_attention, 0), keep, jnp.where(usable & near, USABLE + 1, tier)))
+    steps = jnp.concatenate([jnp.zeros_like(side), -jnp.ones_like(side), jnp.ones_like(side), -side, side], axis=-1)
+    beside = rows(place, anchors)[..., None] + steps[..., None, :]  # [..., anchors, 5]
+    beside = jnp.clip(beside, 0, jnp.maximum(count - 1, 0)[..., None])
+    near = (beside[..., None] == place[..., None, None, :]) & rows(usable, anchors)[..., None, None]
+    chosen = usable & near.any((-3, -2))
+    return Selection(best(jnp.where(usable, global_attention, 0), keep, jnp.where(chosen, USABLE + 1, tier)))

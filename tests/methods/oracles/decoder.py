@@ -153,23 +153,41 @@ def sparsevlm_split(n, keep):
     return keep - means, means
 
 
-def sparsevlm(values, valid, attention, text, text_valid, keep):
-    n, clear = len(valid), Clear()
-    values, attention, text = (np.asarray(a, np.float64) for a in (values, attention, text))
-    words = [t for t, w in enumerate(usable(text_valid, text)) if w]
-    good = usable(valid, values, attention[words].T)
+def _raters(values, good, text, words, clear):
     share = dict.fromkeys(words, 0.0)
-    for i in range(n):
-        if good[i]:
+    for i, there in enumerate(good):
+        if there:
             logits = np.array([float(values[i] @ text[t]) for t in words])
             weights = np.exp(logits - logits.max())
             for t, weight in zip(words, weights / weights.sum(), strict=True):
                 share[t] += weight / sum(good)
     average = sum(share.values()) / len(words)
-    raters = [t for t in words if share[t] > average] or words
     if len(words) > 1:
         for t in words:
             clear.compare(share[t], average, 1)
+    return [t for t in words if share[t] > average] or words
+
+
+def sparsevlm_plus(values, valid, attention, text, text_valid, keep):
+    n, clear = len(valid), Clear()
+    values, attention, text = (np.asarray(a, np.float64) for a in (values, attention, text))
+    words = [t for t, w in enumerate(usable(text_valid, text)) if w]
+    good = usable(valid, values, attention[:, words].transpose(2, 0, 1))
+    raters = _raters(values, good, text, words, clear)
+    there = [i for i in range(n) if good[i]]
+    looks = {head: float(sum(attention[head, t, i] for t in raters for i in there)) for head in range(len(attention))}
+    heads = clear.top(looks, min(14, len(attention)))
+    score = {i: float(sum(attention[head, t, i] for head in heads for t in raters)) for i in there}
+    indices = fill(clear.top(score, min(keep, len(score))), valid, good, keep)
+    return indices, alone(indices, n), clear.margin
+
+
+def sparsevlm(values, valid, attention, text, text_valid, keep):
+    n, clear = len(valid), Clear()
+    values, attention, text = (np.asarray(a, np.float64) for a in (values, attention, text))
+    words = [t for t, w in enumerate(usable(text_valid, text)) if w]
+    good = usable(valid, values, attention[words].T)
+    raters = _raters(values, good, text, words, clear)
     score = {i: sum(attention[t][i] for t in raters) / len(raters) for i in range(n) if good[i]}
     kept, means = sparsevlm_split(n, keep)
     order = clear.top(score, len(score))

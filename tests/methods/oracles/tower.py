@@ -124,20 +124,19 @@ def vispruner(values, valid, usable, keep, sizes, *, class_attention, tower_feat
     return *finish(values, filled([*stands, *line], keep, valid, usable), {}), margin.smallest
 
 
-def hiprune(values, valid, usable, keep, sizes, *, middle_attention, class_attention):
+def hiprune(values, valid, usable, keep, sizes, *, middle_attention, global_attention):
     margin = Margin()
     image = [i for i in range(len(values)) if valid[i]]  # nearly square
     width = max(1, round(math.sqrt(len(image))))
     middle = {i: float(middle_attention[i]) for i in image if usable[i]}
-    deep = {i: float(class_attention[i]) for i in image if usable[i]}
+    deep = {i: float(global_attention[i]) for i in image if usable[i]}
     anchors = margin.top(middle, min(round(keep * 0.1 / 5), keep // 5), EXACT)
     stands = list(anchors)
     for anchor in anchors:
-        y, x = divmod(image.index(anchor), width)
-        for below, right in ((0, -1), (0, 1), (-1, 0), (1, 0)):
-            p = (y + below) * width + x + right
-            if y + below >= 0 and 0 <= x + right < width and p < len(image) and usable[image[p]]:
-                stands.append(image[p])
+        for step in (-1, 1, -width, width):
+            beside = image[min(max(image.index(anchor) + step, 0), len(image) - 1)]
+            if usable[beside]:
+                stands.append(beside)
     stands = sorted(set(stands))
     stands += margin.top({i: deep[i] for i in deep if i not in stands}, keep - len(stands), EXACT)
     return *finish(values, filled(stands, keep, valid, usable), {}), margin.smallest
