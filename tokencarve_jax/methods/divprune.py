@@ -19,8 +19,8 @@ def divprune(tokens: Tokens, *, keep: int) -> Selection:
 
     Shapes: values [..., N, D] -> indices [..., K]. Cost: O(N^2 D) for the distances, O(K N) for the loop.
 
-    Deviations: a token is never taken twice (the original can, among copies); distances below 2^-20 are 0, so
-    that copies tie; a token of zeros is at distance 1 from all (the original divides by zero).
+    Deviations: a token is never taken twice (the original can, among copies); a token of zeros is at distance 1 from
+    all (the original divides by zero).
     """
     tier = tiers(tokens.valid, tokens.values)
     usable = tier == USABLE

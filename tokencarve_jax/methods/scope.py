@@ -25,8 +25,8 @@ def scope(
     Shapes: class_attention [..., N], tower_features [..., N, C] -> indices [..., K]. Cost: O(N^2 C) for the
     similarities, O(K N^2) for the loop.
 
-    Deviations: the attention is the mean over heads and not their sum, which changes no choice; a token whose features
-    are zeros covers nothing (the original divides by zero).
+    Deviations: a token whose features are zeros covers nothing (the original divides by zero). The attention is the
+    mean over heads and not their sum, which changes no choice.
     """
     attention = lax.stop_gradient(class_attention).astype(jnp.promote_types(class_attention.dtype, jnp.float32))
     tier = tiers(tokens.valid, tokens.values, tower_features, attention)

@@ -38,7 +38,7 @@ def zoo_prune(
     Deviations: the features go into the projector in float32 (the original's in float16; in bfloat16 a step of 0.01
     is lost). `step = 0` asks for the derivative itself, for a projector that computes in half precision. A spread of
     the sensitivities below a thousandth of the largest is rounding, as with a linear projector, and counts as none:
-    then distances decide alone and the first token is the lowest index. Distances below 2^-20 are 0, as in `divprune`.
+    then distances decide alone and the first token is the lowest index.
     """
     told = lax.stop_gradient(tower_features).astype(jnp.promote_types(tower_features.dtype, jnp.float32))
     usable = tiers(tokens.valid, tokens.values, told) == USABLE

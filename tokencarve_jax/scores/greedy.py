@@ -17,10 +17,6 @@ from tokencarve_jax.scores.spectrum import gram_matrix
 
 State = TypeVar("State")
 
-# float32 cosines of long rows are wrong by some 2^-23: less than these is no difference.
-_SAME = 2.0**-17  # of the higher gain
-_COPY = 2.0**-20  # as a distance
-
 
 def greedy(
     tier: jax.Array,
@@ -32,9 +28,9 @@ def greedy(
     """Take the token with the highest gain, `keep` times.
 
     Usable tokens go first; once none is left, the other valid ones and then padding follow in the order of their
-    indices. Ties go to the lower index, and a gain within 2^-17 of the highest ties with it: copies of a token tie
-    whatever the order in which a backend adds. A gain that is not a number counts as the lowest. One compiled loop of
-    `keep` steps, whatever the method.
+    indices. Equal gains go to the lower index; gains that differ by rounding alone, as those of copies may, go as they
+    were rounded. A gain that is not a number counts as the lowest. One compiled loop of `keep` steps, whatever the
+    method.
 
     Args:
         tier: [..., N] from `ranking.tiers`.
@@ -55,9 +51,7 @@ def greedy(
         score = jnp.minimum(jnp.where(score > -largest, score, -largest), largest)  # numbers, and finite ones
         score = jnp.where(tier == USABLE, score, 0)
         score = jnp.where(left == left.max(-1, keepdims=True), score, -jnp.inf)
-        best = score.max(-1, keepdims=True)
-        ties = score >= jnp.maximum(best - _SAME * jnp.abs(best), -largest)
-        index = jnp.where(ties, place, tier.shape[-1]).min(-1)
+        index = score.argmax(-1).astype(jnp.int32)
         left = jnp.where(place == index[..., None], -1, left)
         return (left, absorb(state, step, index)), index
 
@@ -96,9 +90,8 @@ def similarity(rows: jax.Array, usable: jax.Array) -> jax.Array:
 
 
 def distance(rows: jax.Array, usable: jax.Array) -> jax.Array:
-    """1 - cosine similarity, [..., N, N]; below 2^-20 it is 0: copies are at distance 0, whatever the rounding."""
-    apart = 1 - similarity(rows, usable)
-    return jnp.where(apart > _COPY, apart, 0)
+    """1 - cosine similarity, [..., N, N]."""
+    return 1 - similarity(rows, usable)
 
 
 def farthest(
