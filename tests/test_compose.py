@@ -1,5 +1,6 @@
 """`compress_sequence`: any method between two layers, and a decoder that goes on as if it had been masked."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -17,6 +18,8 @@ TEXT, IMAGE = np.array([[3, 5], [4, 5], [2, 4]]), np.array([12, 9, 7])
 RNG = np.random.default_rng(0)
 WEIGHTS = [{name: RNG.normal(size=(D, D)).astype(np.float32) / D**0.5 for name in "qkvo"} for _ in range(DEPTH)]
 METHODS = ("tokencarve", "fastv", "pyramiddrop", "divprune")
+PAGE = (Path(__file__).parents[1] / "docs" / "compose.md").read_text()
+PROGRAMS = dict(re.findall(r"```python program=(\w+)\n(.*?)```", PAGE, re.DOTALL))  # run by test_public_models.py
 
 
 def heads(x, weights, positions):
@@ -207,7 +210,7 @@ def test_mistakes_are_named():
     hidden, attention = sequence(2, 34)
     for method, told, error, says in (
         ("fastv", {}, TypeError, r"^fastv needs query_attention \[..., N\], and got none$"),
-        ("FastV", {}, KeyError, "no method is named 'FastV'; there are cdpruner, .*fastv"),
+        ("FastV", {}, KeyError, "no method is named 'FastV', perhaps 'fastv'; there are cdpruner, .*fastv"),
         (len, {}, TypeError, "method must be a name in COMPRESSORS or a Compressor"),
         ("divprune", {"query_atention": attention}, TypeError, "there is no evidence 'query_atention'"),
         (
@@ -245,12 +248,12 @@ def test_take_and_shorten_take_trees_and_positions_of_all_rows():
         cut.take({"a": hidden, "b": hidden[:, :-1]}, axis=1)
 
 
-@pytest.mark.parametrize("name", ["plain_jax", "flax_nnx", "flax_linen", "scanned_stack", "sliding_window"])
+@pytest.mark.parametrize("name", ["nnx", "linen", "scanned", "plain_jax", "sliding_window"])
 def test_a_cut_is_at_most_ten_lines_in_any_kind_of_model(name):
-    """The doctests of these files run them; what a user adds to the model is marked."""
-    text = (Path(__file__).parent / "examples" / f"{name}.py").read_text()
-    (prefill,) = (part.split("\n\n")[0] for part in text.split(">>> def ") if part.startswith("prefill("))
-    added = [line for line in prefill.splitlines() if line.endswith("# cut")]
-    assert 5 <= len(added) <= 10
-    for line in prefill.splitlines():
-        assert line.endswith("# cut") or not any(word in line for word in ("cut.", "compress_", "attention("))
+    """What it adds is marked, in programs of the page and in files with doctests; no other line is its."""
+    text = PROGRAMS.get(name) or (Path(__file__).parent / "examples" / f"{name}.py").read_text()
+    assert 5 <= text.count("# cut\n") <= 10
+    prefill = re.search(r"def prefill\(.*?\n(\.\.\.)?     *return ", text, re.DOTALL)
+    for line in prefill[0].splitlines():
+        assert len(line) <= 120
+        assert line.endswith("# cut") or not re.search(r"\bcut\.|compress_|attention\(|capture_", line), line

@@ -60,7 +60,8 @@ def runs(block: Block) -> bool:
     """Whether the block is something that some test runs or reads, or is no code."""
     kind = block.info.split()[0] if block.info else ""
     if kind == "python":
-        return ">>> " in block.text or block.info == "python file=mine.py"  # tests/test_own_method.py runs that one
+        elsewhere = ("python file=mine.py", "python program=")  # tests/test_own_method.py, tests/test_public_models.py
+        return ">>> " in block.text or block.info.startswith(elsewhere)
     return kind == "bash" or kind in SHOWN or kind.startswith("{")
 
 
