@@ -32,9 +32,9 @@ from tokencarve_jax.scores.information import DEFAULT, ROUTES
 
 _EXAMPLES = """examples:
   python -m experiments.bench --against=transformers      the small preset, on a CPU: 5 minutes
-  python -m experiments.bench --preset=llava-1.5-7b --dtype=bfloat16 --batch 1 8 --against=transformers
+  python -m experiments.bench --preset=llava-1.5-7b --dtype=bfloat16 --batch-size 1 8 --against=transformers
                                                           on a GPU of 80 GB
-  python -m experiments.bench --preset=llava-1.5-7b --dtype=bfloat16 --new-tokens=1024 --repeats=3
+  python -m experiments.bench --preset=llava-1.5-7b --dtype=bfloat16 --max-new-tokens=1024 --repeats=3
                                                           how many rows fit, with and without carving
   python -m experiments.bench --target=h100 --preset=llava-1.5-7b
                                                           compiled for an H100 that need not be there
@@ -52,7 +52,7 @@ def _parser() -> cli.Parser:
         "--information", choices=ROUTES, default=DEFAULT, help="route to TokenCarve's score (default: %(default)s)"
     )
     parser.add_argument(
-        "--batch",
+        "--batch-size",
         type=cli.positive,
         nargs="+",
         default=[1],
@@ -67,7 +67,7 @@ def _parser() -> cli.Parser:
         help="of text: 36 before the image, the others after it (default: %(default)s)",
     )
     parser.add_argument(
-        "--new-tokens", type=cli.positive, default=64, metavar="TOKENS", help="to decode (default: %(default)s)"
+        "--max-new-tokens", type=cli.positive, default=64, metavar="TOKENS", help="to decode (default: %(default)s)"
     )
     parser.add_argument(
         "--dtype",
@@ -76,7 +76,11 @@ def _parser() -> cli.Parser:
     )
     parser.add_argument("--against", choices=("transformers",), help="measure that too, in turn with ours")
     parser.add_argument(
-        "--repeats", type=cli.positive, default=9, metavar="ROUNDS", help="after one to warm up (default: %(default)s)"
+        "--repeats",
+        type=cli.positive,
+        default=9,
+        metavar="COUNT",
+        help="times, after one to warm up (default: %(default)s)",
     )
     parser.add_argument(
         "--largest-batch",

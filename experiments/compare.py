@@ -45,7 +45,7 @@ def _config(given: argparse.Namespace, command: Sequence[str]) -> CompareConfig:
     return CompareConfig(
         run=flags.run(given, given.out, command),
         worker=flags.worker(given, comparison),
-        rounds=given.rounds,
+        rounds=given.repeats,
         gallery=given.gallery,
         report=not given.no_report,
     )
@@ -68,12 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         metavar="NAME",
         help=f"of: {', '.join([*methods.choices(), *methods.OFFICIAL, DOWNSAMPLED])}; or your own, as "
-        "package.module:object or path/to/file.py:object; tokencarve is always there; divprune,kept is a method with "
-        "an option of its cut, as in --schedule (default: all but TokenCarve's variants, and those that cut before the "
-        "decoder with the positions kept too)",
+        "package.module:object or path/to/file.py:object; divprune,kept is a method with an option of its "
+        "cut, as in --schedule; nothing else but tokencarve, at whose cost compute is equal (default: all but "
+        "TokenCarve's variants, and those that cut before the decoder with the positions kept too)",
     )
     parser.add_argument(
-        "--rounds", type=cli.positive, default=9, help="in which all are timed by turns (default: %(default)s)"
+        "--repeats", type=cli.positive, default=9, help="how often all are timed, by turns (default: %(default)s)"
     )
     parser.add_argument(
         "--out",

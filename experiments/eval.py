@@ -138,6 +138,7 @@ def _scenes(config: EvalConfig, runner: Runner, questions: QuestionSet, answers:
 
 
 def _file(config: EvalConfig, runner: Runner, questions: QuestionSet, answers: Answers, facts: Facts) -> _All:
+    cli.note_images(config.worker.model.source, files.sizes(questions))
     spent = files.ask(runner, questions, answers, batch_size=config.worker.batch_size)
     assert config.answers is not None
     name, out = Path(config.worker.model.source).name, config.run.out
@@ -169,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=["tokencarve", "random"],
         metavar="NAME",
-        help=f"what to compare with all tokens, of: {', '.join(methods.choices())}; or "
+        help=f"what to compare with all tokens, and nothing else, of: {', '.join(methods.choices())}; or "
         "your own, as package.module:object or path/to/file.py:object; or the authors' cuts at several layers, with "
         f"KEEP as the average over the layers: {', '.join(methods.OFFICIAL)} (default: tokencarve random)",
     )

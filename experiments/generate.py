@@ -35,11 +35,15 @@ from models.engine.prompt import round_up
 from models.errors import CommandError
 from models.io.untrusted import file_problem
 
-_EXAMPLES = """examples:
-  python -m experiments.generate --image=photo.jpg --prompt="Where is the red circle?"
-  python -m experiments.generate --image=photo.jpg --prompt="Where is the red circle?" --keep=0.222 --picture=carved.png
-  python -m experiments.generate --image=photo.jpg --prompt="Where is it?" --schedule tome@tower=288 tokencarve@2=128
-  python -m experiments.generate --image=one.jpg --image=two.jpg --chat
+_EXAMPLES = r"""examples:
+  python -m experiments.generate --image=experiments/gallery/scene.png --prompt="What number is on the blue card?"
+                                                          a scene that the shipped model has learnt to read
+  python -m experiments.generate --image=experiments/gallery/scene.png --prompt="Is there a blue star in the image?" \
+      --keep=128 --method=divprune --picture=kept.png     fewer tokens, and which
+  python -m experiments.generate --image=experiments/gallery/scene.png --prompt="What word is on the purple sign?" \
+      --schedule tome@tower=288 tokencarve@2=128          several cuts
+  python -m experiments.generate --model=path/to/llava --image=one.jpg --image=two.jpg --chat
+                                                          photographs, with a model that knows such
 """
 
 
@@ -82,6 +86,7 @@ def _generate(flags: argparse.Namespace, carve: Carve) -> None:
     def answer() -> jax.Array:
         return llava.generate(**inputs.named, max_new_tokens=most, carve=schedule)
 
+    cli.note_images(flags.model, [image.size for image in images])
     tokens, first_s = timed(answer)
     print(checkpoint.decode(tokens)[0])
     _, whole_s = timed(answer)  # once more, now that all is compiled
@@ -187,6 +192,7 @@ def _chat(flags: argparse.Namespace, carve: Carve) -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused by itself
     conversation = Conversation(_load(flags), images, carve=carve, max_new_tokens=flags.max_new_tokens)
+    cli.note_images(flags.model, [image.size for image in images])
     try:
         for question in questions(sys.stdin):
             try:
@@ -216,6 +222,11 @@ def _check_picture(path: Path, carve: Carve) -> None:
 
 def _run(flags: argparse.Namespace) -> None:
     carve = schedules.read(flags.schedule) if flags.schedule else flags.keep
+    if flags.method:
+        if flags.keep is None:
+            raise CommandError("--method needs --keep, such as --keep=128; a schedule names methods by itself")
+        compressor = methods.find(flags.method)
+        carve = ((methods.usual_place(compressor), compressor, flags.keep),)
     if flags.chat and flags.picture:
         raise CommandError("--picture goes with --prompt, not with --chat")
     if flags.picture:
@@ -242,6 +253,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     carve = parser.add_mutually_exclusive_group()
     cli.add_keep_flag(carve, default=None)
     schedules.add_flag(carve, several=False)
+    parser.add_argument(
+        "--method",
+        metavar="NAME",
+        help="what leaves KEEP tokens, where it is meant to work: a registered name, or your own, as "
+        "package.module:object or path/to/file.py:object (default: tokencarve)",
+    )
     cli.add_model_flags(parser)
     cli.add_clip_flags(parser)
     preprocessing.add_aspect_ratio_flag(parser, default="checkpoint")

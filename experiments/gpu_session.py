@@ -51,15 +51,15 @@ class Step(NamedTuple):
 
 
 _BENCH = ("-m", "experiments.bench", "--preset=llava-1.5-7b", "--dtype=bfloat16", "--out={out}")
-_ROUTES = ("-m", "experiments.studies.information_routes", "--scenes=2", "--seeds=1", "--widths", "1024", "--out={out}")
+_ROUTES = ("-m", "experiments.studies.information_routes", "--limit=2", "--seeds=1", "--widths", "1024", "--out={out}")
 _SPEED = (*_BENCH, "--against=transformers", "--no-largest-batch")
 # What would be missed most comes first.
 STEPS = (
     Step("tests", 100, ("-m", "pytest", "-m", "gpu", "-n", "0", "-q", "tests/test_gpu.py")),
-    Step("batch-1", 140, (*_SPEED, "--batch=1", "--repeats=7")),
+    Step("batch-1", 140, (*_SPEED, "--batch-size=1", "--repeats=7")),
     Step("routes", 60, _ROUTES),
-    Step("batch-8", 110, (*_SPEED, "--batch=8", "--repeats=3")),
-    Step("largest-batch", 120, (*_BENCH, "--batch=1", "--new-tokens=1024", "--repeats=1", "--largest-batch")),
+    Step("batch-8", 110, (*_SPEED, "--batch-size=8", "--repeats=3")),
+    Step("largest-batch", 120, (*_BENCH, "--batch-size=1", "--max-new-tokens=1024", "--repeats=1", "--largest-batch")),
 )
 
 
@@ -146,13 +146,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = cli.Parser(prog="python -m experiments.gpu_session", description=__doc__)
     parser.add_argument(
-        "--limit", type=cli.positive, default=LIMIT_S, metavar="SECONDS", help="for all steps (default: %(default)s)"
+        "--seconds", type=cli.positive, default=LIMIT_S, metavar="COUNT", help="for all steps (default: %(default)s)"
     )
     cli.add_out_flag(parser, "results/gpu-session")
 
     def body(flags: argparse.Namespace) -> int:
         command = " ".join(["python -m experiments.gpu_session", *argv])
-        return 0 if session(limit=flags.limit, out=flags.out, about=results.host() | look(), command=command) else 1
+        return 0 if session(limit=flags.seconds, out=flags.out, about=results.host() | look(), command=command) else 1
 
     return cli.run(body, parser, argv, interrupted="interrupted; results.json holds what was done")
 

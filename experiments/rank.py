@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--limit",
         type=cli.positive,
         default=40,
-        metavar="SCENES",
+        metavar="COUNT",
         help="how many scenes; each is asked three questions (default: %(default)s)",
     )
     parser.add_argument(

@@ -39,7 +39,7 @@ _EXAMPLES = f"""needs lmms-eval: {harness.INSTALL}
 examples:
   python -m experiments.reproduce --dtype=bfloat16        the paper's table, 192, 128 and 64 of 576 visual tokens left
   python -m experiments.reproduce --dry-run               what that asks, set by set, without weights
-  python -m experiments.reproduce --tasks pope textvqa --keep 128 --information svd default
+  python -m experiments.reproduce --tasks pope textvqa --keep 128 --information svd subspace
   python -m experiments.reproduce --model=path/to/llava --include=path/to/tasks --tasks my_task --limit=100
 """
 
@@ -100,7 +100,7 @@ def _parser() -> cli.Parser:
         nargs="+",
         choices=INFORMATION,
         default=["svd"],
-        help="routes to the information score, columns of their own: svd is exact, as released; default is what "
+        help="routes to the information score, columns of their own: svd is exact, as released; subspace is what "
         "everything else here uses; norm does without a decomposition (default: svd)",
     )
     flags.add_prompt_flags(parser)
@@ -128,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             text, failed = reproduction.dry_run(config)
             problems = [f"{failed} tasks could not be read"] if failed else []
         else:
+            cli.note_images(config.worker.model.source, [(0, 0)])  # benchmarks have none of its scenes
             with resuming():
                 text, problems = reproduction.reproduce(config)
         print(text)

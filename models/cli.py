@@ -19,6 +19,17 @@ from models.errors import CheckpointError, CommandError, ConfigError, one_line
 
 _STDOUT = "standard output"
 _ADDRESSES = 4 * 2**30  # a small model on two cores takes 2.3 GiB; each core adds threads' stacks
+# Flags by the names that they had, and by those that they have in every command. --limit counts what a set holds, and
+# meant seconds in `experiments.gpu_session`.
+RENAMED = {
+    "--batch": "--batch-size",
+    "--calls": "--repeats",
+    "--limit": "--seconds",
+    "--new-tokens": "--max-new-tokens",
+    "--rounds": "--repeats",
+    "--scenes": "--limit",
+    "--steps": "--max-new-tokens",
+}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -29,8 +40,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse, but refuse `--flag=--`, which argparse reads as an empty list."""
+        """As argparse, but refuse flags by an earlier name, and `--flag=--`, which argparse reads as an empty list."""
+        known = self._option_string_actions
         for given in sys.argv[1:] if args is None else args:
+            name = given.partition("=")[0]
+            if name not in known and (new := RENAMED.get(name)) in known:
+                self.error(f"argument {name}: it is called {new} now")
             if given.startswith("--") and given.endswith("=--"):
                 self.error(f"argument {given[:-3]}: '--' is not a value")
         return super().parse_known_args(args, namespace)

@@ -130,7 +130,14 @@ def test_memory_needed_grows_with_the_batch(llava):
 
 
 def test_the_command_compares_and_writes_everything_down(micro, tmp_path, capsys):
-    argv = ["--keep=0.4", "--batch=2", "--prompt-tokens=9", "--new-tokens=3", "--repeats=2", f"--out={tmp_path}"]
+    argv = [
+        "--keep=0.4",
+        "--batch-size=2",
+        "--prompt-tokens=9",
+        "--max-new-tokens=3",
+        "--repeats=2",
+        f"--out={tmp_path}",
+    ]
     assert bench.main([*argv, "--against=transformers"]) == 0
     out = capsys.readouterr().out
     for words in ("generate, one token", "faster than transformers", "bandwidth bound", "limit by FLOPs", "KV cache"):
@@ -164,7 +171,7 @@ def test_the_command_compares_and_writes_everything_down(micro, tmp_path, capsys
 
 def test_compiling_is_timed_and_not_read_from_the_disk(micro, capsys, monkeypatch):
     monkeypatch.setattr(compile_cache, "keep_on_disk", lambda: pytest.fail("compiled programs of an earlier run"))
-    failure(bench.main, ["--new-tokens=1"], capsys)
+    failure(bench.main, ["--max-new-tokens=1"], capsys)
 
 
 def test_alone_it_runs_too_and_finds_the_largest_batch(micro, tmp_path, capsys, monkeypatch):
@@ -172,7 +179,14 @@ def test_alone_it_runs_too_and_finds_the_largest_batch(micro, tmp_path, capsys, 
     monkeypatch.setattr(capacity, "needed", lambda _, batch, *, carve, **__: (100 if carve else 300) * batch)
     # Both the prefill and carving alone take the route that was asked for.
     monkeypatch.setitem(ROUTES, DEFAULT, lambda _: pytest.fail("the default route"))
-    argv = ["--keep=5", "--new-tokens=2", "--repeats=1", "--prompt-tokens=3", "--information=norm", f"--out={tmp_path}"]
+    argv = [
+        "--keep=5",
+        "--max-new-tokens=2",
+        "--repeats=1",
+        "--prompt-tokens=3",
+        "--information=norm",
+        f"--out={tmp_path}",
+    ]
     assert bench.main([*argv, "--largest-batch", "--no-generate"]) == 0
     out = capsys.readouterr().out
     assert "transformers" not in out
@@ -189,7 +203,7 @@ def test_a_batch_that_does_not_fit_is_a_line_and_not_the_end(micro, tmp_path, ca
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")
 
     monkeypatch.setattr(prefill, "prefill", scarce)
-    assert bench.main(["--new-tokens=2", "--batch", "1", "2", f"--out={tmp_path}"]) == 0
+    assert bench.main(["--max-new-tokens=2", "--batch-size", "1", "2", f"--out={tmp_path}"]) == 0
     assert "batch 1: JAX runs out of memory\n" in capsys.readouterr().out
     cells = json.loads((tmp_path / "results.json").read_text())["cells"]
     assert cells == [{"batch": batch, "error": "JAX runs out of memory"} for batch in (1, 2)]
@@ -204,11 +218,11 @@ def test_what_programs_may_use_is_more_than_what_arrays_take():
     ("argv", "words"),
     [
         (["--preset=llava-2"], "invalid choice: 'llava-2'"),
-        (["--batch", "1", "0"], "'0' is not a whole number of at least 1"),
+        (["--batch-size", "1", "0"], "'0' is not a whole number of at least 1"),
         (["--keep=1.0"], "leaves all 25 visual tokens"),
         (["--keep=26"], "keep=26: keep as a count must be"),
         (["--prompt-tokens=1"], "a prompt has at least 2 tokens"),
-        (["--new-tokens=1"], "at least 2 new tokens are needed"),
+        (["--max-new-tokens=1"], "at least 2 new tokens are needed"),
     ],
 )
 def test_bad_flags_give_one_line(micro, argv, words, capsys):

@@ -14,7 +14,7 @@ from experiments.studies import carve_tail
 from tests.commands import failure
 from tokencarve_jax._blas import open_blas
 
-LITTLE = ["--tokens=12", "--width=16", "--keep=4", "--calls=3"]
+LITTLE = ["--tokens=12", "--width=16", "--keep=4", "--repeats=3"]
 
 
 def test_it_leaves_every_time_and_says_how_far_the_worst_is_from_the_median(tmp_path, capsys):

@@ -35,7 +35,7 @@ def flags(model):
         f"--model={model}",
         f"--limit={SCENES}",
         "--batch-size=4",
-        "--rounds=2",
+        "--repeats=2",
         "--seed=1",
         f"--keep={KEEP}",
     ]
@@ -211,7 +211,7 @@ def test_questions_of_a_file(model, tmp_path, capsys):
     lines.append({"question_id": 3, "image": "../scene.png", "text": "Where?"})
     lines.append({"question_id": 4, "text": "No image?"})
     file, out = tmp_path / "questions.jsonl", tmp_path / "out"
-    argv = [f"--model={model}", f"--keep={KEEP}", "--batch-size=2", "--rounds=1", "--methods", "uniform"]
+    argv = [f"--model={model}", f"--keep={KEEP}", "--batch-size=2", "--repeats=1", "--methods", "uniform"]
     argv += [f"--questions={file}", f"--images={tmp_path}", f"--out={out}", "--max-new-tokens=4"]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert compare.main(argv) == 1
@@ -238,7 +238,7 @@ def test_questions_of_a_file(model, tmp_path, capsys):
         (["--methods", "nothing"], "no method is named 'nothing'"),
         (["--keep", "16"], "keeps all 16"),
         (["--keep", "0"], "'0' is neither"),
-        (["--rounds=0"], "'0' is not a whole number"),
+        (["--repeats=0"], "'0' is not a whole number"),
         (["--methods", "nowhere.py:it"], "no file nowhere.py"),
         (["--images=."], "--images goes with --questions"),
         (["--schedule", "fastv@9=4"], "an integer from 1 to 2"),

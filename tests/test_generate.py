@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments import generate
-from experiments.core import loading
+from experiments.core import cli, loading
 from experiments.data.image_files import open_image
 from experiments.data.scenes import make_scene
 from tests.commands import DAMAGES, VISUAL, damage, failure, save_checkpoint
@@ -31,6 +31,35 @@ def image(tmp_path_factory):
 
 def facts(out):
     return {line[:15].strip(): line[15:] for line in out.split("\n\n", 1)[1].splitlines()}
+
+
+def test_the_shipped_model_says_that_it_knows_its_scenes_alone(model, image, tmp_path, capsys, monkeypatch):
+    scene = tmp_path / "scene.png"
+    Image.fromarray(make_scene("test", 0).image).save(scene)
+    argv = [f"--model={model}", PROMPT, "--max-new-tokens=1"]
+    assert generate.main([*argv, f"--image={image}"]) == 0
+    assert capsys.readouterr().err == ""  # another model
+    monkeypatch.setattr(cli, "SHIPPED", model)
+    assert generate.main([*argv, f"--image={scene}"]) == 0
+    assert capsys.readouterr().err == ""  # a scene
+    assert generate.main([*argv, f"--image={scene}", f"--image={image}"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("note: the shipped model knows its own scenes alone")
+    assert err.count("\n") == 1
+
+
+def test_a_method_by_its_name_is_a_cut_where_it_is_meant_to_work(model, image, capsys):
+    argv = [f"--model={model}", f"--image={image}", PROMPT, "--max-new-tokens=3"]
+    said = []
+    for carve in (["--keep=6", "--method=divprune"], ["--schedule", "divprune@input=6"]):
+        assert generate.main([*argv, *carve]) == 0
+        said.append(capsys.readouterr().out.split("load ")[0])
+    assert said[0] == said[1]
+    assert "-> 6" in said[0]
+    assert "no method is named 'Divprune', perhaps 'divprune'" in failure(
+        generate.main, [*argv, "--keep=6", "--method=Divprune"], capsys
+    )
+    assert "--method needs --keep" in failure(generate.main, [*argv, "--method=divprune"], capsys)
 
 
 def test_answer_and_facts(model, image, tmp_path, capsys):

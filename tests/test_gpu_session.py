@@ -33,7 +33,7 @@ def run(monkeypatch, tmp_path):
 
     def session(*steps, limit=60):
         monkeypatch.setattr(gpu_session, "STEPS", steps)
-        status = gpu_session.main([f"--out={tmp_path}", f"--limit={limit}"])
+        status = gpu_session.main([f"--out={tmp_path}", f"--seconds={limit}"])
         return status, json.loads((tmp_path / "results.json").read_text())
 
     return session
@@ -85,4 +85,4 @@ def test_without_a_gpu_it_is_one_line(tmp_path, capsys, monkeypatch):
 
 
 def test_bad_flags_give_one_line(capsys):
-    assert "'0' is not a whole number" in failure(gpu_session.main, ["--limit=0"], capsys)
+    assert "'0' is not a whole number" in failure(gpu_session.main, ["--seconds=0"], capsys)

@@ -11,7 +11,7 @@ from experiments.studies import hidden_states, information_routes
 from tests.commands import VISUAL, failure, save_checkpoint
 
 # As little as there can be: only the files that a test brings.
-LITTLE = ["--scenes=0", "--widths", "--tokens=8", "--time-width=12", "--repeats=2"]
+LITTLE = ["--limit=0", "--widths", "--tokens=8", "--time-width=12", "--repeats=2"]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def run(argv, out, capsys):
 
 
 def test_a_models_hidden_states_and_random_matrices(folder, tmp_path, capsys):
-    argv = [f"--model={folder}", "--scenes=2", "--keep=5", "--widths", "6", "--seeds=1", *LITTLE[2:]]
+    argv = [f"--model={folder}", "--limit=2", "--keep=5", "--widths", "6", "--seeds=1", *LITTLE[2:]]
     text, found = run(argv, tmp_path / "new" / "folder", capsys)
     kinds = {name: count for name, count in found["matrices"].items() if name.startswith("hidden")}
     assert kinds == {f"hidden states before layer {layer}": 2 for layer in (1, 2, 3)}
@@ -91,7 +91,7 @@ def test_the_error_is_that_against_float64(monkeypatch):
         (["--hidden={tmp}/broken.npz"], "'x' holds NaN or infinity"),
         (["--hidden={tmp}/good.npz", "--keep=9"], "keep=9: keep as a count must be in 1..8"),
         (["--hidden={tmp}/good.npz", "--keep=8"], "keep=8 leaves all 8 tokens"),
-        (["--model={tmp}/nowhere", "--scenes=1"], "no such folder"),
+        (["--model={tmp}/nowhere", "--limit=1"], "no such folder"),
         (["--out={tmp}/text.npz"], "there is a file of that name"),
     ],
 )

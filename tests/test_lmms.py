@@ -48,7 +48,7 @@ class TestModelArgs:
             ({"keep": 128}, "tokencarve", 128),
             ({"keep": "0.222", "method": "divprune"}, "divprune", 0.222),
             ({"keep": 64, "information": "svd"}, "tokencarve-svd", 64),
-            ({"keep": 64, "information": "default", "method": "tokencarve"}, "tokencarve", 64),
+            ({"keep": 64, "information": "subspace", "method": "tokencarve"}, "tokencarve", 64),
         ],
     )
     def test_what_is_asked(self, given, cell, keep):

@@ -131,4 +131,5 @@ def test_the_catalogue_names_every_command():
     page = (ROOT / "docs" / "commands.md").read_text()
     for folder in ("experiments", "models"):
         for path in (ROOT / folder).glob("*.py"):
-            assert ("__main__" not in path.read_text()) or f"python -m {folder}.{path.stem}" in page, path
+            name = folder if path.stem == "__main__" else f"{folder}.{path.stem}"
+            assert ("__main__" not in path.read_text()) or f"`python -m {name}" in page, path

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from experiments import eval as evaluation
-from experiments.core import loading
+from experiments.core import cli, loading
 from experiments.data.ahead import Ahead
 from experiments.evaluation import files
 from experiments.evaluation.worker import ModelWorker
@@ -116,6 +116,13 @@ class TestAnswers:
         settings = json.loads((tmp_path / "pope" / "results.json").read_text())["settings"]
         assert (settings["image_aspect_ratio"], settings["rows"]) == ("crop", 2)
         assert [a["text"] for a in answers(out, "vanilla")] != [a["text"] for a in answers(whole, "vanilla")][:2]
+
+    def test_the_shipped_model_says_that_it_knows_its_scenes_alone(self, folder, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(cli, "SHIPPED", folder / "model")
+        for name, notes in (("pope.jsonl", 1), ("text.jsonl", 0)):
+            (folder / "text.jsonl").write_text('{"question_id": 5, "text": "What is it?"}\n')
+            assert evaluation.main(flags(folder, name, tmp_path / name, "--limit=1", "--no-report")) == 0
+            assert capsys.readouterr().err.count("note: the shipped model knows") == notes
 
     def test_border(self, folder, whole, tmp_path):
         """What `last` and `drop` do to the answers; that they are right is tested elsewhere."""

@@ -68,7 +68,7 @@ class TestTable:
         assert lines[-1] == "A note."
 
     def test_several_routes(self, rows):
-        columns = (Column(128, "svd"), Column(128, "default"))
+        columns = (Column(128, "svd"), Column(128, "subspace"))
         assert "128, svd" in tables.text(rows, columns, []).splitlines()[0]
 
     def test_a_metric_that_is_missing(self):
@@ -132,7 +132,7 @@ class TestCommand:
         configs = []
         monkeypatch.setattr(harness, "require", lambda: None)
         monkeypatch.setattr(reproduction, "dry_run", lambda config: (configs.append(config), ("", 0))[1])
-        assert reproduce.main(["--dry-run", "--keep", "0.222", "64", "--information", "svd", "default"]) == 0
+        assert reproduce.main(["--dry-run", "--keep", "0.222", "64", "--information", "svd", "subspace"]) == 0
         (config,) = configs
         names = ["tokencarve-svd@2=0.222", "tokencarve-svd@2=64", "tokencarve@2=0.222", "tokencarve@2=64"]
         assert config.cells == ["vanilla", *names]

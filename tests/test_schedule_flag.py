@@ -39,6 +39,27 @@ def test_text_and_cut_are_the_same(text):
     assert str(CUTS[text]) == text
 
 
+@pytest.mark.parametrize(
+    "carve",
+    [
+        ((1, "fastv", 4),),
+        (1, "fastv", 4),
+        [1, COMPRESSORS["fastv"], 4],
+        "fastv@1=4",
+        ("fastv@1=4",),
+        Cut(1, COMPRESSORS["fastv"], 4),
+    ],
+    ids=str,
+)
+def test_models_take_one_cut_in_any_form(carve):
+    assert parse(carve, num_layers=5) == (Cut(1, COMPRESSORS["fastv"], 4),)
+
+
+def test_models_take_several_cuts_as_text():
+    three = "tome@tower=288 fastv@1=0.5,full tokencarve@2=64"
+    assert parse(three, num_layers=5) == schedules.read(three.split()) == parse(three.split(), num_layers=5)
+
+
 def test_options_come_in_any_order_and_defaults_are_words_too():
     assert schedules.read(["fastv@2=9,full,kept,joint"]) == (
         Cut(2, COMPRESSORS["fastv"], 9, positions="kept", earlier="full"),

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -117,6 +118,15 @@ def test_every_command_is_there_with_its_flags(site):
             if "__main__" in path.read_text():
                 assert f"usage: python -m {folder}.{path.stem}" in text
     assert "--keep FRACTION|COUNT" in text
+
+
+def test_the_notebook_is_saved_with_what_it_puts_out():
+    cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    text = "".join("".join(output.get("text", ())) for output in outputs)
+    assert "What word is on the purple sign?" in text
+    assert re.search(r"tokencarve\s+LEAF", text)
+    assert sum("image/jpeg" in output.get("data", ()) for output in outputs) == 3
 
 
 @pytest.mark.slow

@@ -187,7 +187,7 @@ def test_the_command_prints_and_writes_what_was_compiled(installed, monkeypatch,
         yield cut | {"side": "carved", "fits": False, "compiler": "RESOURCE_EXHAUSTED"}
 
     monkeypatch.setattr(ahead_of_time, "run", run)
-    argv = ["--target=h100", "--batch=3", "--information=norm", "--mesh=1x2", f"--out={tmp_path}"]
+    argv = ["--target=h100", "--batch-size=3", "--information=norm", "--mesh=1x2", f"--out={tmp_path}"]
     assert bench.main(argv) == 0
     out = capsys.readouterr().out
     for words in (

@@ -1,6 +1,7 @@
 """Every compressor by its name, one row each."""
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -71,7 +72,8 @@ _ROWS = (
 
 class _Named(dict[str, Compressor]):
     def __missing__(self, name: str) -> Compressor:
-        raise KeyError(f"no method is named {name!r}; there are {', '.join(sorted(self))}")
+        near = "".join(f", perhaps {found!r}" for found in difflib.get_close_matches(str(name).lower(), self, n=1))
+        raise KeyError(f"no method is named {name!r}{near}; there are {', '.join(sorted(self))}")
 
 
 COMPRESSORS: Mapping[str, Compressor] = MappingProxyType(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from models.cli import DTYPES, Parser, run
+from models.engine.notation import read_keep
 from models.errors import CommandError, one_line
 
 __all__ = [
@@ -19,32 +22,24 @@ __all__ = [
     "add_out_flag",
     "add_restart_flag",
     "keep",
+    "note_images",
     "one_line",
     "positive",
     "run",
     "seed",
 ]
 
+_SCENE = (336, 336)  # pixels of a scene that the shipped model has learnt to answer questions about
 SHIPPED = Path(os.path.relpath(Path(__file__).parents[1] / "tiny"))
 _WHOLE = "a whole number of at least"
 
 
 def keep(text: str) -> float | int:
-    """Read `--keep`: "0.222" is a fraction, "128" a count.
-
-    >>> keep("0.222"), keep("128")
-    (0.222, 128)
-    """
+    """Read `--keep`: "0.222" is a fraction, "128" a count."""
     try:
-        value: float | int = float(text) if set(text) & set(".eE") else int(text)
-    except ValueError:
-        value = 0
-    if not (value >= 1 if isinstance(value, int) else 0 < value <= 1):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a fraction of the visual tokens above 0 and up to 1, such as 0.222, "
-            "nor a count of at least 1, such as 128"
-        )
-    return value
+        return read_keep(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def positive(text: str) -> int:
@@ -74,14 +69,25 @@ def add_model_flags(parser: argparse.ArgumentParser, *, default: str | None = No
         default=default or str(SHIPPED),
         metavar="FOLDER|ID",
         help="a LLaVA: a folder in Hugging Face format (config.json and safetensors), a folder that `python -m "
-        "models.convert` made, or a model id on the hub such as llava-hf/llava-1.5-7b-hf (default: %(default)s"
-        + ("" if default else ", the small trained model of this repository")
+        "models.convert` made, or a model id on the hub such as llava-hf/llava-1.5-7b-hf (default: "
+        + (default or "the small trained model of this repository")
         + ")",
     )
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub (default: main)")
     parser.add_argument(
         "--dtype", choices=DTYPES, default=DTYPES[0], help="of weights and hidden states (default: %(default)s)"
     )
+
+
+def note_images(model: str, sizes: Iterable[tuple[int, int]]) -> None:
+    """Say in a line on standard error that the shipped model knows its scenes alone, where an image cannot be one."""
+    shipped = Path(model).exists() and Path(model).resolve() == SHIPPED.resolve()
+    if shipped and any(size != _SCENE for size in sizes):
+        print(
+            "note: the shipped model knows its own scenes alone, such as experiments/gallery/scene.png; what it says "
+            "of other images means nothing, and --model names a model that knows such",
+            file=sys.stderr,
+        )
 
 
 def add_clip_flags(parser: argparse.ArgumentParser) -> None:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any
 
+from models.engine.notation import MERGED, Cut, read_options
 from models.engine.official import pyramiddrop_schedule, sparsevlm_schedule
-from models.engine.plan import MERGED, TOKENCARVE_LAYER, Cut, Schedule, parse, read_options
+from models.engine.plan import TOKENCARVE_LAYER, Schedule, parse
 from models.errors import CommandError
 from tokencarve_jax import COMPRESSORS, Compressor, check
 
@@ -45,9 +46,10 @@ def find(name: str) -> Compressor:
     """
     source, colon, attribute = name.rpartition(":")
     if not colon:
-        if name not in choices():
-            raise CommandError(f"no method is named {name!r}; there are {', '.join(choices())}")
-        return COMPRESSORS[name]
+        try:
+            return COMPRESSORS[name]
+        except KeyError as error:
+            raise CommandError(error.args[0]) from error
     try:
         found = getattr(_module(source), attribute)
         compressor = found if isinstance(found, Compressor) else Compressor(attribute, found)
@@ -104,8 +106,14 @@ class Method:
         """
         if self.compressor is None:
             return parse(OFFICIAL[self.name](num_layers, num_visual, keep), num_layers=num_layers)
-        place = TOKENCARVE_LAYER if self.compressor.at == "decoder" else self.compressor.at
-        return parse((Cut(place, self.compressor, keep, **dict(self.options)),), num_layers=num_layers)
+        return parse(
+            Cut(usual_place(self.compressor), self.compressor, keep, **dict(self.options)), num_layers=num_layers
+        )
+
+
+def usual_place(compressor: Compressor) -> int | str:
+    """Where a compressor is meant to work: in the decoder that is TokenCarve's layer."""
+    return TOKENCARVE_LAYER if compressor.at == "decoder" else compressor.at
 
 
 def named(names: Sequence[str], *, taken: Collection[str] = ()) -> tuple[Method, ...]:

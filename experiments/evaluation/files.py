@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.core import results
 from experiments.core.methods import BASELINE
+from experiments.core.preprocessing import size_of
 from experiments.core.results import format_seconds
 from experiments.core.runner import Runner
 from experiments.core.workers import Call
@@ -49,6 +51,13 @@ def ask(runner: Runner, questions: QuestionSet, answers: Answers, *, batch_size:
         spent.update(entry.pop("seconds"))
         answers.add(entry)
     return {**spent, "wall": time.perf_counter() - start if spent else 0.0}
+
+
+def sizes(questions: QuestionSet) -> Iterator[tuple[int, int]]:
+    """Width and height of one image after the other, of all that can be read."""
+    for index in range(len(questions)):
+        with contextlib.suppress(CommandError):
+            yield from map(size_of, questions.sample(index).images)
 
 
 def check_names(methods: Iterable[str]) -> None:

@@ -17,8 +17,9 @@ from experiments.evaluation.worker import WorkerConfig
 from experiments.lmms.requests import Requests
 from models.cli import DTYPES
 from models.errors import CommandError
+from tokencarve_jax.scores.information import DEFAULT
 
-INFORMATION = {"default": "tokencarve", "svd": "tokencarve-svd", "norm": "tokencarve-norm"}
+INFORMATION = {DEFAULT: "tokencarve", "svd": "tokencarve-svd", "norm": "tokencarve-norm"}
 """Routes to TokenCarve's information score, as rows of the registry."""
 _IGNORED = ("device", "max_batch_size")  # what the harness passes to every model
 
@@ -84,7 +85,7 @@ def read(given: Mapping[str, Any]) -> ModelArgs:
     if information and method not in (None, "tokencarve"):
         raise CommandError(f"model_args: information is for tokencarve, not for {method}")
     if not method or information:
-        method = INFORMATION[information or "default"]
+        method = INFORMATION[information or DEFAULT]
     compared = methods.named([method] if args.keep else [])
     own = schedules.by_text([args.schedule] if args.schedule else [])
     worker = WorkerConfig(

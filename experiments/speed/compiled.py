@@ -84,7 +84,8 @@ def _job(flags: argparse.Namespace) -> Job:
         raise CommandError("--layers=1: a cut between two layers needs at least 2")
     given = {field.name: getattr(flags, field.name) for field in dataclasses.fields(Job) if field.name in flags}
     mesh = targets.mesh_shape(flags.mesh) if flags.mesh else None
-    return Job(**given | {"mesh": mesh, "batch": tuple(flags.batch), "largest_batch": bool(flags.largest_batch)})
+    sizes = {"batch": tuple(flags.batch_size), "new_tokens": flags.max_new_tokens}
+    return Job(**given | sizes | {"mesh": mesh, "largest_batch": bool(flags.largest_batch)})
 
 
 def bench(flags: argparse.Namespace, *, command: str) -> None:

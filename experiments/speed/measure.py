@@ -87,7 +87,7 @@ def _cell(
         client.call("inputs", ids=ids, pixels=pixels)
     cuts = {"uncompressed": (), "carved": (cut,)}
     # Carved first: it needs less memory, and a peak that others have raised cannot be read any more.
-    runners = {name: JaxRunner(llava, prompt, cuts[name] or None, flags.new_tokens) for name in reversed(SIDES)}
+    runners = {name: JaxRunner(llava, prompt, cuts[name] or None, flags.max_new_tokens) for name in reversed(SIDES)}
     calls = {}
     if flags.generate or (flags.generate is None and jax.default_backend() == "cpu"):
         calls = {name: GenerateCall(llava, ids, pixels, cuts[name] or None) for name in SIDES}
@@ -107,7 +107,7 @@ def _cell(
     times = _rounds(work, probes, flags.repeats)
 
     flops = {name: costs.prefill_flops(config, ids.shape[1], cuts[name]) for name in SIDES}
-    sizes = {"batch": batch, "new_tokens": flags.new_tokens, "itemsize": itemsize}
+    sizes = {"batch": batch, "new_tokens": flags.max_new_tokens, "itemsize": itemsize}
     cell: dict[str, Any] = {"batch": batch}
     for name in (*SIDES, "transformers") if client else SIDES:
         model = name if name in runners else "uncompressed"
@@ -143,7 +143,7 @@ def _largest(flags: argparse.Namespace, llava: Llava, cut: Cut) -> dict[str, Any
         print("\nlargest batch that fits: n/a on a CPU (--largest-batch asks for it all the same)")
     if not (flags.largest_batch or (flags.largest_batch is None and not on_cpu)):
         return None
-    sizes = {"prompt_tokens": flags.prompt_tokens, "new_tokens": flags.new_tokens, "memory": capacity.limit()}
+    sizes = {"prompt_tokens": flags.prompt_tokens, "new_tokens": flags.max_new_tokens, "memory": capacity.limit()}
     carves = {"uncompressed": None, "carved": (cut,)}
     found = {name: capacity.largest_batch(llava, carve=carve, **sizes) for name, carve in carves.items()}
     print("\nlargest batch that fits, " + ", ".join(f"{name}: {one['verified']}" for name, one in found.items()))
@@ -162,7 +162,7 @@ def bench(flags: argparse.Namespace, *, command: str) -> None:
             raise CommandError(f"--{name} is for --target alone")
     if flags.prompt_tokens < 2:
         raise CommandError("a prompt has at least 2 tokens: one before the image, one after it")
-    if flags.new_tokens < 2:
+    if flags.max_new_tokens < 2:
         raise CommandError("at least 2 new tokens are needed: the first comes out of the prefill")
     cut = presets.tokencarve(config, flags.keep, flags.information)
     # The two processes share one GPU: neither may take all of it beforehand.
@@ -184,7 +184,7 @@ def bench(flags: argparse.Namespace, *, command: str) -> None:
             raise CommandError(f"{error} with the weights of {flags.preset} in {flags.dtype} alone") from error
         probes.measure()
         cells = []
-        for batch in flags.batch:
+        for batch in flags.batch_size:
             try:
                 cells.append(_cell(flags, llava, batch, cut, client, probes))
                 print("\n" + "\n".join([report.table(cells[-1]), *report.carving(cells[-1])]), flush=True)

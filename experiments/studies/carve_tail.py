@@ -100,7 +100,7 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
     for setting in [CARVING, INSTALLED] if open_blas() else [CARVING]:
         fresh = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, fresh, initializer=_prepare, initargs=(setting,)) as process:
-            work = process.submit(_take, flags.calls, tokens, width, keep, busy)
+            work = process.submit(_take, flags.repeats, tokens, width, keep, busy)
             seconds[setting], threads[setting] = work.result()
     machine, rows = results.machine(), []
     for setting, taken in seconds.items():
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--busy", type=cli.seed, default=0, metavar="COUNT", help="busy loops beside it (default: %(default)s)"
     )
-    parser.add_argument("--calls", default=100, help=f"at most, in {LIMIT_S} s (default: %(default)s)", **whole)
+    parser.add_argument("--repeats", default=100, help=f"calls at most, in {LIMIT_S} s (default: %(default)s)", **whole)
     parser.add_argument("--tokens", default=576, help="N (default: %(default)s)", **whole)
     parser.add_argument("--width", default=4096, help="D (default: %(default)s)", **whole)
     cli.add_out_flag(parser, "results/carve_tail")

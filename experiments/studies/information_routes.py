@@ -47,9 +47,9 @@ from tokencarve_jax.scores.information import ROUTES, subspace_uncertainty
 BUSY_S = 0.15  # before each timed call: longer than BLAS threads spin after the one before, whatever their setting
 _EXAMPLES = """examples:
   python -m experiments.studies.information_routes                 the shipped model and random matrices
-  python -m experiments.studies.information_routes --model=path/to/llava --dtype=bfloat16 --scenes=4 --widths
+  python -m experiments.studies.information_routes --model=path/to/llava --dtype=bfloat16 --limit=4 --widths
                                                            the hidden states of another model alone
-  python -m experiments.studies.information_routes --hidden=states.npz --scenes=0 --widths
+  python -m experiments.studies.information_routes --hidden=states.npz --limit=0 --widths
                                                            hidden states from anywhere
 """
 SVD = "thin SVD"
@@ -176,7 +176,7 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
     doubt: dict[str, list[float]] = collections.defaultdict(list)
     uncertainty = jax.jit(subspace_uncertainty)
     sources = itertools.chain(
-        from_model(flags.model, flags.dtype, flags.scenes, revision=flags.revision),
+        from_model(flags.model, flags.dtype, flags.limit, revision=flags.revision),
         from_file(flags.hidden, rng),
         from_chance(flags.tokens, flags.widths, flags.seeds, rng),
     )
@@ -190,7 +190,7 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
         found[name].append(compare(tokens, attention, flags.keep))
         doubt[name].append(float(uncertainty(jnp.asarray(tokens, jnp.float32))))
     agreement = {name: summarise(cases) for name, cases in found.items()}
-    shape = (*([flags.batch] if flags.batch > 1 else []), flags.tokens, flags.time_width)
+    shape = (*([flags.batch_size] if flags.batch_size > 1 else []), flags.tokens, flags.time_width)
     taken, machine = times(time_matrices(shape, rng), flags.repeats), results.machine()
     if agreement:
         print("Largest error of C / mean C; then, in %, the same tokens as float64 on average (and at least);")
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_keep_flag(parser, default=0.222)
     whole: dict[str, Any] = {"type": cli.positive, "metavar": "COUNT"}
     parser.add_argument(
-        "--scenes",
+        "--limit",
         type=cli.seed,
         default=8,
         metavar="COUNT",
@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default=3, help="random matrices of each kind (default: %(default)s)", **whole)
     parser.add_argument("--seed", type=cli.seed, default=0, help="of attention at random (default: %(default)s)")
     parser.add_argument("--time-width", default=4096, help="D of the timing (default: %(default)s)", **whole)
-    parser.add_argument("--batch", default=1, help="matrices at a time in the timing (default: %(default)s)", **whole)
+    parser.add_argument("--batch-size", default=1, help="matrices at a time, timed (default: %(default)s)", **whole)
     parser.add_argument("--repeats", default=25, help="rounds of the timing (default: %(default)s)", **whole)
     cli.add_out_flag(parser, "results/information_routes")
     command = ["python", "-m", "experiments.studies.information_routes", *argv]

@@ -8,108 +8,19 @@ of the layer before and with that layer's attention). Everything here is hashabl
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tokencarve_jax import COMPRESSORS, Compressor
+from models.engine.notation import DEFAULTS, FORM, INPUT, OPTIONS, TOWER, Cut, named, read
+from tokencarve_jax import Compressor
 from tokencarve_jax import plan as count
 
 TOKENCARVE_LAYER = 2  # the paper's choice for LLaVA-1.5, as in its released code
-TOWER, INPUT = "tower", "input"
 _READ_IN_TOWER = ("class_attention", "global_attention", "middle_attention", "tower_keys", "tower_features")
 _OF_TOWER = (*_READ_IN_TOWER, "projector", "key")
 _OF_INPUT = (*_OF_TOWER, "text", "text_valid", "text_relevance", "relevance")
 _OF_BLOCK = ("tower_keys",)
-# The options of a cut in text: word -> (attribute, value).
-OPTIONS: Mapping[str, tuple[str, Any]] = {
-    "joint": ("scope", "joint"),
-    "image": ("scope", "image"),
-    "kept": ("positions", "kept"),
-    "renumbered": ("positions", "renumbered"),
-    "median": ("positions", "median"),
-    "gathered": ("earlier", "gathered"),
-    "full": ("earlier", "full"),
-    "calibrated": ("calibrated", True),
-    "uncalibrated": ("calibrated", False),
-}
-MERGED = "merged"  # one more option: the compressor's `rest`
-
-
-@dataclasses.dataclass(frozen=True)
-class Cut:
-    """One shortening.
-
-    Attributes:
-      place: a decoder layer from 1 on, "input" or "tower".
-      compressor: which tokens survive.
-      keep: how many: a fraction or a count; a count once the plan is made.
-      scope: "joint": all images of a row share one budget; "image": each has its own. A cut in the tower is always
-        for each image.
-      positions: of the survivors in later layers: "kept"; "renumbered" without gaps; or "median": the lower median of
-        all tokens that merged into a survivor, each axis by itself. The whole sequence is then ordered by these, of
-        equals the earlier one first, so that a survivor of two images may pass the text between them. None: "kept" in
-        the decoder, as TokenCarve and FastV do, and "renumbered" before it, where methods see a shorter prompt.
-      earlier: the caches of earlier layers are "gathered" to the survivors, or stay "full".
-      calibrated: later decoder layers add the logarithm of each token's size to its key's attention logit, for all
-        later merges too. None: as the compressor says; a cut in the tower is calibrated in the tower's blocks alone.
-    """
-
-    place: int | str
-    compressor: Compressor
-    keep: int | float
-    scope: str = "joint"
-    positions: str | None = None
-    earlier: str = "gathered"
-    calibrated: bool | None = None
-
-    @property
-    def renumbers(self) -> bool:
-        """Whether survivors get new positions."""
-        return self.positions == "renumbered" or (self.positions is None and isinstance(self.place, str))
-
-    @property
-    def moves(self) -> bool:
-        """Whether survivors have other positions in later layers."""
-        return self.renumbers or self.positions == "median"
-
-    @property
-    def weighs(self) -> bool:
-        """Whether sizes count in the attention of later layers."""
-        if self.calibrated is None:
-            return self.compressor.calibrated and self.place != TOWER
-        return self.calibrated
-
-    def __str__(self) -> str:
-        """`METHOD@PLACE=KEEP[,OPTION...]`, as on command lines."""
-        words = [word for word, (name, value) in OPTIONS.items() if getattr(self, name) == value != _DEFAULTS[name]]
-        registered = COMPRESSORS.get(self.compressor.name)
-        if self.compressor.rest == MERGED and (registered is None or registered.rest != MERGED):
-            words.append(MERGED)
-        return ",".join([f"{self.compressor.name}@{self.place}={self.keep}", *words])
-
-
-def read_options(words: Sequence[str]) -> tuple[dict[str, Any], bool]:
-    """Attributes of a `Cut` from the words of `OPTIONS`, and whether `MERGED` is one of them.
-
-    Raises:
-      ValueError: there is no such word, or two of them choose the same attribute.
-    """
-    chosen = dict[str, Any]()
-    for word in words:
-        if word == MERGED:
-            continue
-        if word not in OPTIONS:
-            raise ValueError(f"there is no option {word!r}; there are {', '.join([*OPTIONS, MERGED])}")
-        name, value = OPTIONS[word]
-        if name in chosen:
-            raise ValueError(f"{name} is chosen twice")
-        chosen[name] = value
-    return chosen, MERGED in words
-
-
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Cut)}
 Schedule = tuple[Cut, ...]
-Carve = Any  # None, a keep, or a tuple of Cut or (place, name or Compressor, keep)
+Carve = Any  # None, a keep, one cut or a tuple of them: Cut, (place, name or Compressor, keep) or text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +53,8 @@ def parse(carve: Carve, *, num_layers: int) -> Schedule:
     """Check a schedule.
 
     Args:
-      carve: None (no cut), a keep (TokenCarve at layer 2), or a tuple of `Cut` or `(place, compressor, keep)`, the
-        compressor by its registered name or as an object.
+      carve: None (no cut), a keep (TokenCarve at layer 2), a cut, or a tuple of cuts: each a `Cut`, or `(place,
+        compressor, keep)` with the compressor by its registered name or as an object, or text as on command lines.
       num_layers: of the decoder.
 
     Returns:
@@ -156,9 +67,14 @@ def parse(carve: Carve, *, num_layers: int) -> Schedule:
         return ()
     if not isinstance(carve, bool) and (hasattr(carve, "__index__") or hasattr(carve, "__float__")):
         carve = ((TOKENCARVE_LAYER, "tokencarve", carve),)
+    elif isinstance(carve, str):
+        carve = tuple(carve.split())
+    elif isinstance(carve, Cut) or (_is_triple(carve) and not isinstance(carve[2], (str, tuple, list, Cut))):
+        carve = (carve,)  # one cut, and no tuple of three
     if not isinstance(carve, (tuple, list)):
         raise TypeError(
-            f"carve is {carve!r}; expected None, a keep such as 0.222 or 128, or ((place, compressor, keep), ...)"
+            f"carve is {carve!r}; expected None, a keep such as 0.222 or 128, or cuts: (place, compressor, keep) or "
+            f"{FORM}, one or a tuple of them"
         )
     cuts = tuple(_cut(cut, num_layers) for cut in carve)
     order = [_order(cut.place) for cut in cuts]
@@ -172,23 +88,27 @@ def _order(place: int | str) -> int:
     return place if isinstance(place, int) else {TOWER: -1, INPUT: 0}[place]
 
 
+def _is_triple(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 3
+
+
 def _cut(cut: Any, num_layers: int) -> Cut:
+    if isinstance(cut, str):
+        cut = read(cut)
     if not isinstance(cut, Cut):
-        if not isinstance(cut, (tuple, list)) or len(cut) != 3:
-            raise TypeError(f"a cut of the schedule is {cut!r}; expected (place, compressor, keep)")
+        if not _is_triple(cut):
+            raise TypeError(f"a cut of the schedule is {cut!r}; expected (place, compressor, keep) or {FORM}")
         place, compressor, keep = cut
-        if isinstance(compressor, str):
-            if compressor not in COMPRESSORS:
-                known = ", ".join(sorted(COMPRESSORS))
-                raise ValueError(f"cut {cut!r}: unknown compressor {compressor!r}; registered are {known}")
-            compressor = COMPRESSORS[compressor]
-        cut = Cut(place, compressor, keep)
+        try:
+            cut = Cut(place, named(compressor) if isinstance(compressor, str) else compressor, keep)
+        except ValueError as error:
+            raise ValueError(f"cut {cut!r}: {error}") from error
     if not isinstance(cut.compressor, Compressor):
         raise TypeError(f"cut at {cut.place!r}: {cut.compressor!r} is neither a Compressor nor a registered name")
     _check_place(cut, num_layers)
     for name in dict.fromkeys(name for name, _ in OPTIONS.values()):
         value, choices = getattr(cut, name), [value for option, value in OPTIONS.values() if option == name]
-        if value not in choices and value != _DEFAULTS[name]:
+        if value not in choices and value != DEFAULTS[name]:
             raise ValueError(f"cut {cut}: {name} must be {' or '.join(map(repr, choices))}, got {value!r}")
     if hasattr(cut.keep, "__index__") and not isinstance(cut.keep, bool):
         if cut.keep < 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments import eval as evaluation
 from experiments import generate
-from models import compare, convert
+from models import check, convert
 from models.errors import CommandError
 from tests.hostile.case import STARTING_S, Case
 
@@ -50,7 +50,7 @@ def known(model: Path, image: Path, scratch: Path) -> Iterator[Case]:
     for name in ("/dev/null", str(image), "/nowhere", "a/b/c", "~/x", "", "\udcff", "x" * 300, "\0"):
         argv = [*good, f"--model={name}"]
         yield Case(f"generate --model={name[:9]!r}", functools.partial(call, generate.main, argv), "refused")
-    for main in (convert.main, compare.main):
+    for main in (convert.main, check.main):
         for argv in (
             [],
             ["/nowhere"],

@@ -46,7 +46,7 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 def _compare(model: Path, out: Path) -> list[str]:
-    flags = ["--limit=20", "--batch-size=4", "--rounds=2", "--seed=1", "--keep=5", "--methods", "fastv", "random"]
+    flags = ["--limit=20", "--batch-size=4", "--repeats=2", "--seed=1", "--keep=5", "--methods", "fastv", "random"]
     return _module("experiments.compare", f"--model={model}", f"--out={out}", *flags)
 
 

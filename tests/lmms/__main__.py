@@ -55,7 +55,7 @@ def share(right: list[bool]) -> float:
 def reproduced(folder: Path, task: Path, *more: str) -> tuple[dict, dict]:
     """Scores, and all files that the command leaves, but for the date in one of them."""
     out = folder / "reproduce"
-    flags = [f"--model={MODEL}", f"--keep={KEEP}", f"--batch-size={BATCH}", "--information=default", f"--out={out}"]
+    flags = [f"--model={MODEL}", f"--keep={KEEP}", f"--batch-size={BATCH}", "--information=subspace", f"--out={out}"]
     where = [f"--include={task}", "--tasks", TASK, CHOICE, "--conv-mode=checkpoint"]
     assert reproduce.main([*flags, *where, *more]) == 0
     files = {path.name: path.read_bytes() for path in out.iterdir()}

@@ -32,8 +32,8 @@ from models.io.shards import INDEX, SINGLE
 from models.processor import load_processor, render
 
 _EXAMPLES = """examples:
-  python -m models.compare llava-hf/llava-1.5-7b-hf --against=transformers
-  python -m models.compare path/to/llava --against=transformers --prompt-tokens=2000
+  python -m models.check llava-hf/llava-1.5-7b-hf --against=transformers
+  python -m models.check path/to/llava --against=transformers --prompt-tokens=2000
 """
 # Nats per token. Equal weights in float32 stay below a thousandth of the first; bfloat16 rounds every activation.
 LIMITS = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 5e-4}
@@ -135,7 +135,7 @@ def compare(folder: Path, *, dtype: str = "float32", prompt_tokens: int = 500, s
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the flags, compare, and say what went wrong in one line."""
-    parser = cli.Parser(prog="python -m models.compare", description=__doc__, epilog=_EXAMPLES)
+    parser = cli.Parser(prog="python -m models.check", description=__doc__, epilog=_EXAMPLES)
     parser.add_argument("source", metavar="SOURCE", help="a folder in Hugging Face format, or a model id on the hub")
     parser.add_argument("--against", choices=["transformers"], required=True, help="the other implementation")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub (default: main)")
@@ -143,11 +143,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--prompt-tokens", type=int, default=500, metavar="N", help="text tokens, at least (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=int, default=64, metavar="N", help="greedy tokens (default: %(default)s)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=64, metavar="N", help="greedy ones (default: %(default)s)"
+    )
 
     def body(flags: argparse.Namespace) -> int:
-        if min(flags.prompt_tokens, flags.steps) < 1:
-            raise CommandError("--prompt-tokens and --steps must be at least 1")
+        if min(flags.prompt_tokens, flags.max_new_tokens) < 1:
+            raise CommandError("--prompt-tokens and --max-new-tokens must be at least 1")
         folder = hub.find_checkpoint(flags.source, revision=flags.revision)
         if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
             raise CommandError(f"{folder} has neither {SINGLE} nor {INDEX}; transformers reads nothing else")
@@ -155,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             import torch  # noqa: F401
         except ImportError:
             raise CommandError("PyTorch is not installed; this comparison needs it") from None
-        found = compare(folder, dtype=flags.dtype, prompt_tokens=flags.prompt_tokens, steps=flags.steps)
+        found = compare(folder, dtype=flags.dtype, prompt_tokens=flags.prompt_tokens, steps=flags.max_new_tokens)
         limit = LIMITS[flags.dtype]
         greedy = "none" if found.differs is None else f"number {found.differs + 1}"
         passed = found.kl <= limit and found.differs is None  # a NaN does not pass

@@ -1,11 +1,11 @@
-"""`python -m models.compare`: what it measures, and when it says FAIL."""
+"""`python -m models.check`: what it measures, and when it says FAIL."""
 
 import numpy as np
 import pytest
 import torch
 import transformers
 
-from models import compare
+from models import check
 from tests import families
 from tests.checkpoints import randomise
 from tests.commands import save_checkpoint
@@ -21,7 +21,7 @@ def checkpoint(tmp_path_factory):
 
 
 def run(folder, capsys, *flags):
-    status = compare.main([str(folder), "--against=transformers", "--steps=8", "--prompt-tokens=200", *flags])
+    status = check.main([str(folder), "--against=transformers", "--max-new-tokens=8", "--prompt-tokens=200", *flags])
     out = capsys.readouterr().out.splitlines()
     return status, out
 
@@ -46,8 +46,8 @@ def test_pass_on_images_of_any_resolution(tmp_path, capsys):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_pass_in_half_precision(checkpoint, capsys, dtype):
     """Its limit holds with room on random weights; greedy tokens may part there."""
-    found = compare.compare(checkpoint, dtype=dtype, prompt_tokens=200, steps=1)
-    assert found.kl < compare.LIMITS[dtype]
+    found = check.compare(checkpoint, dtype=dtype, prompt_tokens=200, steps=1)
+    assert found.kl < check.LIMITS[dtype]
 
 
 @pytest.mark.parametrize(
@@ -69,20 +69,20 @@ def test_fail(checkpoint, capsys, monkeypatch, weight, value):
 
 
 def test_a_token_that_differs_fails(checkpoint, capsys, monkeypatch):
-    ours = compare.run_jax
+    ours = check.run_jax
 
     def other(*args, **options):
         logits, tokens = ours(*args, **options)
         return logits, np.concatenate([tokens[:1] + 1, tokens[1:]])
 
-    monkeypatch.setattr(compare, "run_jax", other)
+    monkeypatch.setattr(check, "run_jax", other)
     status, out = run(checkpoint, capsys)
     assert (status, out[-1]) == (1, "FAIL")
     assert out[2].split()[3:5] == ["number", "1"]
 
 
 def test_nan_fails(checkpoint, capsys, monkeypatch):
-    ours = compare.run_jax
+    ours = check.run_jax
 
     def broken(*args, **options):
         logits, tokens = ours(*args, **options)
@@ -90,7 +90,7 @@ def test_nan_fails(checkpoint, capsys, monkeypatch):
         logits[7] = np.nan
         return logits, tokens
 
-    monkeypatch.setattr(compare, "run_jax", broken)
+    monkeypatch.setattr(check, "run_jax", broken)
     status, out = run(checkpoint, capsys)
     assert (status, out[-1]) == (1, "FAIL")
     assert "nan nats, at token 8" in out[1]
@@ -101,19 +101,19 @@ def test_divergence():
     ours, theirs = rng.normal(0, 3, (2, 5, 7)).astype(np.float32)
     p, q = torch.tensor(ours).double().log_softmax(-1), torch.tensor(theirs).double().log_softmax(-1)
     want = torch.nn.functional.kl_div(p, q, log_target=True, reduction="none").sum(-1)
-    np.testing.assert_allclose(compare.divergence(ours, theirs), want, rtol=1e-9)
-    np.testing.assert_allclose(compare.divergence(ours, ours + 3), 0, atol=1e-6)
+    np.testing.assert_allclose(check.divergence(ours, theirs), want, rtol=1e-9)
+    np.testing.assert_allclose(check.divergence(ours, ours + 3), 0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "want"), [([1, 2], [1, 2], None), ([1, 3], [1, 2], 1), ([1], [1, 2], 1), ([0, 1], [5], 0)]
 )
 def test_first_difference(ours, theirs, want):
-    assert compare.first_difference(np.array(ours), np.array(theirs)) == want
+    assert check.first_difference(np.array(ours), np.array(theirs)) == want
 
 
 def test_sources_that_are_refused(tmp_path, capsys):
-    assert compare.main([str(tmp_path), "--against=transformers"]) == 1
+    assert check.main([str(tmp_path), "--against=transformers"]) == 1
     assert "has neither model.safetensors" in capsys.readouterr().err
-    assert compare.main([str(tmp_path), "--against=transformers", "--steps=0"]) == 1
+    assert check.main([str(tmp_path), "--against=transformers", "--max-new-tokens=0"]) == 1
     assert "must be at least 1" in capsys.readouterr().err
