@@ -22,6 +22,9 @@ from models.io.untrusted import parsing
 from models.nn.clip_config import clip_config
 from models.nn.clip_text import Clip
 
+# What benchmarks of LLaVA put behind a question, and CDPruner's code takes away before CLIP reads it.
+_ASKED_BRIEFLY = "\nAnswer the question using a single word or phrase."
+
 
 @jax.jit
 def _embed(clip: Clip, input_ids: jax.Array, attention_mask: jax.Array) -> jax.Array:
@@ -85,8 +88,9 @@ class Relevance:
     def __call__(self, questions: Sequence[str]) -> QuestionEmbeddings:
         """Embed questions.
 
-        A question longer than the tower's context is cut into pieces of that length between any two tokens, as in
-        CDPruner's code: only the first piece has the start token, and only the last one the end token.
+        As in CDPruner's code, a line "Answer the question using a single word or phrase." is left out, and a question
+        longer than the tower's context is cut into pieces of that length between any two tokens: only the first piece
+        has the start token, and only the last one the end token.
 
         Args:
           questions: one per row of the batch, without the chat template.
@@ -99,7 +103,8 @@ class Relevance:
         """
         if isinstance(questions, str) or not all(isinstance(question, str) for question in questions):
             raise TypeError(f"questions are {questions!r}; expected a sequence of strings, one per row")
-        ids = self.tokenizer(list(questions), verbose=False)["input_ids"]
+        asked = [question.replace(_ASKED_BRIEFLY, "") for question in questions]
+        ids = self.tokenizer(asked, verbose=False)["input_ids"]
         pieces, mask = cut(ids, self.clip.text_tower.config.context)
         rows, count, context = pieces.shape
         embedded = _embed(self.clip, pieces.reshape(-1, context), mask.reshape(-1, context))

@@ -125,6 +125,12 @@ class TestTextTower:
                 want = clip.get_text_features(ids, attention_mask=mask).pooler_output.numpy()
             np.testing.assert_allclose(got.texts[row, : len(want)], want, rtol=0, atol=2e-5)
 
+    def test_what_benchmarks_ask_for_is_left_out_as_in_the_official_code(self, asks):
+        brief = [question + "\nAnswer the question using a single word or phrase." for question in QUESTIONS]
+        np.testing.assert_array_equal(asks(brief).texts, asks(QUESTIONS).texts)
+        other = [question + " Answer the question using a single word or phrase." for question in QUESTIONS]
+        assert np.abs(np.asarray(asks(other).texts[:, 0]) - asks(QUESTIONS).texts[:, 0]).max() > 0.01
+
     @pytest.mark.parametrize("length", [1, CONTEXT, CONTEXT + 1, 2 * CONTEXT])
     def test_pieces(self, length):
         ids, mask = cut([list(range(1, length + 1)), [9]], CONTEXT)
