@@ -39,6 +39,7 @@ def vispruner(
 
     Source: VisPruner (arXiv 2412.01818, version 2 and later), as in its released code. That fails where an odd
     number of tokens is in line or a round would empty the even places; here a round takes at most half of the line.
+    Similarities that differ by rounding may stand in another order, and then all later rounds compare other tokens.
     """
     if not 0 <= important <= 1:
         raise ValueError(f"important must be a share in [0, 1], got {important}")
@@ -47,7 +48,8 @@ def vispruner(
     usable = tier == USABLE
     order = best_first(jnp.where(usable, class_attention, 0), tier)
     line = order[..., first:]
-    features = jnp.where(usable[..., None], tower_features.astype(jnp.float32), 0)
+    wide = tower_features.astype(jnp.promote_types(tower_features.dtype, jnp.float32))
+    features = jnp.where(usable[..., None], wide, 0)
     features = rows(features, line)
     live = jnp.maximum(usable.sum(-1, dtype=jnp.int32) - first, 0)
 
