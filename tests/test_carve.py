@@ -14,10 +14,10 @@ carve = jax.jit(tc.carve, static_argnames=STATIC)
 
 # (N, D, K, weight, number of inputs): odd and even K, N above and below D.
 CASES = [
-    (80, 96, 17, "0.5", 60),
-    (80, 48, 40, "0.3", 16),
-    (80, 128, 27, "1", 10),
-    (80, 96, 64, "0.5", 10),  # fewer than 1.5 K tokens exist
+    (80, 96, 17, "0.5", 20),
+    (80, 48, 40, "0.3", 8),
+    (80, 128, 27, "1", 6),
+    (80, 96, 64, "0.5", 6),  # fewer than 1.5 K tokens exist
     (576, 640, 128, "0.5", 5),
     (576, 256, 127, "0.25", 5),
     (576, 640, 64, "0", 3),

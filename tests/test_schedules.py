@@ -15,7 +15,7 @@ from tests.recomputed import recompute
 from tests.tiny import PATCHES, make_inputs, make_llava
 from tokencarve_jax import COMPRESSORS, Compressor, Selection
 
-NEW = 4
+NEW, LAYERS = 4, 4
 
 
 def joins(tokens, *, keep):
@@ -39,7 +39,7 @@ def cut(place, name, keep, **options):
 ONE, TWO = (1, 1), (2, 1)  # images of each row
 # Every choice of a cut is met here, alone or beside another; each costs seconds of compilation.
 SCHEDULES = {
-    "one-left": (ONE, (cut(1, "tokencarve", 15), cut(4, "tokencarve", 1))),
+    "one-left": (ONE, (cut(1, "tokencarve", 15), cut(3, "tokencarve", 1))),
     "two-mixed": (
         TWO,
         (cut(1, "fastv", 13, earlier="full"), cut(3, "tokencarve", 5, positions="renumbered")),
@@ -49,7 +49,7 @@ SCHEDULES = {
         (
             cut(1, "norm", 15, positions="renumbered", earlier="full"),
             cut(2, "tokencarve", 9),
-            cut(4, "fastv", 4, positions="renumbered", earlier="full"),
+            cut(3, "fastv", 4, positions="renumbered", earlier="full"),
         ),
     ),
     "image-full": (
@@ -83,8 +83,8 @@ def inputs(images):
 
 
 OFFICIAL = {
-    "pyramiddrop": (TWO, pyramiddrop_schedule(5, 2 * PATCHES)),
-    "sparsevlm": (TWO, sparsevlm_schedule(5, 2 * PATCHES, 28)),
+    "pyramiddrop": (TWO, pyramiddrop_schedule(LAYERS, 2 * PATCHES)),
+    "sparsevlm": (TWO, sparsevlm_schedule(LAYERS, 2 * PATCHES, 28)),
 }
 
 
@@ -127,7 +127,7 @@ def check(model, schedule, images, ids=None):
 
 @pytest.fixture(scope="module")
 def model():
-    return make_llava()
+    return make_llava(num_layers=LAYERS)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -160,12 +160,13 @@ def test_published_schedules_answer_as_the_reference_does(model, name):
 def test_with_a_sliding_window():
     first = cut(1, FASTV_MERGED, 13, positions="median", calibrated=True)
     then = cut(3, "tokencarve", 5, positions="renumbered", earlier="full")
-    check(make_llava(sliding_window=17), (first, then), ONE)
+    check(make_llava(sliding_window=17, num_layers=LAYERS), (first, then), ONE)
 
 
 def test_early_caches_are_full_only_where_the_cut_says_so(model):
     prompt = model.prompt(*inputs((1, 1)))
     size = prompt.input_ids.shape[1]
-    for earlier, want in (("full", [size, size, *[size - PATCHES + 6] * 3]), ("gathered", [size - PATCHES + 6] * 5)):
+    short = size - PATCHES + 6
+    for earlier, want in (("full", [size, size, short, short]), ("gathered", [short] * LAYERS)):
         prefilled = model.prefill(prompt, carve=(cut(2, "fastv", 6, earlier=earlier),))
         assert [key.shape[-2] for key, _ in prefilled.cache.layers] == want
