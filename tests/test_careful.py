@@ -110,9 +110,26 @@ EXPLICIT = """
             np.testing.assert_array_equal(carved.indices, plain.indices)
             np.testing.assert_allclose(carved.tokens, plain.tokens, rtol=1e-5, atol=1e-6)
             assert len(carved.tokens.sharding.device_set) == 4
+        places = jnp.arange(4, 144) + jnp.zeros((8, 1), int)
+        places = jax.device_put(places, P("data"))
+        cut = jax.jit(lambda *a: tc.compress_sequence(*a, "fastv", keep=30, query_attention=split[1]))(split[0], places)
+        short = cut.shorten(split[0], axis=1, room=2)
+    for name in ("fastv", "divprune", "pooling", "random"):
+        method, told = tc.COMPRESSORS[name], {"key": jax.random.key(0), "query_attention": attention}
+        told = {kind: told[kind] for kind in method.evidence if kind in told}
+        want = method(tc.Tokens.of(tokens), keep=30, **told)
+        with jax.set_mesh(mesh):
+            if "query_attention" in told:
+                told["query_attention"] = split[1]
+            left = method(tc.Tokens.of(split[0]), keep=30, **told)
+        np.testing.assert_array_equal(left.indices, want.indices)
+        np.testing.assert_allclose(left.tokens.values, want.tokens.values, rtol=1e-5, atol=1e-6)
+    want = tc.compress_sequence(tokens, np.arange(4, 144), "fastv", keep=30, query_attention=attention)
+    np.testing.assert_array_equal(cut.kept, want.kept)
+    assert short.shape == (8, 42, 140) and len(short.sharding.device_set) == 4
     print("explicit over", jax.device_count())
 """
 
 
-def test_carve_under_a_mesh_with_explicit_axes():
+def test_methods_under_a_mesh_with_explicit_axes():
     assert "explicit over 4" in on_devices(4, textwrap.dedent(EXPLICIT))

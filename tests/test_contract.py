@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests.contract import ROWS, K, keep, limits
 from tokencarve_jax import EVIDENCE, check
@@ -190,6 +191,23 @@ def test_gradients_are_finite(name):
     gradients = np.asarray(gradient(of.tokens, of.told))
     assert np.isfinite(gradients).all()
     assert (gradients[0, 0] != 0).any()
+
+
+@every_row
+def test_it_takes_arrays_whose_split_is_part_of_their_type(name):
+    """On a mesh with explicit axes: what is left is split as its tokens were. That values stay: test_careful.py."""
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+
+    def split(array):
+        spec = PartitionSpec() if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else PartitionSpec("data")
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
+
+    told = dict(batch(name).told)
+    fixed = {"projector": told.pop("projector")} if "projector" in told else {}
+    with jax.set_mesh(mesh):
+        abstract = jax.tree.map(lambda array: split(jnp.asarray(array)), (batch(name).tokens, told))
+        left = jax.eval_shape(lambda tokens, told: ROWS[name](tokens, keep=keep(name), **told, **fixed), *abstract)
+    assert {array.sharding.spec[0] for array in jax.tree.leaves(left)} == {"data"}
 
 
 @every_row

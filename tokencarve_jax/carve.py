@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from tokencarve_jax.attention import remove_trend
 from tokencarve_jax.budget import Budget, describe, plan, static_number
-from tokencarve_jax.promotion import usual_promotion
+from tokencarve_jax.promotion import on_any_mesh, usual_promotion
 from tokencarve_jax.scores.information import DEFAULT, ROUTES, check_method, to_unit_scale
 from tokencarve_jax.scores.ranking import USABLE, best_first, fuse_ranks, tiers
 from tokencarve_jax.scores.similarity import cosine
@@ -135,10 +135,7 @@ def carve(
     compiled = functools.partial(
         _carve, budget=budget, attention_weight=float(weight), information=information, debias=bool(debias)
     )
-    if jax.sharding.get_abstract_mesh().explicit_axes:  # leading dimensions stay where they are
-        along = jax.sharding.PartitionSpec(*jax.typeof(tokens).sharding.spec[:-2])
-        compiled = jax.sharding.auto_axes(compiled, out_sharding=along)
-    return compiled(tokens, attention, features, valid)
+    return on_any_mesh(compiled, tokens)(tokens, attention, features, valid)
 
 
 class Scores(NamedTuple):

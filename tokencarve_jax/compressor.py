@@ -13,7 +13,7 @@ import numpy as np
 
 from tokencarve_jax.budget import plan
 from tokencarve_jax.merging import merge_rest
-from tokencarve_jax.promotion import usual_promotion
+from tokencarve_jax.promotion import on_any_mesh, usual_promotion
 from tokencarve_jax.scores.ranking import USABLE, tiers
 from tokencarve_jax.tokens import Compressed, Selection, Tokens, gather
 
@@ -183,7 +183,8 @@ class Compressor:
         if kept == tokens.shape[-1]:
             every = jnp.broadcast_to(jnp.arange(kept, dtype=jnp.int32), tokens.shape)
             return Compressed(tokens, every, every)
-        return _compress(self, tokens, told, keep=kept)
+        compress = functools.partial(_compress, self, keep=kept)
+        return on_any_mesh(compress, tokens.values)(tokens, told)
 
     def _checked(self, tokens: Tokens, evidence: dict[str, Any]) -> dict[str, Any]:
         if unknown := [name for name in evidence if name not in self.evidence]:
