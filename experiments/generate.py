@@ -27,14 +27,16 @@ from experiments.core import cli, loading, methods, preprocessing, schedules
 from experiments.core.memory import Request, check_request
 from experiments.core.results import format_bytes, format_seconds
 from experiments.data.image_files import open_image
+from experiments.evaluation.cells import check_blocks
 from experiments.metrics.latency import timed
 from experiments.reports import pictures
 from models.engine.decode import DECODE_CAPACITY_BUCKET, DecodeConfig, finish
 from models.engine.plan import Carve, has_budgets_per_image, parse, resolve
-from models.engine.prompt import round_up
-from models.errors import CommandError
+from models.engine.prompt import BUCKET, round_up
+from models.errors import CommandError, ConfigError
 from models.io.untrusted import file_problem
 
+_LATER_BUCKET = 8 * BUCKET  # of a conversation's later prompts, which grow: it would compile at almost every question
 _EXAMPLES = r"""examples:
   python -m experiments.generate --image=experiments/gallery/scene.png --prompt="What number is on the blue card?"
                                                           a scene that the shipped model has learnt to read
@@ -78,8 +80,9 @@ def _generate(flags: argparse.Namespace, carve: Carve) -> None:
         schedule = parse(carve, num_layers=llava.config.text.num_layers)
         prompt = llava.prompt(**inputs.named, per_image=has_budgets_per_image(schedule))
         check_request(llava, inputs, most)
-        visual_slots = prompt.visual_slots.shape[1]
-        methods.check_evidence(resolve(schedule, visual_slots, images=prompt.images).cuts, clip=checkpoint.clip)
+        cuts = resolve(schedule, prompt.visual_slots.shape[1], images=prompt.images).cuts
+        check_blocks(llava.config, cuts)
+        methods.check_evidence(cuts, clip=checkpoint.clip)
     except ValueError as error:
         raise CommandError(str(error)) from error
 
@@ -165,8 +168,9 @@ class Conversation:
         turns = [*self.turns, {"role": "user", "content": content}]
         inputs = checkpoint.encode_turns([self._images], [turns])
         check_request(checkpoint.llava, inputs, self._max_new_tokens)
+        bucket = _LATER_BUCKET if self.turns else BUCKET
         stream = checkpoint.llava.stream(
-            **inputs.named, chunk=1, carve=self._carve, max_new_tokens=self._max_new_tokens
+            **inputs.named, chunk=1, carve=self._carve, max_new_tokens=self._max_new_tokens, bucket=bucket
         )
         tokens, printed = np.zeros((1, 0), np.int32), ""
         for new in stream:
@@ -199,7 +203,7 @@ def _chat(flags: argparse.Namespace, carve: Carve) -> None:
                 for piece in conversation.ask(question):
                     print(piece, end="", flush=True)
                 print(flush=True)
-            except CommandError as error:  # the line is refused; the conversation goes on
+            except (CommandError, ConfigError) as error:  # the line is refused; the conversation goes on
                 print(cli.one_line(error), file=sys.stderr, flush=True)
     except ValueError as error:
         raise CommandError(str(error)) from error

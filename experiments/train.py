@@ -13,6 +13,7 @@ if __name__ == "__main__":
     interrupts.end_at_once_while_importing()
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -51,6 +52,8 @@ def train(*, work: Path, dest: Path, pool: int, questions: int, seed: int, facto
     largest = max(stage.batch for stage in STAGES)
     if pool < largest:
         raise CommandError(f"--pool {pool}: a step takes {largest} different scenes; pass at least that many")
+    with own_folder(dest):  # what would fail at the end fails now
+        pass
     with own_folder(work):
         model = _train(work, pool, questions, seed, factor)
     with own_folder(dest):
@@ -102,6 +105,14 @@ def write_model(model: Llava, dest: Path) -> None:
     save_processor(dest)
 
 
+def _factor(text: str) -> float:
+    """Read a number above 0 and up to 1,000."""
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) <= 1000:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1000")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the flags, train, and print what went wrong in one line."""
     parser = cli.Parser(prog="python -m experiments.train", description=__doc__, epilog=_EXAMPLES)
@@ -125,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", type=cli.positive, default=24, help="per image and step (default: %(default)s)")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of everything that is drawn (default: %(default)s)")
     parser.add_argument(
-        "--factor", type=float, default=1.0, help="times the steps of every stage; 2 trains twice as long"
+        "--factor", type=_factor, default=1.0, help="times the steps of every stage; 2 trains twice as long"
     )
 
     def body(flags: argparse.Namespace) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import os
 import select
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -40,9 +42,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse, but refuse flags by an earlier name, and `--flag=--`, which argparse reads as an empty list."""
+        """As argparse, but refuse flags by an earlier name, NUL, and `--flag=--`, which argparse reads as an empty list."""
         known = self._option_string_actions
         for given in sys.argv[1:] if args is None else args:
+            if "\0" in given:  # a system has none in its command lines, and no path can hold one
+                self.error(f"{given!r} holds a NUL character")
             name = given.partition("=")[0]
             if name not in known and (new := RENAMED.get(name)) in known:
                 self.error(f"argument {name}: it is called {new} now")
@@ -66,6 +70,27 @@ def _check_addresses() -> None:
                 f"addresses are limited to {soft / 2**30:.1f} GiB (ulimit -v), and JAX alone takes more than 2; "
                 f"allow {_ADDRESSES / 2**30:.0f} GiB or more"
             )
+
+
+@functools.cache
+def _check_xla_flags(flags: str | None) -> None:
+    """Raise CommandError if XLA does not know its flags: it would end the process, so that another one has to try."""
+    if flags:
+        parse = "from jaxlib import xla_client; xla_client.CompileOptions()"
+        tried = subprocess.run([sys.executable, "-c", parse], capture_output=True, text=True, errors="replace")
+        if tried.returncode < 0:
+            said = tried.stderr.strip().rpartition("\n")[2].rpartition("] ")[2]
+            raise CommandError(f"XLA does not take XLA_FLAGS={flags}: {said}")
+
+
+def _missing_platform() -> str:
+    """What is wrong with JAX_PLATFORMS; "" where JAX finds devices."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):
+        named = os.environ.get("JAX_PLATFORMS")
+        return f"JAX finds none of the devices that JAX_PLATFORMS={named} asks for; unset it, or install what they need"
+    return ""
 
 
 def _flush() -> None:
@@ -125,13 +150,15 @@ def run(
     flags = parser.parse_args(argv)
     # One of these warns that PyTorch is missing, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    last_word = f"\n{parser.prog}: {interrupted}\n"
     if keep_compiled:
         compiled.keep_on_disk()
     else:
         jax.config.update("jax_enable_compilation_cache", False)
     try:
-        with interrupts.redeliver():
+        with interrupts.redeliver(last_word):
             _check_addresses()
+            _check_xla_flags(os.environ.get("XLA_FLAGS"))
             status = body(flags) or 0
             _flush()
             return status
@@ -142,11 +169,13 @@ def run(
             return 128 + signal.SIGPIPE  # as a shell's own commands end in front of `head`
         print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
         return 1
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except (MemoryError, AssertionError, RuntimeError) as error:  # JAX's own are RuntimeErrors
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            problem = "out of memory; ask for less at a time"
+        elif not (problem := _missing_platform()):
             raise
-        print(f"{parser.prog}: error: out of memory; ask for less at a time", file=sys.stderr)
+        print(f"{parser.prog}: error: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\n{parser.prog}: {interrupted}", file=sys.stderr)
+        print(last_word, end="", file=sys.stderr)
         return 130

@@ -38,6 +38,7 @@ from models.io import hashes, hub, orbax
 from models.io.safetensors_writer import write_safetensors
 from models.io.shards import open_folder
 from models.io.table import MAPPING, abstract_model, dotted, key_of, read_weights, variables_of
+from models.io.untrusted import check_file
 from models.io.writing import only_writer
 
 _EXAMPLES = """examples:
@@ -95,14 +96,13 @@ def _copy_small_files(source: Path, dest: Path) -> list[Path]:
     Raises:
       CommandError: one is a link out of the checkpoint, which could point to any file of this machine.
     """
-    inside = [source.resolve()]
+    inside = [source]
     if source.parent.name == "snapshots":  # the hub's cache: links to the files of all revisions
         inside.append(source.resolve().parents[1] / "blobs")
     found = [path for pattern in hub.SMALL_FILES for path in sorted(source.glob(pattern)) if path.is_file()]
     small = [path for path in found if path.name != orbax.MANIFEST and ".safetensors" not in path.name]
     for path in small:
-        if not any(path.resolve().is_relative_to(folder) for folder in inside):
-            raise CommandError(f"{path} is a link out of the checkpoint; put the file itself there")
+        check_file(path, CommandError, inside=inside)
         shutil.copyfile(path, dest / path.name)
     return small
 

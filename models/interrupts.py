@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -29,18 +30,23 @@ def _end(number: int, frame: Any) -> None:
 
 
 @contextlib.contextmanager
-def redeliver() -> Iterator[None]:
+def redeliver(said: str = "") -> Iterator[None]:
     """Have Ctrl-C raise KeyboardInterrupt, and send it again where Python dropped it.
 
     Python prints and forgets an exception from a callback of the garbage collector or from a finalizer. JAX has such a
     callback, which runs often: without this, about one interrupt in twenty would be ignored.
+
+    In a program (see `end_at_once_while_importing`), a second Ctrl-C ends the process at once and says `said`, whatever
+    it hits: cleaning up may take seconds, and an exception in the middle of it would show.
     """
-    if signal.getsignal(signal.SIGINT) is _end:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if program := signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, _First(said.encode(errors="replace")))
     before = sys.unraisablehook
 
     def hook(dropped: Any) -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt):
+            if isinstance(handler := signal.getsignal(signal.SIGINT), _Again):
+                signal.signal(signal.SIGINT, handler.first)
             threading.Timer(_AGAIN_S, os.kill, (os.getpid(), signal.SIGINT)).start()
         else:
             before(dropped)
@@ -49,7 +55,31 @@ def redeliver() -> Iterator[None]:
     try:
         yield
     finally:
+        if program:  # what the caller says now is the last word, also while Python and XLA shut down
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.unraisablehook = before
+
+
+@dataclasses.dataclass(frozen=True)
+class _First:
+    """Handles the first Ctrl-C of a program, which says `said` in the end."""
+
+    said: bytes
+
+    def __call__(self, number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, _Again(self))
+        raise KeyboardInterrupt
+
+
+@dataclasses.dataclass(frozen=True)
+class _Again:
+    """Handles the second."""
+
+    first: _First
+
+    def __call__(self, number: int, frame: Any) -> None:
+        os.write(2, self.first.said)
+        os._exit(130)
 
 
 @contextlib.contextmanager
@@ -60,7 +90,8 @@ def defer() -> Iterator[None]:
     Does nothing outside the main thread, or where Ctrl-C does not raise KeyboardInterrupt.
     """
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+    raises = before is signal.default_int_handler or isinstance(before, _First)
+    if not raises or threading.current_thread() is not threading.main_thread():
         yield
         return
     came = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 
 from models.config import Fields
 from models.errors import CommandError
+from models.io.hub import transformers
 from models.io.untrusted import file_problem, limited, parsing, read_json
 
 _FILES = (
@@ -22,6 +25,13 @@ _FILES = (
     "preprocessor_config.json",
     "chat_template.json",
 )
+# transformers has hundreds of others, of which some ask the hub, and some take gigabytes for a small image.
+_TYPES = {
+    "processor_class": "Llava(Next)?Processor",
+    "image_processor_type": "(CLIP|Llava|LlavaNext)(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
+    "feature_extractor_type": "(CLIP|Llava|LlavaNext)(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
+}
+_MOST_TILES = 2**6
 TEMPLATE = "chat_template.jinja"
 TEMPLATE_S, TEMPLATE_BYTES = 1.0, 2**27  # a template takes milliseconds
 _MOST_PIXELS = 2**13  # along a side, as for a tower
@@ -36,15 +46,12 @@ def load_processor(folder: Path) -> Any:
     Raises:
       CommandError: there is none that can be loaded and used; names the file.
     """
-    # Imported here: it takes a second or more that `--help` should not wait for.
-    from transformers import AutoProcessor
-
     _check_files(folder)
     local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
         with parsing(folder, CommandError):
             # Pillow's resizing, also where torchvision is installed: the same pixels on every machine.
-            processor = AutoProcessor.from_pretrained(folder, backend="pil", **local)
+            processor = transformers().AutoProcessor.from_pretrained(folder, backend="pil", **local)
     except CommandError as error:
         where, cause = _culprit(folder, local), str(error).removeprefix(f"{folder} cannot be read ")
         raise CommandError(f"{folder} has no processor that can be loaded: {where} {cause}") from error
@@ -75,23 +82,26 @@ def render(processor: Any, turns: list[dict[str, Any]], where: object = TEMPLATE
 
 
 def _check_files(folder: Path) -> None:
-    """Raise CommandError for a file that is there, but not a regular file or not a JSON object."""
+    """Raise CommandError for a file that is no regular file, no JSON object, or names a type not in `_TYPES`."""
     for path in (folder / name for name in (*_FILES, TEMPLATE)):
         if not os.path.lexists(path):
             continue
         if path.suffix == ".json":
-            read_json(path, CommandError)
+            found = read_json(path, CommandError)
+            nested = found.get("image_processor")
+            for part in (found, nested if isinstance(nested, dict) else {}):
+                for field in part.keys() & _TYPES.keys():
+                    if part[field] is not None and not re.fullmatch(_TYPES[field], str(part[field])):
+                        raise CommandError(f"{path}: {field} is {part[field]!r}, which no supported model has")
         elif problem := file_problem(path):
             raise CommandError(f"{path} {problem}")
 
 
 def _culprit(folder: Path, local: Mapping[str, Any]) -> str:
     """The files of the part that fails by itself."""
-    from transformers import AutoTokenizer
-
     try:
         with parsing(folder, CommandError):
-            AutoTokenizer.from_pretrained(folder, **local)
+            transformers().AutoTokenizer.from_pretrained(folder, **local)
     except CommandError:
         names: tuple[str, ...] = _FILES[:4]
     else:
@@ -112,6 +122,11 @@ def _check_sizes(folder: Path, processor: Any) -> None:
         for key in sizes:
             fields.whole(key, 1, _MOST_PIXELS)
         problems += fields.problems
+    if (pinpoints := getattr(images, "image_grid_pinpoints", None)) and not problems:
+        with parsing(folder, CommandError, "has a processor with image_grid_pinpoints that cannot be used"):
+            side = min(value for value in dict(images.crop_size or images.size).values() if value)
+            if max(math.prod(pair) for pair in pinpoints) > _MOST_TILES * side**2:
+                problems.append(f"image_grid_pinpoints make more than {_MOST_TILES} tiles of {side} x {side}")
     fields = Fields(processor)
     if fields.get("patch_size") is not None:
         fields.whole("patch_size", 1, _MOST_PIXELS)

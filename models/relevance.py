@@ -16,7 +16,7 @@ import numpy as np
 from models.engine.relevance import QuestionEmbeddings, check_tower
 from models.errors import ConfigError
 from models.families.tables import clip_table
-from models.io.hub import find_checkpoint, read_hf_config
+from models.io.hub import find_checkpoint, read_hf_config, transformers
 from models.io.table import abstract_model, load_weights
 from models.io.untrusted import parsing
 from models.nn.clip_config import clip_config
@@ -66,14 +66,14 @@ class Relevance:
           CheckpointError: weights are missing, surplus, damaged or of the wrong shape; it lists them all.
           FileNotFoundError: `source` is neither a folder nor a model id that the hub has.
         """
-        from transformers import AutoTokenizer  # here, because it takes a second that `--help` should not wait for
-
         folder = find_checkpoint(source, revision=revision)
         config = clip_config(read_hf_config(folder)[0])
         abstract = abstract_model(lambda rngs: Clip(config, dtype=dtype, rngs=rngs))
         clip = load_weights(abstract, folder, clip_table(), dtype=dtype)
         with parsing(folder, ConfigError, "has no tokenizer that can be loaded"):
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            tokenizer = transformers().AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
         if len(tokenizer) != config.text.vocab_size:  # transformers makes an empty one up where files are missing
             raise ConfigError(
                 f"{folder}: its tokenizer has {len(tokenizer)} tokens, and its model knows {config.text.vocab_size}; "

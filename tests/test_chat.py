@@ -1,6 +1,7 @@
 """`experiments.generate --chat`: conversations through the checkpoint's own chat template, streaming."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,7 +138,8 @@ def test_the_checkpoints_own_template_and_placeholders(template, want):
         {"role": "user", "content": [{"type": "text", "text": "and?"}]},
     ]
     images = [np.zeros((40, 80, 3), np.uint8), np.zeros((70, 60, 3), np.uint8)]
-    inputs = loading.Checkpoint(None, None, processor).encode_turns([images], [turns])
+    llava = SimpleNamespace(config=SimpleNamespace(text=SimpleNamespace(max_positions=999)))
+    inputs = loading.Checkpoint(None, llava, processor).encode_turns([images], [turns])
     assert seen == [want]
     assert inputs.image_sizes.tolist() == [[40, 80], [70, 60]]
     assert (inputs.input_ids == processor.image_token_id).sum() == (16 + 4 * 9) + (16 + 8 * 7)

@@ -101,7 +101,7 @@ def test_other_links_are_refused(source, tmp_path, capsys):
     folder, dest = shutil.copytree(source, tmp_path / "hf"), tmp_path / "dest"
     (tmp_path / "secret").write_text("{}")
     (folder / "extra.json").symlink_to(tmp_path / "secret")
-    assert "extra.json is a link out of the checkpoint" in fails([folder, dest], capsys, dest)
+    assert "extra.json is a link out of" in fails([folder, dest], capsys, dest)
 
 
 def test_back_to_safetensors_that_transformers_loads(converted, tmp_path, monkeypatch):
@@ -172,7 +172,7 @@ DAMAGES = {
     "NaN": (f"{WEIGHT}/0.0", lambda path: path.write_bytes(b"\xff" * path.stat().st_size), "holds NaN or infinity"),
     "no JSON": ("conversion.json", lambda path: path.write_text("{"), "cannot be read"),
     "deep JSON": ("conversion.json", lambda path: path.write_text(DEEP), "cannot be read"),
-    "no mapping": ("conversion.json", lambda path: path.write_text("{}"), "cannot be read"),
+    "no mapping": ("conversion.json", lambda path: path.write_text("{}"), "mapping None"),
     "another mapping": ("conversion.json", lambda path: path.write_text('{"mapping": 0}'), "Convert it again"),
     "no dtype": ("conversion.json", lambda path: path.write_text('{"mapping": 1}'), "has dtype None; expected float32"),
 }

@@ -31,7 +31,11 @@ LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # `models.from_pretrained` is the package's facade: it looks `models.auto` up when it is called.
 FACADES = {("models", "models.auto")}
 # Which device a program is for is decided outside of it: by the model for its caller, and by commands.
-MAY_ASK = {("models/engine/model.py", "_target"), ("models/io/orbax.py", "restore")}
+MAY_ASK = {
+    ("models/engine/model.py", "_target"),
+    ("models/io/orbax.py", "restore"),
+    ("models/cli.py", "_missing_platform"),
+}
 ASKS = {"devices", "local_devices", "default_backend", "local_device_count", "device_count"}
 FLOOR_ONE = {"jax", "numpy", "tokencarve_jax"}
 

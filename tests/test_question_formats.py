@@ -50,7 +50,7 @@ class TestBadInput:
         ("changes", "said"),
         [
             (["--answers=noend"], "ends in .jsonl"),
-            (["--questions=nowhere.jsonl"], "nowhere.jsonl: No such file"),
+            (["--questions=nowhere.jsonl"], "nowhere.jsonl does not exist"),
             (["--questions=nowhere.xlsx"], "ends in .jsonl, .json, .tsv"),
             (["--images=nowhere"], "nowhere: no such folder of images"),
             (["--image-aspect-ratio=crop", "--border=drop"], "'drop' is for padded images; here they are 'crop'"),

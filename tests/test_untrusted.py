@@ -1,5 +1,7 @@
 """The guards around files and parsers of others."""
 
+import contextlib
+import gc
 import logging
 import os
 import sys
@@ -7,7 +9,7 @@ import warnings
 
 import pytest
 
-from models.io.untrusted import file_problem, limited, parsing
+from models.io.untrusted import file_problem, limited, parsing, read_bytes
 
 
 class Refused(Exception):
@@ -82,6 +84,33 @@ def test_time_is_limited_and_then_is_not():
     with pytest.raises(TimeoutError, match=r"took more than 0\.05 s"), limited(0.05, 2**28):
         spin()
     sum(range(3_000_000))  # nothing rings any more
+
+
+def test_time_is_limited_also_where_it_runs_out_in_the_garbage_collector(capsys):
+    """Python forgets an exception from there: a timer that rings once would leave the body without a limit."""
+
+    def callback(phase, info):
+        with contextlib.suppress(ValueError):
+            gc.callbacks.remove(callback)
+        spin()
+
+    gc.callbacks.append(callback)
+    with pytest.raises(TimeoutError), limited(0.05, 2**28):
+        gc.collect()
+        spin()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_is_regular_small_and_inside(tmp_path):
+    inside, outside = tmp_path / "inside", tmp_path / "secret"
+    inside.mkdir()
+    outside.write_bytes(b"abc")
+    (inside / "link").symlink_to(outside)
+    with pytest.raises(Refused, match="is a link out of"):
+        read_bytes(inside / "link", Refused, inside=[inside])
+    with pytest.raises(Refused, match="has 3 bytes; at most 2 are read"):
+        read_bytes(outside, Refused, most=2)
+    assert read_bytes(inside / "link", Refused, inside=[inside, tmp_path]) == b"abc"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")

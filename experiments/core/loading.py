@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -133,6 +134,17 @@ class Checkpoint:
         """How its images become squares, see `experiments.core.preprocessing`."""
         return preprocessing.aspect_ratio_of(self.processor.image_processor)
 
+    def check_length(self, text: str) -> None:
+        """Raise CommandError, without the minute that tokens take, for what has too many characters to fit."""
+        context = self.llava.config.text.max_positions
+        if (least := len(text) // self._longest_token) > context:
+            raise CommandError(f"its prompt has at least {least} tokens; the model's context is {context}")
+
+    @functools.cached_property
+    def _longest_token(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self.processor.tokenizer.get_vocab()))
+
     def _check_texts(self, turns: list[dict[str, Any]]) -> None:
         """Raise CommandError where what the user says is not text, or holds an image's placeholder."""
         placeholder = getattr(self.processor, "image_token", None)
@@ -140,6 +152,7 @@ class Checkpoint:
             text = part.get("text", "")
             if not_utf8(text):
                 raise CommandError(f"what is asked is not UTF-8: {text!r}")
+            self.check_length(text)
             if placeholder and placeholder in text:
                 raise CommandError(f"what is asked holds {placeholder}, which stands for an image; leave it out")
 
@@ -200,7 +213,7 @@ def load(
     try:
         inputs = checkpoint.encode([[np.zeros((8, 8, 3), np.uint8)]], ["What is this?"])
         checkpoint.llava.prompt(**inputs.named)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # what it gives is not what the model takes
         raise CommandError(f"{folder}: its processor does not fit its model: {error}") from error
     if clip is None:
         return checkpoint

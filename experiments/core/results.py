@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from models.errors import CommandError
+from models.io.untrusted import check_file
 from models.io.writing import replacing
 
 _PACKAGES = ("tokencarve_jax", "jax", "jaxlib", "flax", "transformers", "numpy", "pillow")
@@ -157,17 +158,18 @@ def check_kind(out: Path, *kinds: str) -> None:
       CommandError: what is there is of none of the `kinds`.
     """
     for path in (out / name for name in _KEPT):
-        if path.exists() and (found := _kind(path)) not in ("", *kinds):
+        if os.path.lexists(path) and (found := _kind(path)) not in ("", *kinds):
             raise CommandError(f"{out} holds results of the kind {found!r}, not {kinds[0]!r}; pass another --out")
 
 
 def _kind(path: Path) -> str:
-    """What a file says; "" where it says nothing that can be read."""
+    """What a file says; "" where it says nothing that can be read. CommandError as `check_file`."""
+    check_file(path, CommandError, most=2**31)
     try:
         with path.open(encoding="utf-8") as file:
             value = json.load(file) if path.suffix == ".json" else json.loads(file.readline())["settings"]
         return str(value.get("kind", ""))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return ""
 
 

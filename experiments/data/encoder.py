@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from experiments.core.config import PromptConfig
 from experiments.core.loading import Checkpoint, Inputs
-from experiments.data.questions import Readable, Sample
+from experiments.data.questions import Readable, Sample, without
 from models.engine.plan import TOWER, Schedule
 from models.errors import CommandError, one_line
 from models.processor import render
@@ -87,6 +87,7 @@ class Encoder:
             found.batches.append((list(samples), inputs, most))
 
     def _fitting(self, sample: Sample) -> Sample:
+        self._checkpoint.check_length(sample.text)
         tokens = len(self._checkpoint.processor.tokenizer(self._prompt(sample), verbose=False)["input_ids"])
         tokens += len(sample.images) * (self._checkpoint.llava.config.tokens_per_image - 1)
         if tokens > self._context:
@@ -104,9 +105,8 @@ class Encoder:
         )
 
     def _prompt(self, sample: Sample) -> str:
-        placeholder, text = self._checkpoint.processor.image_token, sample.text
-        while placeholder in text:
-            text = text.replace(placeholder, "")
+        placeholder = self._checkpoint.processor.image_token
+        text = without(sample.text, placeholder)
         if self._template:
             return self._template.format(images=f"{placeholder}\n" * len(sample.images), text=text)
         content = [*[{"type": "image"}] * len(sample.images), {"type": "text", "text": text}]

@@ -19,13 +19,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.data.questions import without
 from models.errors import CommandError
+from models.io.untrusted import read_bytes
 
 PLACEHOLDER = "<image>"
 LETTER = "Answer with the option's letter from the given choices directly."
 OPTIONS = ("A", "B", "C", "D")
 SHORT, LONG = 128, 1024  # max_new_tokens of LLaVA's loader, and of its other scripts
 _MOST_FIELD = 1 << 28  # characters of a TSV's field: images of 200 MB
+_MOST_BYTES = 2**31  # of a file, which is held whole
 _MISSING = ("", "nan", "none")  # what pandas, and so LLaVA, reads as no value
 
 
@@ -63,7 +66,7 @@ def read(path: Path) -> File:
         raise CommandError(f"{path}: a question file ends in {', '.join(_READERS)}")
     reader, tokens = _READERS[path.suffix]
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, CommandError, most=_MOST_BYTES)
         rows = list(reader(content))
     except OSError as error:
         raise CommandError(f"{path}: {error.strerror or error}") from error
@@ -106,13 +109,6 @@ def _text(row: Mapping[str, Any], name: str, *, optional: bool = False) -> str:
     return value
 
 
-def _without_placeholders(text: str) -> str:
-    """Text alone, also where taking one placeholder out makes another."""
-    while PLACEHOLDER in text:
-        text = text.replace(PLACEHOLDER, "")
-    return text
-
-
 def _jsonl(content: bytes) -> Iterator[Row]:
     for line, text in enumerate(content.split(b"\n"), 1):
         if not text.strip():
@@ -126,7 +122,7 @@ def _jsonl(content: bytes) -> Iterator[Row]:
 
 
 def _jsonl_row(row: dict[str, Any]) -> Row:
-    text = _without_placeholders(_text(row, "text"))
+    text = without(_text(row, "text"), PLACEHOLDER)
     answer = None if row.get("answer") is None else _text(row, "answer")
     return Row(0, text=text, image=_text(row, "image", optional=True) or None, prompt=text, answer=answer)
 
@@ -143,7 +139,7 @@ def _science_row(row: dict[str, Any]) -> Row:
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns or not isinstance(turns[0], dict):
         raise _Problem("conversations has no first turn")
-    text = _without_placeholders(_text(turns[0], "value")).strip()
+    text = without(_text(turns[0], "value"), PLACEHOLDER).strip()
     text, image = f"{text}\n{LETTER}", _text(row, "image", optional=True) or None
     return Row(0, text=text, image=image, prompt=text if image is None else f"{PLACEHOLDER}\n{text}")
 
@@ -183,7 +179,7 @@ def _there(value: Any) -> Any:
 def _mmbench_row(row: dict[str, Any]) -> Row:
     _text(row, "question")
     text, options = mmbench_question(row)
-    text = _without_placeholders(text)
+    text = without(text, PLACEHOLDER)
     extra = {"options": options, "option_char": list(OPTIONS[: len(options)])}
     return Row(
         0,

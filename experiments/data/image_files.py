@@ -7,6 +7,7 @@ import io
 import warnings
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from models.errors import CommandError
@@ -36,8 +37,8 @@ def open_image(source: Path | bytes, name: str | None = None, *, upright: bool =
       The image, in memory.
 
     Raises:
-      CommandError: no file, no image that Pillow reads whole, more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, or a side
-        more than `MAX_ASPECT` times the other.
+      CommandError: no file, no image that Pillow reads whole, more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, a side
+        more than `MAX_ASPECT` times the other, or numbers beyond 16 bits.
     """
     name = str(source if isinstance(source, Path) else "image") if name is None else name
     if isinstance(source, Path) and (problem := file_problem(source)):
@@ -51,8 +52,25 @@ def open_image(source: Path | bytes, name: str | None = None, *, upright: bool =
                     raise CommandError(
                         f"{name} is {width} x {height} pixels; one side may be {MAX_ASPECT} of the other"
                     )
-                return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+                turned = ImageOps.exif_transpose(image) if upright else image
+                return _eight_bits(turned, image.format, name).convert("RGB")
         except Image.UnidentifiedImageError:
             raise CommandError(f"{name} cannot be read as an image (unknown format)") from None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise CommandError(f"{name} has more than {Image.MAX_IMAGE_PIXELS} pixels; make it smaller") from None
+
+
+def _eight_bits(image: Image.Image, kind: str | None, name: str) -> Image.Image:
+    """The image itself, or its high bytes where it has 16 bits, as Pillow does it for colours by itself.
+
+    Raises:
+      CommandError: its 32-bit numbers have no range that is known: Pillow would clip them to white or to black.
+    """
+    if image.mode.startswith("I;16") or (image.mode, kind) == ("I", "PNG"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        array = np.asarray(image)
+        low, high = array.min(), array.max()
+        if not (0 <= low <= high <= 255) or (image.mode == "F" and 0 < high <= 1):
+            raise CommandError(f"{name} has 32-bit numbers from {low:g} to {high:g}; save it with 8 or 16 bits")
+    return image

@@ -102,6 +102,18 @@ class QuestionSource(Protocol):
         """The questions; CommandError where there are none that can be read."""
 
 
+def without(text: str, placeholder: str) -> str:
+    """Text without a placeholder, also where taking one out makes another; in one pass, however many there are."""
+    if placeholder not in text:
+        return text
+    left, end = list[str](), list(placeholder)
+    for character in text:
+        left.append(character)
+        if character == end[-1] and left[-len(end) :] == end:
+            del left[-len(end) :]
+    return "".join(left)
+
+
 def alike(lengths: Mapping[int, int], size: int) -> list[list[int]]:
     """Questions in batches of similar length, in which a batch is as long as its longest prompt.
 

@@ -30,10 +30,15 @@ class Cell:
         depth, visual = config.text.num_layers, config.tokens_per_image
         schedule = parse(schedule, num_layers=depth)
         cuts = resolve(schedule, visual).cuts
-        if cuts and cuts[0].place == TOWER and cuts[0].compressor.at == TOWER:
-            block_counts(config.vision.num_patches, int(cuts[0].keep), max(config.feature_layers))
+        check_blocks(config, cuts)
         layers = tokens_by_layer(cuts, num_layers=depth, num_visual=visual)
         return cls(method, schedule, layers[-1], sum(layers) / depth)
+
+
+def check_blocks(config: Any, cuts: Schedule) -> None:
+    """Raise ValueError where the tower's blocks cannot leave as few tokens as the first of these cuts, now counts."""
+    if cuts and cuts[0].place == TOWER and cuts[0].compressor.at == TOWER:
+        block_counts(config.vision.num_patches, int(cuts[0].keep), max(config.feature_layers))
 
 
 class Comparison(Protocol):

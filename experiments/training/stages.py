@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from experiments.core.journal import OtherRunError, differing
 from experiments.core.results import write_text
 from experiments.data.scenes import GRID
+from models.io.untrusted import read_json
 
 NUM_PATCHES = GRID * GRID
 SAVE_EVERY = 100  # steps
@@ -74,8 +76,8 @@ def claim_folder(folder: Path, settings: dict[str, Any], stages: Sequence[Stage]
     """
     settings = json.loads(json.dumps(settings | {stage.name: dataclasses.asdict(stage) for stage in stages}))
     path = folder / "settings.json"
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+    if os.path.lexists(path):
+        found = read_json(path, OtherRunError)
         if changed := differing(found, settings):
             raise OtherRunError(f"{folder} holds a run with other settings ({', '.join(changed)})")
     folder.mkdir(parents=True, exist_ok=True)

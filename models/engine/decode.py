@@ -36,10 +36,10 @@ class _Step(Flow):
         axes = cache.segments[0].positions.shape[-1]
         self.segments, self.masks, self.rotations = list[Segment](), list[jax.Array](), list[Rotation]()
         for segment in cache.segments:
-            here = jnp.arange(segment.valid.shape[1]) == segment.slot
+            here = jnp.arange(segment.valid.shape[1])[None] == segment.slot
             position = segment.next_position
             valid = segment.valid | here
-            positions = jnp.where(here[:, None], position[:, None, None], segment.positions)
+            positions = jnp.where(here[..., None], position[:, None, None], segment.positions)
             self.masks.append(seen_by_one(valid, position, positions, decoder.config.sliding_window))
             self.rotations.append(decoder.rotation(jnp.broadcast_to(position[:, None, None], (len(position), 1, axes))))
             self.segments.append(Segment(valid, positions, segment.sizes, position + 1, segment.slot + 1))
@@ -118,7 +118,7 @@ class DecodeConfig:
         key, now = jax.random.split(key)
         token = jnp.where(ended, self.pad_token_id, choose(logits, now, self.sampling))
         stops = jnp.asarray(self.eos_token_ids, jnp.int32)
-        return token, ended | (token[:, None] == stops).any(1), key
+        return token, ended | (token[:, None] == stops[None]).any(1), key
 
 
 @functools.partial(jax.jit, static_argnames=("decode_config",))
@@ -131,7 +131,9 @@ def first_token(
 
 def begin(prefilled: Prefilled, seed: int, *, decode_config: DecodeConfig) -> Generating:
     """The state after the first token, for `continued`; it holds the prompt's cache, which is donated there."""
-    return Generating(prefilled.cache, *first_token(prefilled.logits, np.uint32(seed), decode_config=decode_config))
+    return Generating(
+        prefilled.cache, *first_token(prefilled.logits, jax.device_put(np.uint32(seed)), decode_config=decode_config)
+    )
 
 
 def finish(
@@ -158,12 +160,15 @@ def continued(
     Yields:
       [B, 1], then [B, <= chunk] int32.
     """
-    yield np.asarray(state.token)[:, None]
+    yield jax.device_get(state.token)[:, None]
     left = max_new_tokens - 1
-    while left and not np.asarray(state.ended).all():
+    while left and not jax.device_get(state.ended).all():
         limit, size = min(left, chunk), round_up(min(left, chunk), DECODE_CAPACITY_BUCKET)
-        out, written, state = decode(model, state, np.int32(limit), size=size, decode_config=decode_config)
-        yield np.asarray(out)[:, : int(written)]
+        out, written, state = decode(
+            model, state, jax.device_put(np.int32(limit)), size=size, decode_config=decode_config
+        )
+        out, written = jax.device_get((out, written))
+        yield out[:, :written]
         left -= limit
 
 

@@ -22,6 +22,7 @@ from models.engine.prefill import Prefilled
 from models.engine.prompt import BUCKET, Prompt, pack_order, round_up, within_context
 from models.engine.relevance import QuestionEmbeddings, attach, without_unused_questions
 from models.engine.sampling import GREEDY, Sampling
+from models.engine.sequence import unpacked
 from models.engine.sharding import auto_mesh, place_batch, weight_sharding
 from models.engine.target import CPU, Target, target_of
 from models.engine.visual import TowerRequest, Visual
@@ -184,9 +185,9 @@ class VisionLanguageModel(nnx.Module):
           ValueError: as `make_prompt`.
         """
         mask = np.ones(np.shape(input_ids), bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
-        logits = score(self, self.prompt(input_ids, pixel_values, attention_mask, **inputs), target=self._target())
-        unpack = np.argsort(pack_order(mask), axis=1)  # the inverse permutation
-        return jnp.where(mask[..., None], jnp.take_along_axis(logits, unpack[..., None], axis=1), 0)
+        prompt = jax.device_put(self.prompt(input_ids, pixel_values, attention_mask, **inputs))
+        logits = score(self, prompt, target=self._target())
+        return unpacked(logits, *jax.device_put((mask, np.argsort(pack_order(mask), axis=1))))
 
     def generate(
         self,
@@ -279,7 +280,8 @@ class VisionLanguageModel(nnx.Module):
         cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
         resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
         options = {"plan": resolved, "decode_capacity": decode_capacity, "target": self._target()}
-        return prefill.prefill(self, without_unused_questions(prompt, cuts), np.uint32(seed), **options)
+        given = jax.device_put((without_unused_questions(prompt, cuts), np.uint32(seed)))
+        return prefill.prefill(self, *given, **options)
 
     def _target(self) -> Target:
         """The target of the device that holds the weights; `CPU`, which runs anywhere, for weights without values."""

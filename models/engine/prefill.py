@@ -112,7 +112,7 @@ def _spread(
     each, kept = visual.assignment.shape[1], visual.indices.shape[1]
     image = prompt.feature_index[:, ::each] // each  # [B, I], which image a stretch shows
     record = CutRecord.of_images(*(jnp.take(x, image, axis=0) for x in (visual.indices, visual.assignment)))
-    features = (image[..., None] * kept + jnp.arange(kept)).reshape(len(hidden), -1)
+    features = (image[..., None] * kept + jnp.arange(kept)[None, None]).reshape(len(hidden), -1)
     left = Survivors(
         record,
         values=jnp.take(visual.tokens, features, axis=0),

@@ -35,7 +35,7 @@ class CutRecord:
     def of_images(cls, indices: jax.Array, assignment: jax.Array) -> CutRecord:
         """The record of whole rows, from indices [B, I, K] and assignment [B, I, N] of their I images."""
         batch, images, kept = indices.shape
-        before = jnp.arange(images, dtype=jnp.int32)[:, None]
+        before = jnp.arange(images, dtype=jnp.int32)[None, :, None]
         indices = indices + before * assignment.shape[-1]
         assignment = jnp.where(assignment < 0, -1, assignment + before * kept)
         return cls(indices.reshape(batch, -1), assignment.reshape(batch, -1))
@@ -104,7 +104,7 @@ class Sequence:
     @property
     def is_real(self) -> jax.Array:
         """[B, S] bool, False for padding."""
-        return jnp.arange(self.positions.shape[1]) < self.lengths[:, None]
+        return jnp.arange(self.positions.shape[1])[None] < self.lengths[:, None]
 
     @property
     def last(self) -> jax.Array:
@@ -142,7 +142,7 @@ class Sequence:
 
     def seen_from(self, slot: jax.Array, window: int | None) -> jax.Array:
         """[B, S] bool, which slots the tokens at `slot` [B] attend to: real ones up to their own."""
-        seen = self.is_real & (jnp.arange(self.positions.shape[1]) <= slot[:, None])
+        seen = self.is_real & (jnp.arange(self.positions.shape[1])[None] <= slot[:, None])
         return seen_by_one(seen, rows(self.positions, slot[:, None])[:, 0, 0], self.positions, window)
 
     def shorten(
@@ -195,7 +195,7 @@ class Sequence:
 
 def _by_position(positions: jax.Array, lengths: jax.Array) -> jax.Array:
     """Slots [B, S] by positions [B, S, A], the first axis first, of equals the earlier slot; padding stays behind."""
-    slot = jnp.broadcast_to(jnp.arange(positions.shape[1], dtype=jnp.int32), positions.shape[:2])
+    slot = jax.lax.broadcasted_iota(jnp.int32, positions.shape[:2], 1)
     keys = (slot >= lengths[:, None], *jnp.moveaxis(positions, -1, 0), slot)
     return jax.lax.sort(keys, num_keys=len(keys))[-1]
 
@@ -203,5 +203,11 @@ def _by_position(positions: jax.Array, lengths: jax.Array) -> jax.Array:
 def _ascending(slots: jax.Array, builders: int) -> jax.Array:
     """Order [B, K] of slots [B, K] that ascend in each of the equal stretches."""
     apart = slots.reshape(len(slots), builders, -1)
-    first = jnp.arange(builders, dtype=jnp.int32)[:, None] * apart.shape[2]
+    first = jnp.arange(builders, dtype=jnp.int32)[None, :, None] * apart.shape[2]
     return (first + jnp.argsort(apart, axis=2)).reshape(slots.shape).astype(jnp.int32)
+
+
+@jax.jit
+def unpacked(values: jax.Array, mask: jax.Array, order: jax.Array) -> jax.Array:
+    """Rows [B, S, V] in the order [B, S] that they had before they were packed, and zeros where `mask` is False."""
+    return jnp.where(mask[..., None], jnp.take_along_axis(values, order[..., None], axis=1), 0)

@@ -50,6 +50,14 @@ def find_checkpoint(source: str | Path, *, revision: str | None = None) -> Path:
     return folder
 
 
+def transformers() -> Any:
+    """The package: imported late, as it takes a second, and without its advice to install PyTorch."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers as package
+
+    return package
+
+
 def read_hf_config(folder: str | Path) -> tuple[Any, dict[str, Any]]:
     """Read `folder/config.json`, and `generation_config.json` beside it where there is one.
 
@@ -62,14 +70,11 @@ def read_hf_config(folder: str | Path) -> tuple[Any, dict[str, Any]]:
     Raises:
       ConfigError: a file cannot be read.
     """
-    # Imported here: it takes a second that `--help` should not wait for.
-    from transformers import AutoConfig
-
     path, generation = Path(folder) / "config.json", Path(folder) / "generation_config.json"
     if not os.path.lexists(path):
         raise ConfigError(f"{folder} has no config.json; expected a checkpoint folder in Hugging Face format")
     if problem := file_problem(path):
         raise ConfigError(f"{path} {problem}")
     with parsing(path, ConfigError):
-        hf = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        hf = transformers().AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return hf, read_json(generation, ConfigError) if os.path.lexists(generation) else {}

@@ -10,7 +10,6 @@ Weights are written as they are read, one at a time, and read back straight to w
 from __future__ import annotations
 
 import gc
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,10 +22,10 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from models.errors import CheckpointError
+from models.errors import CheckpointError, ConfigError
 from models.io.shards import FLOATS
 from models.io.table import MAPPING, Variables, dotted, variables_of, with_weights
-from models.io.untrusted import reason
+from models.io.untrusted import file_problem, read_json, reason
 
 Result = TypeVar("Result")
 WEIGHTS, MANIFEST = "weights", "conversion.json"
@@ -84,10 +83,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
       CheckpointError: it cannot be read, or another mapping wrote the folder.
     """
     try:
-        manifest = dict(json.loads((folder / MANIFEST).read_text()))
-        mapping, dtype = manifest["mapping"], manifest.get("dtype")
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError(folder, [f"{MANIFEST} cannot be read ({reason(error)})"]) from error
+        manifest = read_json(folder / MANIFEST, ConfigError)
+    except (OSError, ConfigError) as error:
+        raise CheckpointError(folder, [str(error)]) from error
+    mapping, dtype = manifest.get("mapping"), manifest.get("dtype")
     if mapping != MAPPING:
         raise CheckpointError(
             folder, [f"was converted by mapping {mapping}; this version reads {MAPPING}. Convert it again"]
@@ -139,6 +138,10 @@ class Reader:
     def __init__(self, folder: Path, variables: Variables):
         read_manifest(folder)
         self._folder = folder
+        # A pipe in the place of a chunk would block TensorStore for ever.
+        odd = (path for path in sorted((folder / WEIGHTS).rglob("*")) if not path.is_dir())
+        if problems := [f"{path.relative_to(folder)} {problem}" for path in odd if (problem := file_problem(path))]:
+            raise CheckpointError(folder, problems)
         large = [path.parent.name for path in folder.glob(f"{WEIGHTS}/*/.zarray") if path.stat().st_size > _ABOUT_BYTES]
         if large:
             raise CheckpointError(folder, [f"{WEIGHTS} is damaged ({', '.join(large)}: .zarray is too large)"])

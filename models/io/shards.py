@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from models.io.untrusted import file_problem, reason
+from models.errors import ConfigError
+from models.io.untrusted import file_problem, read_json, reason
 
 FLOATS: Mapping[str, np.dtype] = MappingProxyType(
     {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -86,9 +86,9 @@ def _headers(path: Path) -> tuple[dict[str, Header], tuple[str, ...]]:
 
 def _sharded(folder: Path) -> Files:
     try:
-        weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+        weight_map = read_json(folder / INDEX, ConfigError)["weight_map"]
         assigned = {str(key): Path(name) for key, name in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return Files(folder, {}, (f"{INDEX} is not a readable index ({reason(error)})",))
     headers: dict[str, Header | None] = dict.fromkeys(assigned)
     problems: list[str] = []

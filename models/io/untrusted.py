@@ -11,10 +11,13 @@ import stat
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+MOST_BYTES = 2**28
+"""Of a file that is read whole: the largest tokenizer.json has 2**25."""
+_AGAIN_S = 0.05  # between two attempts to stop what takes too long
 _KINDS = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
@@ -29,6 +32,32 @@ def file_problem(path: Path) -> str | None:
     if not stat.S_ISREG(mode):
         return f"is a {_KINDS.get(stat.S_IFMT(mode), 'device')}, not a file"
     return None if os.access(path, os.R_OK) else "cannot be read by this user (permission denied)"
+
+
+def check_file(path: Path, raising: type[Exception], *, inside: Sequence[Path] = (), most: int = MOST_BYTES) -> None:
+    """Look at a file that anybody may have made, without opening it.
+
+    Args:
+      path: the file.
+      raising: the error to raise, made from one line.
+      inside: folders, one of which it must be in, links followed; none are given where any place will do.
+      most: bytes that it may have.
+
+    Raises:
+      `raising`: it is not a regular file, too large, or a link out of the folders.
+    """
+    if problem := file_problem(path):
+        raise raising(f"{path} {problem}")
+    if inside and not any(path.resolve().is_relative_to(folder.resolve()) for folder in inside):
+        raise raising(f"{path} is a link out of {inside[0]}; put the file itself there")
+    if (size := path.stat().st_size) > most:
+        raise raising(f"{path} has {size} bytes; at most {most} are read")
+
+
+def read_bytes(path: Path, raising: type[Exception], *, inside: Sequence[Path] = (), most: int = MOST_BYTES) -> bytes:
+    """The content of a file that anybody may have made. Arguments and errors as in `check_file`."""
+    check_file(path, raising, inside=inside, most=most)
+    return path.read_bytes()
 
 
 def reason(error: BaseException) -> str:
@@ -63,10 +92,9 @@ def parsing(what: object, raising: type[Exception], problem: str = "cannot be re
 
 def read_json(path: Path, raising: type[Exception]) -> dict[str, Any]:
     """The JSON object in a file; one line if it is not a regular file or not a JSON object."""
-    if problem := file_problem(path):
-        raise raising(f"{path} {problem}")
+    content = read_bytes(path, raising)
     with parsing(path, raising):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(content.decode())
         if not isinstance(found, dict):
             raise raising(f"{path} cannot be read (it is not a JSON object)")
         return found
@@ -107,17 +135,24 @@ def limited(seconds: float, more_bytes: int) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise TimeoutError(f"took more than {seconds:g} s")
 
+    def hook(dropped: Any) -> None:
+        if dropped.exc_type is not TimeoutError:  # Python drops an exception from a callback of the garbage collector
+            reported(dropped)
+
+    reported = sys.unraisablehook
     timed = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
     before = signal.signal(signal.SIGVTALRM, stop) if timed else None
     try:
-        if timed:
-            signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+        if timed:  # again and again, as one may be dropped
+            sys.unraisablehook = hook
+            signal.setitimer(signal.ITIMER_VIRTUAL, seconds, _AGAIN_S)
         with _memory(more_bytes):
             yield
     finally:
         if timed:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             signal.signal(signal.SIGVTALRM, before)
+            sys.unraisablehook = reported
 
 
 @contextlib.contextmanager

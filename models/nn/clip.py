@@ -146,7 +146,7 @@ class ClipVisionTower(nnx.Module):
         """
         table = self.position_embedding[...]
         x = self.patch_embedding(patches.astype(table.dtype))
-        x = x + (table[1:] if positions is None else jnp.take(table[1:], positions, axis=0))
+        x = x + (table[None, 1:] if positions is None else jnp.take(table[1:], positions, axis=0))
         class_token = jnp.broadcast_to(self.class_embedding[...] + table[0], (x.shape[0], 1, x.shape[2]))
         return self.pre_layernorm(jnp.concatenate([class_token, x], axis=1))
 

@@ -59,4 +59,4 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out]."""
         y = jnp.einsum("...i,oi->...o", x, self.weight[...])
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + jnp.expand_dims(self.bias[...], range(y.ndim - 1))

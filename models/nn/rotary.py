@@ -38,7 +38,7 @@ def rotation(
         )
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim) / factor
     axis = np.repeat(np.arange(len(sections)), sections)
-    angle = jnp.take(positions, axis, axis=-1).astype(jnp.float32) * frequency
+    angle = jnp.take(positions, axis, axis=-1).astype(jnp.float32) * frequency[None, None]
     return jnp.cos(angle), jnp.sin(angle)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from experiments.data.image_files import open_image
 from experiments.reports.gallery import QUALITY, image_path
 from models.errors import CommandError, one_line
-from models.io.untrusted import file_problem
+from models.io.untrusted import check_file, read_bytes
 
 _LARGEST = 1e100  # no run measures more: sums and products of what is less stay finite
 _NAMED = 8  # places that are named in a note
@@ -37,7 +37,7 @@ def results(folder: Path) -> tuple[dict[str, Any], list[str]]:
         raise CommandError(f"{folder}: no such folder")
     if not os.path.lexists(path):
         raise CommandError(f"{folder} has no results.json; name a folder that a command has written to")
-    _check(path, folder)
+    content = read_bytes(path, CommandError, inside=[folder])
     odd = []
 
     def usable(text: str, kind: type = float) -> float:
@@ -48,7 +48,7 @@ def results(folder: Path) -> tuple[dict[str, Any], list[str]]:
         return math.nan
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode()
         # Integers are many, and seldom large.
         parse_int = functools.partial(usable, kind=int) if re.search(r"\d{100}", text) else None
         report = json.loads(text, parse_float=usable, parse_int=parse_int, parse_constant=usable)
@@ -56,7 +56,7 @@ def results(folder: Path) -> tuple[dict[str, Any], list[str]]:
             raise CommandError(f"{path} is not a results.json of a command: it holds no fields")
         places = itertools.islice((name for name, value in flat(report) if value != value), _NAMED) if odd else ()
         names = ", ".join(places)
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CommandError(f"{path} cannot be read as JSON: {one_line(error)}") from error
     more = f" and {len(odd) - _NAMED} more" if len(odd) > _NAMED else ""
     return report, [f"Not numbers, or beyond any measure: {names}{more}."] if odd else []
@@ -83,14 +83,7 @@ def image(folder: Path, sample: int) -> str | None:
     path = image_path(folder, sample)
     if not os.path.lexists(path):
         return None
-    _check(path, folder)
+    check_file(path, CommandError, inside=[folder])
     data = io.BytesIO()
     open_image(path).save(data, "webp", quality=QUALITY, method=2)
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
-def _check(path: Path, folder: Path) -> None:
-    if problem := file_problem(path):
-        raise CommandError(f"{path} {problem}")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise CommandError(f"{path} is a link out of {folder}; a page shows only what is in its folder: copy it there")
