@@ -27,6 +27,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.core import cli
+from experiments.core.memory import check_context
 from experiments.speed import presets, targets
 from tokencarve_jax.scores.information import DEFAULT, ROUTES
 
@@ -115,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body(flags: argparse.Namespace) -> None:
         from experiments.speed import compiled, measure
 
+        config = presets.PRESETS[flags.preset]
+        check_context(config, config.tokens_per_image + flags.prompt_tokens, flags.new_tokens)
         flags.dtype = flags.dtype or ("bfloat16" if flags.target else cli.DTYPES[0])
         (compiled if flags.target else measure).bench(flags, command=command)
 

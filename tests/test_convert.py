@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import resource
 import shutil
@@ -166,9 +167,11 @@ DAMAGES = {
     "no metadata": ("weights/_METADATA", lambda path: path.unlink(), "weights is damaged or incomplete"),
     "deep metadata": ("weights/_METADATA", lambda path: path.write_text(DEEP), "weights is damaged or incomplete"),
     "no array": (WEIGHT, shutil.rmtree, "weights is damaged or incomplete"),
-    "deep description": (f"{WEIGHT}/.zarray", lambda path: path.write_text(DEEP), ".zarray is too large"),
-    "missing chunk": (f"{WEIGHT}/0.0", lambda path: path.unlink(), "is missing"),
-    "truncated chunk": (f"{WEIGHT}/0.0", lambda path: path.write_bytes(path.read_bytes()[:-7]), "Not enough data"),
+    "deep description": (f"{WEIGHT}/.zarray", lambda path: path.write_text(DEEP), "bytes; at most 16384 are read"),
+    "missing chunk": (f"{WEIGHT}/0.0", lambda path: path.unlink(), "0.0 does not exist"),
+    "truncated chunk": (f"{WEIGHT}/0.0", lambda path: path.write_bytes(path.read_bytes()[:-7]), "bytes; expected"),
+    "long chunk": (f"{WEIGHT}/0.0", lambda path: path.write_bytes(path.read_bytes() + b"x"), "are read"),
+    "pipe": (f"{WEIGHT}/0.0", lambda path: path.unlink() or os.mkfifo(path), "is a pipe"),
     "NaN": (f"{WEIGHT}/0.0", lambda path: path.write_bytes(b"\xff" * path.stat().st_size), "holds NaN or infinity"),
     "no JSON": ("conversion.json", lambda path: path.write_text("{"), "cannot be read"),
     "deep JSON": ("conversion.json", lambda path: path.write_text(DEEP), "cannot be read"),

@@ -94,10 +94,13 @@ def test_time_is_limited_also_where_it_runs_out_in_the_garbage_collector(capsys)
             gc.callbacks.remove(callback)
         spin()
 
-    gc.callbacks.append(callback)
-    with pytest.raises(TimeoutError), limited(0.05, 2**28):
+    def body():
         gc.collect()
         spin()
+
+    gc.callbacks.append(callback)
+    with pytest.raises(TimeoutError), limited(0.05, 2**28):
+        body()
     assert capsys.readouterr().err == ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -58,6 +59,8 @@ def mismatch(value: Any, shape: Any, name: str = "it") -> str:
     allowed: Any = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind in (int, float)):
         return f"{name} is not {'a list' if kind is list else 'an object' if kind is dict else kind.__name__}"
+    if kind is float and not math.isfinite(value):
+        return f"{name} is not finite"
     parts: list[tuple[Any, Shape, str]] = []
     if isinstance(shape, list):
         parts = [(part, shape[0], f"{name}[{number}]") for number, part in enumerate(value)]

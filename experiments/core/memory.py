@@ -36,7 +36,7 @@ def check_config(config: Any, itemsize: int, request: Request | None = None) -> 
         raise CommandError(f"the weights take {format_bytes(needed)}, and {format_bytes(free)} of memory are free")
     if request:
         length = 1 + request.images * config.tokens_per_image
-        _check(config, itemsize, request.rows, length, request.images, request.new_tokens, least="at least ")
+        check_rows(config, itemsize, request.rows, length, request.images, request.new_tokens, least="at least ")
 
 
 def check_request(llava: Any, inputs: Any, new_tokens: int, *, times: int = 1) -> None:
@@ -54,16 +54,22 @@ def check_request(llava: Any, inputs: Any, new_tokens: int, *, times: int = 1) -
     rows, length = inputs.input_ids.shape
     tiles = 0 if inputs.pixel_values is None else int(np.prod(inputs.pixel_values.shape[:-3]))
     itemsize = llava.decoder.embed_tokens.embedding[...].dtype.itemsize
-    _check(llava.config, itemsize, rows * times, length, tiles / rows, new_tokens)
+    check_rows(llava.config, itemsize, rows * times, length, tiles / rows, new_tokens)
 
 
-def _check(
-    config: Any, itemsize: int, rows: int, length: int, tiles: float, new_tokens: int, *, least: str = ""
-) -> None:
+def check_context(config: Any, length: int, new_tokens: int, *, least: str = "") -> None:
+    """Raise CommandError where a prompt of so many tokens, `least` "at least ", leaves no room for the answer."""
     context = config.text.max_positions
     if length + new_tokens > context:
         fits = f"at most {context - length} new ones fit" if length < context else "none fits"
         raise CommandError(f"the prompt has {least}{length} tokens and the model's context is {context}: {fits}")
+
+
+def check_rows(
+    config: Any, itemsize: int, rows: int, length: int, tiles: float, new_tokens: int, *, least: str = ""
+) -> None:
+    """Raise CommandError where `rows` prompts of `length` tokens and `tiles` each fit neither context nor memory."""
+    check_context(config, length, new_tokens, least=least)
     needed = request_bytes(config, length=length + new_tokens, tiles=tiles, itemsize=itemsize)
     free = available()
     if free is not None and needed * rows > free:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from experiments.core import results
+from experiments.core.memory import check_rows
 from experiments.metrics import costs, latency
 from experiments.speed import capacity, jax_runner, presets, report
 from experiments.speed.jax_runner import GenerateCall, JaxRunner
@@ -81,6 +82,8 @@ def _cell(
 ) -> dict[str, Any]:
     """All figures of one batch size."""
     config, itemsize = llava.config, jnp.dtype(flags.dtype).itemsize
+    length = config.tokens_per_image + flags.prompt_tokens
+    check_rows(config, itemsize, batch, length, 1, flags.new_tokens)
     ids, pixels = presets.inputs(config, batch=batch, prompt_tokens=flags.prompt_tokens)
     prompt = presets.on_device(llava, ids, pixels)
     if client:
@@ -188,7 +191,7 @@ def bench(flags: argparse.Namespace, *, command: str) -> None:
             try:
                 cells.append(_cell(flags, llava, batch, cut, client, probes))
                 print("\n" + "\n".join([report.table(cells[-1]), *report.carving(cells[-1])]), flush=True)
-            except OutOfMemory as error:
+            except (OutOfMemory, CommandError) as error:
                 cells.append({"batch": batch, "error": str(error)})
                 print(f"\nbatch {batch}: {error}", flush=True)
     largest = _largest(flags, llava, cut)

@@ -10,8 +10,10 @@ Weights are written as they are read, one at a time, and read back straight to w
 from __future__ import annotations
 
 import gc
+import itertools
+import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,12 +27,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from models.errors import CheckpointError, ConfigError
 from models.io.shards import FLOATS
 from models.io.table import MAPPING, Variables, dotted, variables_of, with_weights
-from models.io.untrusted import file_problem, read_json, reason
+from models.io.untrusted import MOST_BYTES, check_file, read_json, reason
 
 Result = TypeVar("Result")
 WEIGHTS, MANIFEST = "weights", "conversion.json"
 _CHUNK_BYTES = 1 << 26  # arrays are stored in pieces, so that a mesh reads only its own and little is copied at a time
-_ABOUT_BYTES = 1 << 14  # a description of an array takes 200; TensorStore's parser crashes on very deep ones
+_ABOUT_BYTES = 1 << 14  # a description of an array takes 200
 
 
 class _Coming:
@@ -124,6 +126,23 @@ def _read(folder: Path, body: Callable[[ocp.Checkpointer, Path], Result]) -> Res
     raise CheckpointError(folder, [problem])
 
 
+def _unreadable(weights: Path) -> Iterator[str]:
+    """What is wrong with descriptions: a pipe would block TensorStore, and its parser crashes on very deep ones."""
+    for path in sorted([*weights.glob("_*"), *weights.glob("*/.zarray")]):
+        try:
+            check_file(path, ConfigError, most=_ABOUT_BYTES if path.name == ".zarray" else MOST_BYTES)
+        except ConfigError as error:
+            yield str(error).removeprefix(f"{weights.parent}/")
+
+
+def _grid(length: int, piece: int) -> range:
+    return range(-(-length // piece))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 class Reader:
     """Reads the weights of a converted folder, after comparing all names and shapes with a model's.
 
@@ -136,25 +155,37 @@ class Reader:
     """
 
     def __init__(self, folder: Path, variables: Variables):
-        read_manifest(folder)
+        itemsize = np.dtype(read_manifest(folder)["dtype"]).itemsize
         self._folder = folder
-        # A pipe in the place of a chunk would block TensorStore for ever.
-        odd = (path for path in sorted((folder / WEIGHTS).rglob("*")) if not path.is_dir())
-        if problems := [f"{path.relative_to(folder)} {problem}" for path in odd if (problem := file_problem(path))]:
+        self.shapes = {dotted(path): tuple(variable.shape) for path, variable in variables.items()}
+        if problems := list(_unreadable(folder / WEIGHTS)):
             raise CheckpointError(folder, problems)
-        large = [path.parent.name for path in folder.glob(f"{WEIGHTS}/*/.zarray") if path.stat().st_size > _ABOUT_BYTES]
-        if large:
-            raise CheckpointError(folder, [f"{WEIGHTS} is damaged ({', '.join(large)}: .zarray is too large)"])
         tree = _read(folder, lambda checkpointer, weights: checkpointer.metadata(weights).item_metadata.tree)
         found = {path: tuple(about.shape) for path, about in flatten_dict(tree, sep=".").items()}
-        self.shapes = {dotted(path): tuple(variable.shape) for path, variable in variables.items()}
         problems = [f"missing weight {path}" for path in self.shapes if path not in found]
         problems += [f"surplus weight {path}" for path in found if path not in self.shapes]
         for path, shape in self.shapes.items():
             if found.get(path, shape) != shape:
                 problems.append(f"{path} has shape {list(found[path])}; config.json asks for {list(shape)}")
-        if problems:
+        if problems := problems or list(self._damaged(itemsize)):
             raise CheckpointError(folder, problems)
+
+    def _damaged(self, itemsize: int) -> Iterator[str]:
+        """Chunks that are missing or of another size: Orbax would tell of all the reads that it then cancels."""
+        for name, shape in self.shapes.items():
+            try:
+                folder = self._folder / WEIGHTS / name
+                pieces = read_json(folder / ".zarray", ConfigError).get("chunks")
+                if not isinstance(pieces, list) or len(pieces) != len(shape) or not all(map(_is_size, pieces)):
+                    raise ConfigError(f"{folder}/.zarray has chunks {str(pieces)[:80]}")
+                size, grid = itemsize * math.prod(pieces), map(_grid, shape, pieces)
+                for place in itertools.product(*grid):
+                    chunk = folder / ".".join(map(str, place))
+                    check_file(chunk, ConfigError, most=size)
+                    if (there := chunk.stat().st_size) < size:
+                        raise ConfigError(f"{chunk} has {there} bytes; expected {size}")
+            except ConfigError as error:
+                yield str(error).removeprefix(f"{self._folder}/")
 
     def read(self, how: dict[str, ocp.RestoreArgs]) -> dict[str, Any]:
         """The arrays at some paths, each restored as its arguments say.

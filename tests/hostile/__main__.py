@@ -1,8 +1,9 @@
 """Tries thousands of hostile inputs, and counts what came of them: `python -m tests.hostile --cases=5000 --seed=1`.
 
 Images by mutation in every format that Pillow writes, configs field by field, processor, tokenizer and template files,
-prompts, flags, and whole processes short of memory, disk or descriptors. Good inputs are among them, so that refusing
-everything fails. Ends with status 1 where anything was neither done nor refused in one line.
+prompts, flags, journals, results and methods of one's own, special files in the place of all that is read, and whole
+processes short of memory, disk or descriptors, in odd environments, or interrupted twice. Good inputs are among
+them, so that refusing everything fails. Ends with status 1 where anything was neither done nor refused in one line.
 """
 
 import argparse
@@ -18,10 +19,19 @@ from PIL import Image
 
 from experiments.core import loading
 from tests.commands import save_checkpoint
-from tests.hostile import checkpoints, flags, images, limits, prompts, weights
+from tests.hostile import checkpoints, flags, images, limits, own, prompts, results, special, weights
 from tests.hostile.case import FAULTS, Case, Counts, run
 
-SHARES = {"images": 60, "configs": 12, "small files": 12, "prompts": 10, "flags": 6}
+SHARES = {
+    "images": 50,
+    "configs": 12,
+    "small files": 12,
+    "prompts": 8,
+    "flags": 5,
+    "journals": 10,
+    "pages": 2.5,
+    "own methods": 0.5,
+}
 """Percent of the random cases."""
 GOOD_AT_LEAST = 0.15
 """Of all cases: fewer that work would mean that everything is refused."""
@@ -41,6 +51,11 @@ def cases(folder: Path, count: int, seed: int, *, processes: bool) -> Iterator[C
     converted = folder / "converted"
     scratch.mkdir()
     converted.mkdir()
+    left, mine, left_behind = folder / "special", folder / "mine.py", folder / "results"
+    left.mkdir()
+    left_behind.mkdir()
+    mine.touch()
+    folders = results.Folders.make(left_behind)
     Image.linear_gradient("L").convert("RGB").save(image)
     bench = checkpoints.Bench.make(model, folder / "damaged")
     checkpoint = loading.load(str(model), dtype="float32")
@@ -52,6 +67,9 @@ def cases(folder: Path, count: int, seed: int, *, processes: bool) -> Iterator[C
         *prompts.known(checkpoint),
         *flags.known(model, image, scratch),
         *weights.known(model, converted),
+        *results.known(folders),
+        *own.known(mine),
+        *special.known(left, folders.folder / "eval", converted / "orbax"),
     ]
     if count < 2 * len(always):
         always = generator.sample(always, count // 2)
@@ -62,6 +80,9 @@ def cases(folder: Path, count: int, seed: int, *, processes: bool) -> Iterator[C
         "small files": lambda number: checkpoints.random_small_file(bench, generator, number),
         "prompts": lambda number: prompts.random_case(checkpoint, generator, number),
         "flags": lambda number: flags.random_case(image, generator, number),
+        "journals": lambda number: results.random_journal(folders, generator, number),
+        "pages": lambda number: results.random_page(folders, generator, number),
+        "own methods": lambda number: own.random_case(mine, generator, number),
     }
     for number in range(count - len(always)):
         (kind,) = generator.choices(list(SHARES), list(SHARES.values()))

@@ -40,28 +40,33 @@ VALUES: tuple[Any, ...] = (
 )
 
 
-def fields(config: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Paths to all fields, those of parts too."""
-    for name, value in config.items():
+Path = tuple[str | int, ...]
+"""Names of fields, and places in lists."""
+
+
+def fields(config: Any, above: Path = ()) -> Iterator[Path]:
+    """Paths to all fields, those of parts and of the first items of lists too."""
+    for name, value in config.items() if isinstance(config, dict) else enumerate(config[:3]):
         yield (*above, name)
-        if isinstance(value, dict):
+        if isinstance(value, (dict, list)):
             yield from fields(value, (*above, name))
 
 
-def changed(config: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+def changed(config: Any, path: Path, value: Any) -> Any:
     """A copy with another value; `...` takes the field out."""
     found = copy.deepcopy(config)
     inner = found
     for name in path[:-1]:
-        inner = inner.setdefault(name, {}) if isinstance(inner.get(name), dict) else inner
+        part = inner[name] if isinstance(inner, list) else inner.get(name)
+        inner = part if isinstance(part, (dict, list)) else inner
     if value is ...:
-        inner.pop(path[-1], None)
+        inner.pop(path[-1]) if isinstance(inner, list) else inner.pop(path[-1], None)
     else:
         inner[path[-1]] = value
     return found
 
 
-def any_change(config: dict[str, Any], generator: random.Random) -> tuple[str, bytes]:
+def any_change(config: Any, generator: random.Random) -> tuple[str, bytes]:
     """Up to three fields changed, or the file itself damaged; says which."""
     text = json.dumps(config, indent=2).encode()
     if generator.random() < 0.3:
@@ -78,7 +83,7 @@ def any_change(config: dict[str, Any], generator: random.Random) -> tuple[str, b
         return f"{how} at {at}", damaged[how]
     names = []
     for _ in range(generator.choice((1, 1, 1, 2, 3))):
-        path, value = generator.choice(list(fields(config))), generator.choice((*VALUES, ...))
+        path, value = generator.choice(list(fields(config)) or [("new",)]), generator.choice((*VALUES, ...))
         config = changed(config, path, value)
-        names.append(f"{'.'.join(path)} = {str(value)[:20]!r}")
+        names.append(f"{'.'.join(map(str, path))} = {str(value)[:20]!r}")
     return ", ".join(names), json.dumps(config).encode()
