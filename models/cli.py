@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse, but refuse NUL, flags by an earlier name, and `--flag=--`, which argparse reads as an empty list."""
+        """As argparse, but refuse NUL, earlier names, and `--flag=--`, which argparse reads as an empty list."""
         known = self._option_string_actions
         for given in sys.argv[1:] if args is None else args:
             if "\0" in given:  # a system has none in its command lines, and no path can hold one
