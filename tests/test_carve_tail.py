@@ -20,7 +20,7 @@ LITTLE = ["--tokens=12", "--width=16", "--keep=4", "--repeats=3"]
 def test_it_leaves_every_time_and_says_how_far_the_worst_is_from_the_median(tmp_path, capsys):
     assert carve_tail.main([*LITTLE, "--busy=1", f"--out={tmp_path}"]) == 0
     report = json.loads((tmp_path / "results.json").read_text())
-    assert report["settings"] == {"keep": 4, "busy": 1, "calls": 3, "tokens": 12, "width": 16}
+    assert report["settings"] == {"keep": 4, "busy": 1, "repeats": 3, "tokens": 12, "width": 16}
     assert all(len(taken) == 3 and min(taken) > 0 for taken in report["seconds"].values())
     if open_blas():
         cores = report["machine"]["cores"]
