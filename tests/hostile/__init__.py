@@ -1,1 +1,1 @@
-"""Hostile input of every kind, seeded: `python -m tests.hostile --cases=5000`."""
+"""Hostile input of every kind, seeded: `python -m tests.hostile --cases=6000`."""

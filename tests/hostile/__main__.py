@@ -1,4 +1,4 @@
-"""Tries thousands of hostile inputs, and counts what came of them: `python -m tests.hostile --cases=5000 --seed=1`.
+"""Tries thousands of hostile inputs, and counts what came of them: `python -m tests.hostile --cases=6000 --seed=1`.
 
 Images by mutation in every format that Pillow writes, configs field by field, processor, tokenizer and template files,
 prompts, flags, journals, results and methods of one's own, special files in the place of all that is read, and whole
@@ -102,7 +102,7 @@ def try_all(count: int, seed: int, *, processes: bool) -> Counts:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=5000)
+    parser.add_argument("--cases", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     flags_ = parser.parse_args()
     print(f"seed {flags_.seed}", flush=True)

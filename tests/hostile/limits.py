@@ -1,11 +1,15 @@
 """Whole processes where memory, disk, descriptors or encodings are short. Linux only."""
 
 import dataclasses
+import functools
 import os
+import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +20,8 @@ from tests.hostile.images import png
 ROOT = Path(__file__).parents[2]
 MORE_MEMORY = 2**30
 """Bytes that a refusal may take beyond a request that works."""
+TWICE = 6
+"""Evaluations that are interrupted twice."""
 SOON_S = 3
 """Seconds of a processor that refusing a request takes after a command has started, for one that cannot fit."""
 _LIMITING = (
@@ -106,9 +112,32 @@ class Processes:
             raise AssertionError(f"{took:.1f} s of a processor after the start for a refusal: {error}")
         raise CommandError(error.rstrip("\n"))
 
+    def interrupt(self, argv: Sequence[str], first_s: float, gap_s: float) -> None:
+        """Press Ctrl-C twice while an evaluation runs: it says one line, and nothing is lost."""
+        command = [sys.executable, "-m", EVAL, *argv]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            for wait in (first_s, gap_s):
+                time.sleep(wait)
+                process.send_signal(signal.SIGINT)
+            _, said = process.communicate()
+        lines = [line for line in said.splitlines() if line and not line.startswith(("Going on from", "\r"))]
+        if process.returncode != 130 or len(lines) > 1 or "interrupted" not in said:
+            raise AssertionError(f"status {process.returncode}: {said[-500:]!r}")
+
 
 def _seconds(usage: resource.struct_rusage) -> float:
     return usage.ru_utime + usage.ru_stime
+
+
+def _twice(processes: Processes, argv: Sequence[str], out: Path, moments: tuple[float, float]) -> None:
+    try:
+        processes.interrupt(argv, *moments)
+        processes.run(EVAL, argv)
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def known(processes: Processes) -> Iterator[Case]:
@@ -167,5 +196,19 @@ def known(processes: Processes) -> Iterator[Case]:
     yield evaluating("--out that is not UTF-8", [b"--out=" + os.fsencode(scratch) + b"/out-\xff"], "worked")
     yield evaluating("10,000,000 at a time", ["--batch-size=10000000"], "refused", "at a time fit", soon=True)
     yield evaluating("a full disk", [], "refused", str(scratch / "out"), limits=no_file)
+    yield case("no GPU", GENERATE, ask, "refused", "JAX_PLATFORMS=cuda", JAX_PLATFORMS="cuda")
+    yield case("no such platform", GENERATE, ask, "refused", "JAX_PLATFORMS=x", JAX_PLATFORMS="x")
+    for flags in ("--xla_nothing=1", "nothing"):
+        yield case(f"XLA_FLAGS={flags}", GENERATE, ask, "refused", f"XLA_FLAGS={flags}", XLA_FLAGS=flags)
+    yield case("flags that XLA has", GENERATE, ask, "worked", XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    strict = {"NUMPY_RANK_PROMOTION": "raise", "NUMPY_DTYPE_PROMOTION": "strict", "TRANSFER_GUARD": "disallow"}
+    for name, value in strict.items():
+        yield case(f"{name}={value}", GENERATE, ask, "worked", **{f"JAX_{name}": value})
+    generator, out = random.Random(0), scratch / "twice"
+    argv = [model, "--limit=2", "--batch-size=2", "--keep=5", f"--out={out}"]
+    for number in range(TWICE):
+        moments = generator.uniform(1, 2) * processes.start_s, generator.uniform(0, 1)
+        attempt = functools.partial(_twice, processes, argv, out, moments)
+        yield Case(f"Ctrl-C twice {number}", attempt, "worked", limit_s=2 * STARTING_S)
     small = {resource.RLIMIT_FSIZE: 3000}
     yield evaluating("a disk that fills up", [], "refused", str(scratch / "out"), limits=small)

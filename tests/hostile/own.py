@@ -13,7 +13,10 @@ from tests.hostile.images import mutate
 HEAD = "import jax, jax.numpy as jnp\nfrom tokencarve_jax import Compressor, Selection\n"
 FIRST = f"{HEAD}def own(tokens, *, keep):\n    "
 ROWS = "jnp.broadcast_to(jnp.arange({0}), (*tokens.valid.shape[:-1], {0}))"
-GOOD = f"{FIRST}rank = jnp.where(tokens.valid, 0, 1)\n    return Selection(jnp.sort(jnp.argsort(rank)[..., :keep]))\n"
+GOOD = (
+    f"{FIRST}usable = tokens.valid & jnp.isfinite(tokens.values).all(-1)\n"
+    "    return Selection(jnp.sort(jnp.argsort(~usable, axis=-1)[..., :keep]))\n"
+)
 WRONG = (
     *(f"{FIRST}return {value}" for value in ("None", "1", "tokens", "(1, 2)", "tokens.values[..., :keep, :]")),
     *(f"{FIRST}return Selection({ROWS.format(count)})" for count in ("keep + 1", "keep - 1", "tokens.valid.shape[-1]")),
