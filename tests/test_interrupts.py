@@ -88,3 +88,28 @@ def test_importing_models_installs_nothing():
     argv = [sys.executable, "-c", code]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "default_int_handler\n"
+
+
+TWICE = """
+import signal
+from models import interrupts
+
+interrupts.end_at_once_while_importing()
+try:
+    with interrupts.redeliver("last word\\n"):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            {during}
+except KeyboardInterrupt:
+    print("last word", file=__import__("sys").stderr)
+    signal.raise_signal(signal.SIGINT)
+    raise SystemExit(130)
+"""
+
+
+@pytest.mark.parametrize("during", ["signal.raise_signal(signal.SIGINT)", "pass"])
+def test_a_second_one_is_quiet_while_cleaning_up_and_afterwards(during):
+    argv = [sys.executable, "-c", TWICE.format(during=during)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "last word\n")

@@ -1,6 +1,9 @@
 """The shipped model's tokenizer and processor, read back from disk as a user reads them."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +143,15 @@ def test_any_text_can_be_encoded(text: str) -> None:
     assert ids[0] == TOKENIZER.bos_token_id
     assert all(0 <= i < len(VOCABULARY) for i in ids)
     assert isinstance(TOKENIZER.decode(ids), str)
+
+
+def test_what_transformers_advises_is_not_shown():
+    """PyTorch, which it asks for at its import, is not needed."""
+    code = (
+        "import sys; sys.modules['torch'] = None; from models.io.hub import read_hf_config; "
+        "read_hf_config('experiments/tiny')"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRANSFORMERS_")}
+    argv, root = [sys.executable, "-c", code], Path(__file__).parents[1]
+    done = subprocess.run(argv, cwd=root, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
