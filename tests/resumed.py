@@ -59,7 +59,7 @@ def interrupted(after: int) -> Iterator[None]:
 def draw(generator: random.Random, model: Path) -> tuple[str, list[str]]:
     """A command with some settings."""
     name = generator.choice(["eval", "eval", "compare"])
-    argv = [f"--model={model}", "--no-report", *(["--rounds=1"] if name == "compare" else [])]
+    argv = [f"--model={model}", "--no-report", *(["--repeats=1"] if name == "compare" else [])]
     for flag, values in FLAGS.items():
         argv += [flag, *generator.choice(values).split()]
     return name, argv
