@@ -30,7 +30,7 @@ import jax  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 # Compiled with all optimisations: these programs take long to run.
-LONG = ("test_information", "test_subspace", "test_shipped")
+LONG = ("test_subspace", "test_shipped")
 MOST_MAPS = 20_000  # of memory; Linux allows a process 65,530, and XLA ends one that needs more
 MOST_BYTES = 3 << 30
 
