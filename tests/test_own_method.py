@@ -52,16 +52,8 @@ def test_errors_are_one_line(file, name, says):
 
 def test_eval_runs_it_and_takes_no_answers_of_an_earlier_version(file, llava_folder, tmp_path, capsys):
     out = tmp_path / "out"
-    argv = [
-        f"--model={llava_folder}",
-        "--keep=5",
-        "--limit=1",
-        "--gallery=1",
-        "--no-report",
-        "--methods",
-        f"{file}:ODD",
-        f"--out={out}",
-    ]
+    argv = [f"--model={llava_folder}", "--keep=5", "--limit=1", "--gallery=1", "--no-report"]
+    argv += ["--methods", f"{file}:ODD", f"--out={out}"]
     assert evaluation.main(argv) == 0
     report = json.loads((out / "results.json").read_text())
     assert all(set(record["predictions"]) == {"vanilla", "odd-ones"} for record in report["samples"])
