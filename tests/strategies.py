@@ -41,7 +41,7 @@ BUCKETS = (
     Bucket(10, 1, 7, weight=0.9, oversample=1.25, information="subspace", debias=True),
     Bucket(16, 33, 15, weight=0.37, information="svd"),
     Bucket(33, 12, 11, weight=0.37, information="norm"),
-    Bucket(150, 140, 40, information="subspace"),
+    Bucket(260, 250, 40, information="subspace"),
 )
 """Each is compiled once; the cases in it differ in what the arrays hold."""
 

@@ -167,6 +167,10 @@ def test_the_command_compares_and_writes_everything_down(micro, tmp_path, capsys
     shares = [carved["step_bytes"] / s / v for s, v in zip(carved["step"]["seconds"], speeds, strict=True)]
     assert carved["decode_share"] == pytest.approx(sum(shares) / 2)  # the median of two rounds
     assert carved["step_bytes"] < cell["uncompressed"]["step_bytes"]
+    pairs = zip(cell["transformers"]["prefill"]["seconds"], carved["prefill"]["seconds"], strict=True)
+    assert carved["faster"]["prefill"]["median"] == pytest.approx(sum(torch / ours for torch, ours in pairs) / 2)
+    low, high = carved["faster"]["prefill"]["quartiles"]
+    assert f"({low:.2f} .. {high:.2f})" in out
 
 
 def test_compiling_is_timed_and_not_read_from_the_disk(micro, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.speed.ahead_of_time import Job, run
+from tokencarve_jax.scores.subspace import SOUGHT
 
 pytestmark = pytest.mark.cuda
 
@@ -20,4 +21,4 @@ def test_every_whole_attention_is_one_fused_kernel(target):
         others = {name for name in prefill["calls"] if "cudnn" not in name}
         assert all("cusolver" in name or "cublas" in name for name in others), others
         assert bool(others) == (found["side"] == "carved")  # its score
-        assert prefill["solver"] == (128 if others else 0)
+        assert prefill["solver"] == (SOUGHT if others else 0)

@@ -40,7 +40,7 @@ def test_a_dominating_direction_does_not_drown_the_rest(method, n, d):
         assert relative_error(hostile, method) < 2e-3
 
 
-@pytest.mark.parametrize(("n", "d"), [(40, 60), (140, 160)])
+@pytest.mark.parametrize(("n", "d"), [(40, 60), (260, 280)])
 def test_zero_rows_score_zero_and_broken_rows_have_no_influence(n, d):
     tokens = oracle.decaying(np.random.default_rng(2), n, d)
     tokens[3] = 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.core import loading
-from experiments.studies import hidden_states, information_routes
+from experiments.studies import hidden_states, information_routes, real_states
 from tests.commands import VISUAL, failure, save_checkpoint
 
 # As little as there can be: only the files that a test brings.
@@ -39,7 +39,6 @@ def test_a_models_hidden_states_and_random_matrices(folder, tmp_path, capsys):
         assert all(0 <= figures["fewest_same"] <= figures["same"] <= 1 for figures in results.values())
         if name.startswith("hidden"):
             assert results["svd"]["largest_error"] < 1e-4
-    assert found["uncertainty"].keys() == found["agreement"].keys()
     for taken in found["seconds"].values():
         assert set(taken) - {"jacobi"} == routes
         assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in taken.values())
@@ -68,6 +67,12 @@ def test_arrays_of_a_file_stand_in_the_table(tmp_path, capsys):
     assert found["matrices"] == {"mine": 6, "yours": 1}
     assert "mine" in text
     assert found["agreement"]["mine"]["svd"]["same"] == 1
+
+
+def test_real_models_need_their_packages_and_say_which(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    said = failure(information_routes.main, ["--states", *LITTLE, f"--out={tmp_path}"], capsys)
+    assert real_states.INSTALL in said
 
 
 def test_the_error_is_that_against_float64(monkeypatch):

@@ -1,6 +1,7 @@
 """The route of matrix products: its parts against float64, what it chooses, and what it never calls."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from experiments.studies.information_routes import chosen
 from experiments.studies.score_matrices import of_low_rank
 from tests import oracle
 from tokencarve_jax.scores import subspace
-from tokencarve_jax.scores.information import SEARCH, subspace_uncertainty
+from tokencarve_jax.scores.information import SEARCH
 from tokencarve_jax.scores.spectrum import dominating_directions
 
 contribution = jax.jit(functools.partial(tc.information_contribution, method="subspace"))
@@ -41,16 +42,38 @@ def fair(width):
         yield f"low rank, noise of {noise}", of_low_rank(N, width, noise, rng)
 
 
-def hard(width):
-    rng = np.random.default_rng(width)
-    yield "low rank, noise of 0.5", of_low_rank(N, width, 0.5, rng)
-    common = rng.normal(size=(1, width))
-    yield "a common mean", oracle.decaying(rng, N, width, power=0.3, spread=0.05) + 20 / width**0.5 * common
+def real():
+    """What attention adds in two layers of real models, as `experiments.studies.real_states` reads them.
+
+    The 320 leading principal coordinates U S, eight steps to a standard deviation. The score is that of any rotation of
+    them: once with fewer columns than rows, once with more.
+    """
+    with np.load(Path(__file__).with_name("real_states.npz")) as arrays:
+        for name in [name for name in arrays if not name.endswith("scales")]:
+            tokens = arrays[name] * arrays[f"{name}, scales"]
+            for width in (320, 640):
+                rotation = np.linalg.qr(np.random.default_rng(width).normal(size=(width, 320)))[0].T
+                yield f"{name}, {width} columns", (tokens @ rotation).astype(np.float32)
+
+
+def test_the_best_tokens_of_what_attention_adds_in_real_models():
+    """99 % of float64's on average and 97 % each."""
+    shares = {}
+    for name, tokens in real():
+        count = tc.plan(len(tokens), KEEP).kept
+        wanted, found = (
+            set(np.argsort(-np.asarray(score))[:count].tolist())
+            for score in (oracle.information(tokens), contribution(tokens))
+        )
+        shares[name] = len(wanted & found) / count
+    assert len(shares) == 4
+    assert np.mean([*shares.values()]) >= 0.99, shares
+    assert min(shares.values()) >= 0.97, shares
 
 
 def test_chooses_what_float64_does():
     shares = {}
-    for width in (1024, 192):
+    for width in (1024, 320):
         for kind, tokens in fair(width):
             shares.setdefault(kind, []).append(same(tokens, width))
     for layers in hidden_states.of_scenes(loading.load(str(SHIPPED), dtype="float32"), 2):
@@ -64,18 +87,7 @@ def test_chooses_what_float64_does():
     assert np.mean([*means.values(), np.mean(noisy)]) >= 0.99, means
 
 
-def test_knows_when_it_does_not_know():
-    """The uncertainty of every fair matrix is below that of every hard one, and the hard ones are indeed worse."""
-    easy, difficult = (
-        [float(subspace_uncertainty(tokens)) for width in (1024, 192) for _, tokens in kinds(width)]
-        for kinds in (fair, hard)
-    )
-    assert max(easy) < 0.15 < min(difficult), (easy, difficult)
-    assert [same(tokens, 0) < 0.97 for _, tokens in hard(1024)] == [True, True]
-    assert subspace_uncertainty(np.ones((2, 30, 200), np.float32)).tolist() == [0, 0]
-
-
-@pytest.mark.parametrize(("n", "d"), [(240, 400), (400, 240)])
+@pytest.mark.parametrize(("n", "d"), [(400, 480), (480, 400)])
 def test_leading_directions_and_the_expected_rest(n, d):
     tokens = oracle.decaying(np.random.default_rng(0), n, d, power=1.0)
     exact = np.linalg.svd(np.asarray(tokens, np.float64), compute_uv=False)
@@ -83,17 +95,16 @@ def test_leading_directions_and_the_expected_rest(n, d):
     gram = side @ side.T
     along, values = subspace.leading(jnp.asarray(gram, jnp.float32))
     units = along / np.sqrt(values)
-    np.testing.assert_allclose(units.T @ units, np.eye(subspace.LEADING), atol=5e-3)
-    np.testing.assert_allclose(units[:, -30:].T @ units[:, -30:], np.eye(30), atol=1e-4)
+    np.testing.assert_allclose(units.T @ units, np.eye(subspace.LEADING), atol=0.02)  # values of 1 to 1/40,000
+    np.testing.assert_allclose(units[:, -30:].T @ units[:, -30:], np.eye(30), atol=1e-3)
     # What float32 leaves of the approximation, and what that leaves of the exact ones.
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=len(gram))[:, None]
     basis, _ = np.linalg.qr(gram @ (signs * np.resize(np.eye(subspace.SOUGHT), (len(gram), subspace.SOUGHT))))
     product = gram @ basis
     nystrom = np.linalg.eigvalsh(product @ np.linalg.solve(basis.T @ product, product.T))[::-1]
     np.testing.assert_allclose(values[::-1][:60], nystrom[:60], rtol=1e-3)
-    np.testing.assert_allclose(values[::-1], nystrom[: subspace.LEADING], rtol=1e-2)
-    np.testing.assert_allclose(np.sqrt(values[::-1][:40]), exact[:40], rtol=1e-3)
-    np.testing.assert_allclose(np.sqrt(values[::-1][:60]), exact[:60], rtol=1e-2)
+    np.testing.assert_allclose(values[::-1], nystrom[: subspace.LEADING], rtol=1e-2, atol=1e-6 * values[-1])
+    np.testing.assert_allclose(np.sqrt(values[::-1][:60]), exact[:60], rtol=1e-3)
     assert (np.diag(gram) - np.square(along).sum(-1) > -1e-6 * values[-1]).all()
     np.testing.assert_allclose(contribution(tokens), oracle.information(tokens), rtol=0.2)
 
@@ -133,7 +144,7 @@ def test_orthonormal_columns_however_close_they_were():
 
 
 def test_batches_zero_rows_and_matrices_of_low_rank():
-    tokens = oracle.decaying(np.random.default_rng(3), 200, 300)
+    tokens = oracle.decaying(np.random.default_rng(3), 300, 400)
     tokens[::7] = 0
     batch = np.stack([tokens, 2 * tokens, np.zeros_like(tokens), np.ones_like(tokens)])
     score = np.asarray(contribution(batch))
@@ -141,7 +152,7 @@ def test_batches_zero_rows_and_matrices_of_low_rank():
     np.testing.assert_allclose(score[1], 2 * score[0], rtol=0.02)
     assert (score[0, ::7] == 0).all()
     assert (score[2] == 0).all()
-    np.testing.assert_allclose(score[3], np.sqrt(300), rtol=1e-3)
+    np.testing.assert_allclose(score[3], np.sqrt(400), rtol=1e-3)
 
 
 def test_small_matrices_are_decomposed_whole():

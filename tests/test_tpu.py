@@ -6,6 +6,7 @@ import pytest
 
 from experiments.metrics import costs
 from experiments.speed.ahead_of_time import Job, run
+from tokencarve_jax.scores.subspace import SOUGHT
 
 pytestmark = pytest.mark.tpu
 
@@ -25,7 +26,7 @@ def check(found):
     assert prefill["host"] == 0
     assert prefill["dynamic"] == 0
     assert prefill["loops"] == 0
-    assert prefill["solver"] == (128 if found["side"] == "carved" else 0)
+    assert prefill["solver"] == (SOUGHT if found["side"] == "carved" else 0)
 
 
 def test_carving_saves_the_operations_that_are_counted():

@@ -29,6 +29,16 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(times), "quartiles": [low, high], "fastest": min(times), "seconds": times}
 
 
+def ratios(reference: Sequence[float], seconds: Sequence[float]) -> dict[str, Any]:
+    """How many times faster, round by round: what both take in one round is of one state of the machine.
+
+    >>> ratios([4.0, 9.0, 2.0], [2.0, 3.0, 2.0])
+    {'median': 2.0, 'quartiles': [1.5, 2.5]}
+    """
+    found = summary([other / own for other, own in zip(reference, seconds, strict=True)])
+    return {"median": found["median"], "quartiles": found["quartiles"]}
+
+
 class Probes:
     """How fast this machine moves bytes and multiplies, tried once in every round of the benchmark.
 

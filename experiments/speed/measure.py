@@ -122,6 +122,14 @@ def _cell(
             side |= {"cache": runners[name].cache, "compile": compiling, "peak": runners[name].peak}
         elif client:
             side["peak"] = client.call("peak_memory")
+    if client:
+        torch = cell["transformers"]
+        for name in SIDES:
+            cell[name]["faster"] = {
+                what: latency.ratios(torch[what]["seconds"], cell[name][what]["seconds"])
+                for what in ("generate", "prefill", "step")
+                if what in torch
+            }
     whole, carved = (runners[name].cache for name in SIDES)
     carved_prefill, alone = cell["carved"]["prefill"]["median"], latency.summary(times["carve alone"])
     cell["speeds"] = {name: times[name] for name in ("bandwidth", "flops")}

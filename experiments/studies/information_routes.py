@@ -1,8 +1,9 @@
 """Compare the routes to the information score: their error, the tokens that they choose, their time.
 
-The reference is the singular value decomposition in float64. The matrices are hidden states of a model, entering
-layers 1 to 4, and random ones that are hard in different ways. Also measured are the two routes that one would write
-in a line, without what the package does for accuracy: the thin SVD and the eigen-decomposition of H H^T.
+The reference is the singular value decomposition in float64. The matrices are states of real models that packages
+bring (`--states`), hidden states of a model, entering layers 1 to 4, and random ones that are hard in different ways.
+Also measured are the two routes that one would write in a line, without what the package does for accuracy: the thin
+SVD and the eigen-decomposition of H H^T.
 Prints two tables and writes results.json.
 """
 
@@ -34,6 +35,7 @@ from tqdm import tqdm
 import tokencarve_jax as tc
 from experiments.core import cli, results
 from experiments.metrics.latency import timed
+from experiments.studies.real_states import from_packages
 from experiments.studies.score_matrices import (
     LIKE_HIDDEN_STATES,
     from_chance,
@@ -42,10 +44,12 @@ from experiments.studies.score_matrices import (
     like_hidden_states,
 )
 from models.errors import CommandError
-from tokencarve_jax.scores.information import ROUTES, subspace_uncertainty
+from tokencarve_jax.scores.information import ROUTES
 
 BUSY_S = 0.15  # before each timed call: longer than BLAS threads spin after the one before, whatever their setting
 _EXAMPLES = """examples:
+  python -m experiments.studies.information_routes --states --limit=4
+                                                           real models, and the shipped one
   python -m experiments.studies.information_routes                 the shipped model and random matrices
   python -m experiments.studies.information_routes --model=path/to/llava --dtype=bfloat16 --limit=4 --widths
                                                            the hidden states of another model alone
@@ -140,17 +144,14 @@ def times(matrices: dict[str, jax.Array], repeats: int) -> dict[str, dict[str, l
     return taken
 
 
-def agreement_table(agreement: dict[str, dict[str, dict[str, float]]], doubt: dict[str, list[float]]) -> str:
-    """Largest error, the same tokens on average and at least, in percent; and the uncertainty that "subspace" finds."""
+def agreement_table(agreement: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Largest error, the same tokens on average and at least, in percent."""
 
     def cell(r: dict[str, float]) -> str:
         error = f"{r['largest_error']:.0e}".replace("e-0", "e-").replace("e+0", "e+")
         return f"{error} {100 * r['same']:5.1f} ({100 * r['fewest_same']:3.0f})"
 
-    rows = [
-        [name, *map(cell, routes.values()), f"{statistics.mean(doubt[name]):.2f}"] for name, routes in agreement.items()
-    ]
-    return results.format_table(["matrix", *calls(), "uncertainty"], rows)
+    return results.format_table(["matrix", *calls()], [[name, *map(cell, r.values())] for name, r in agreement.items()])
 
 
 def time_table(taken: dict[str, dict[str, list[float]]]) -> str:
@@ -173,9 +174,8 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
     path = results.claim(flags.out, "information-routes")
     rng = np.random.default_rng(flags.seed)
     found: dict[str, list[dict[str, dict[str, float]]]] = collections.defaultdict(list)
-    doubt: dict[str, list[float]] = collections.defaultdict(list)
-    uncertainty = jax.jit(subspace_uncertainty)
     sources = itertools.chain(
+        from_packages(flags.states, rng),
         from_model(flags.model, flags.dtype, flags.limit, revision=flags.revision),
         from_file(flags.hidden, rng),
         from_chance(flags.tokens, flags.widths, flags.seeds, rng),
@@ -188,14 +188,12 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
         if kept == len(tokens):
             raise CommandError(f"keep={flags.keep} leaves all {kept} tokens of {name!r}: nothing to choose")
         found[name].append(compare(tokens, attention, flags.keep))
-        doubt[name].append(float(uncertainty(jnp.asarray(tokens, jnp.float32))))
     agreement = {name: summarise(cases) for name, cases in found.items()}
     shape = (*([flags.batch_size] if flags.batch_size > 1 else []), flags.tokens, flags.time_width)
     taken, machine = times(time_matrices(shape, rng), flags.repeats), results.machine()
     if agreement:
-        print("Largest error of C / mean C; then, in %, the same tokens as float64 on average (and at least);")
-        print('last, the uncertainty that "subspace" finds by itself\n')
-        print(agreement_table(agreement, doubt))
+        print("Largest error of C / mean C; then, in %, the same tokens as float64 on average (and at least)\n")
+        print(agreement_table(agreement))
     size = " x ".join(map(str, shape))
     print(f"\nTimes at {size} on {machine['device']}, {machine['cores']} cores, {flags.repeats} rounds\n")
     print(time_table(taken))
@@ -209,7 +207,6 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
         "versions": results.versions(),
         "matrices": {name: len(cases) for name, cases in found.items()},
         "agreement": agreement,
-        "uncertainty": doubt,
         "seconds": taken,
     }
     flags.out.mkdir(parents=True, exist_ok=True)
@@ -233,6 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--hidden", type=Path, metavar="FILE", help="an .npz of arrays [..., N, D] to compare the routes on too"
+    )
+    parser.add_argument(
+        "--states", action="store_true", help="compare them first on real models; needs the extra `states`"
     )
     parser.add_argument("--tokens", default=576, help="N of the random matrices (default: %(default)s)", **whole)
     parser.add_argument(

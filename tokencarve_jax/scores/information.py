@@ -1,10 +1,10 @@
 """The information contribution of each token: L1 norms of the rows of U S, by routes of different cost and accuracy.
 
 "subspace" is the default: made of matrix products, it needs no eigen-solver of the tokens' number, which on
-accelerators may eat what carving gains. It keeps 93 to 99 % of the tokens that float64 keeps where singular values
-decay, and fewer where they hardly do: `subspace_uncertainty` tells. "gram" keeps 98 % or more, at twice the time on a
-CPU. Take "svd" where the order has to be that of float64. "norm" is no approximation but a control (|h_i| <= C_i <=
-sqrt(rank) |h_i|). docs/performance.md has the errors and times of all routes.
+accelerators may eat what carving gains. It keeps 99 % of the tokens that float64 keeps of what the attention of trained
+models adds, 98 % of their hidden states, and fewer where singular values hardly decay. "gram" keeps nearly all, at
+twice the time on a CPU. Take "svd" where the order has to be that of float64. "norm" is no approximation but a control
+(|h_i| <= C_i <= sqrt(rank) |h_i|). docs/performance.md has the errors and times of all routes.
 
 On a CPU these calls go to LAPACK, which they leave with one thread (`_blas` says why, and whose calls that touches).
 """
@@ -49,7 +49,7 @@ def information_contribution(tokens: ArrayLike, *, method: str = DEFAULT) -> jax
         tokens: [..., N, D], any float dtype; computed in float32 (float64 stays float64), highest matmul precision.
         method: "svd" (exact), "gram" (by eigenvectors of the Gram matrix), "jacobi" ("gram" with Jacobi's eigen-solver
             on GPU and TPU), "subspace" (by products of matrices; what is no leading direction is estimated; "gram"
-            where N or D is at most 128) or "norm" (the L2 norm of each token instead, a control).
+            where N or D is at most 240) or "norm" (the L2 norm of each token instead, a control).
             docs/performance.md compares them.
 
     Returns:
@@ -70,41 +70,6 @@ def information_contribution(tokens: ArrayLike, *, method: str = DEFAULT) -> jax
     check_method(method)
     scaled, scale = to_unit_scale(tokens)
     return (ROUTES[method](scaled) * scale[..., 0]).astype(jnp.float32)
-
-
-@usual_promotion
-def subspace_uncertainty(tokens: ArrayLike) -> jax.Array:
-    """How far the route "subspace" may be off: the standard error of its scores, over how much tokens differ in them.
-
-    Near 0 it chooses what "svd" does. With 128 of 576 tokens kept, attention and information weighing half each
-    (`python -m experiments.studies.information_routes`):
-
-        uncertainty     tokens that are those of "svd", by kind (least of any matrix)
-        up to 0.03      97 to 100 % (96)
-        0.04 to 0.1     92 to 99 % (90)
-        0.1 to 0.25     90 to 96 % (89)
-        0.4 to 0.8      80 to 91 % (78)
-        1.6             66 % (64), a Gaussian matrix
-
-    Args:
-        tokens: [..., N, D], any float dtype.
-
-    Returns:
-        [...] float32: the root of the median variance, over half the distance between the scores that 16 and 84 %
-        stay below. 0 where all directions are found, as at N or D of up to 128.
-
-    Raises:
-        TypeError: `tokens` is not floating.
-        ValueError: `tokens` has fewer than two dimensions.
-    """
-    tokens, _ = to_unit_scale(_checked(tokens))
-    if min(tokens.shape[-2:]) <= SOUGHT:
-        return jnp.zeros(tokens.shape[:-2], jnp.float32)
-    directions, along = dominating_directions(tokens, **SEARCH)
-    score, _, variance = by_subspace(without(tokens, directions, along))
-    low, high = jnp.quantile(score + jnp.abs(along).sum(-1), jnp.array([0.16, 0.84]), axis=-1)
-    spread = jnp.where(high > low, (high - low) / 2, 1)
-    return (jnp.sqrt(jnp.median(variance, -1)) / spread).astype(jnp.float32)
 
 
 def _checked(tokens: ArrayLike) -> jax.Array:
@@ -210,7 +175,7 @@ def _norm(tokens: jax.Array) -> jax.Array:
 SEARCH: dict[str, Any] = {"orthonormal": orthonormal, "products": 3}
 """How "subspace" looks for dominating directions: by Cholesky's decomposition instead of Householder's, and with one
 product less than the others, whose last digits a tail that is only estimated does not need."""
-_leading_alone = _by(lambda tokens: by_subspace(tokens)[:2], **SEARCH)
+_leading_alone = _by(by_subspace, **SEARCH)
 
 
 def _subspace(tokens: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """The information score from matrix products: leading directions as they are, the rest by what is expected of it.
 
 An eigen-decomposition of all N tokens takes milliseconds on an accelerator, where the products take microseconds. Here
-the largest one is of 128 x 128. Write C_i as a sum over the leading singular directions, by Nystrom's approximation,
+the largest one is of 240 x 240. Write C_i as a sum over the leading singular directions, by Nystrom's approximation,
 and over all others, the tail. Rows of a tail are spread over many directions of similar size, so that u_ij behaves like
 a normal variable of variance v_i: E |u_ij| = sqrt(2 v_i / pi), and the sum over the tail is
 
@@ -19,9 +19,10 @@ import numpy as np
 from tokencarve_jax.scores.decompositions import cholesky, eigh, solve_transposed
 from tokencarve_jax.scores.spectrum import gram_matrix, made, matmul, transpose
 
-SOUGHT = 128
-"""Directions that are sought: the size of the largest eigen-decomposition."""
-LEADING = 104
+SOUGHT = 240
+"""Directions that are sought: the size of the largest eigen-decomposition. As many as leave the score ten times as fast
+as a thin SVD; what the attention of trained models adds needs more than 192 of its 576 (docs/performance.md)."""
+LEADING = 204
 """Those of them that count as found: the last ones have not converged."""
 
 
@@ -78,18 +79,13 @@ def leading(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     return matmul(root, rotation * scale[..., None, :]), values
 
 
-def by_subspace(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The score of tokens [..., N, D], both sides above `SOUGHT`.
-
-    Returns:
-        Score, squared norms of the rows, and the score's variance, [..., N] each: that of |u_ij| is (1 - 2 / pi) v_ij,
-        summed up (1 - 2 / pi) T_ii.
-    """
+def by_subspace(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Score and squared norms of the rows [..., N] of tokens [..., N, D], both sides above `SOUGHT`."""
     n, d = tokens.shape[-2:]
     wide = n < d
     gram = gram_matrix(tokens if wide else transpose(tokens))
     along, values = leading(gram)
-    rest = gram - matmul(along, transpose(along))
+    rest = gram - gram_matrix(along)
     if wide:
         squares = jnp.diagonal(gram, axis1=-2, axis2=-1)
         first, second = jnp.diagonal(rest, axis1=-2, axis2=-1), jnp.square(rest).sum(-1)
@@ -99,9 +95,7 @@ def by_subspace(tokens: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         along = matmul(tokens, vectors)
         tokens = made(tokens - matmul(along, transpose(vectors)))  # else what T keeps of the large ones would count
         first, second = jnp.square(tokens).sum(-1), (matmul(tokens, rest) * tokens).sum(-1)
-    first = jnp.maximum(first, 0)
-    score = jnp.abs(along).sum(-1) + _tail(first, second)
-    return score, squares, (1 - 2 / np.pi) * first
+    return jnp.abs(along).sum(-1) + _tail(jnp.maximum(first, 0), second), squares
 
 
 def _tail(first: jax.Array, second: jax.Array) -> jax.Array:

@@ -60,7 +60,7 @@ def _table(cell: Mapping[str, Any]) -> Table:
     lines: list[Column] = [
         ("prefill, median", median("prefill")),
         ("prefill, quartiles", quartiles("prefill")),
-        ("share of the measured FLOP/s", lambda side: f"{100 * side['prefill_share']:.0f} %"),
+        ("share that is matrix products", lambda side: f"{100 * side['prefill_share']:.0f} %"),
         ("decoding, tokens a second", lambda side: f"{side['tokens_per_second']:.1f}"),
         ("one step, median", median("step")),
         ("one step, quartiles", quartiles("step")),
