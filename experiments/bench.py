@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from experiments.speed import compiled, measure
 
         config = presets.PRESETS[flags.preset]
-        check_context(config, config.tokens_per_image + flags.prompt_tokens, flags.new_tokens)
+        check_context(config, config.tokens_per_image + flags.prompt_tokens, flags.max_new_tokens)
         flags.dtype = flags.dtype or ("bfloat16" if flags.target else cli.DTYPES[0])
         (compiled if flags.target else measure).bench(flags, command=command)
 

@@ -83,7 +83,7 @@ def _cell(
     """All figures of one batch size."""
     config, itemsize = llava.config, jnp.dtype(flags.dtype).itemsize
     length = config.tokens_per_image + flags.prompt_tokens
-    check_rows(config, itemsize, batch, length, 1, flags.new_tokens)
+    check_rows(config, itemsize, batch, length, 1, flags.max_new_tokens)
     ids, pixels = presets.inputs(config, batch=batch, prompt_tokens=flags.prompt_tokens)
     prompt = presets.on_device(llava, ids, pixels)
     if client:
