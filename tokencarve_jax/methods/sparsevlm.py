@@ -114,7 +114,7 @@ def word_shares(values: jax.Array, usable: jax.Array, text: jax.Array, words: ja
     likeness = jnp.matmul(values, jnp.swapaxes(text, -1, -2), precision=lax.Precision.HIGHEST)  # [..., N, T]
     likeness = jnp.where(words[..., None, :], likeness, jnp.finfo(likeness.dtype).min)
     dealt = jnp.where(usable[..., None], jax.nn.softmax(likeness, axis=-1), 0).sum(-2)
-    return jnp.where(words, dealt / jnp.maximum(usable.sum(-1, keepdims=True), 1), 0)
+    return jnp.where(words, dealt / usable.sum(-1, keepdims=True).clip(1).astype(dealt.dtype), 0)
 
 
 def _widened(values: jax.Array, usable: jax.Array) -> jax.Array:
