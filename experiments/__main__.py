@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from models import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once_while_importing()
+
 import ast
 import sys
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 """The earlier name of `python -m models.check`."""
 
-import sys
-
-from models.check import main
+import runpy
 
 if __name__ == "__main__":
-    sys.exit(main())
+    runpy.run_module("models.check", run_name="__main__", alter_sys=True)
