@@ -29,6 +29,7 @@ COMMANDS = {
     "experiments.studies.carve_tail": "a minute",
     "models.convert": "seconds to minutes",
     "models.check": "a minute",
+    "models.compare": "a minute",
 }
 
 
