@@ -97,12 +97,14 @@ def compare(tokens: np.ndarray, attention: np.ndarray, keep: float | int) -> dic
     u, s, _ = np.linalg.svd(np.asarray(rows, np.float64), full_matrices=False)
     exact = np.abs(u * s).sum(-1)
     wanted = chosen(rows, weights, exact, keep)
+    best = np.argsort(-exact, kind="stable")[: len(wanted)]
     found = {}
     for name, call in calls().items():
         score = np.asarray(call(rows), np.float64)
         error = np.abs(score - exact) / (exact.mean() or 1)
         same = len(wanted & chosen(rows, weights, score, keep)) / len(wanted)
         found[name] = {"median_error": float(np.median(error)), "largest_error": float(error.max()), "same": same}
+        found[name]["best"] = len(np.intersect1d(best, np.argsort(-score, kind="stable")[: len(best)])) / len(best)
     return found
 
 
@@ -114,6 +116,8 @@ def summarise(cases: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[st
             "largest_error": max(case[name]["largest_error"] for case in cases),
             "same": statistics.mean(case[name]["same"] for case in cases),
             "fewest_same": min(case[name]["same"] for case in cases),
+            "best": statistics.mean(case[name]["best"] for case in cases),
+            "fewest_best": min(case[name]["best"] for case in cases),
         }
         for name in calls()
     }
@@ -145,11 +149,12 @@ def times(matrices: dict[str, jax.Array], repeats: int) -> dict[str, dict[str, l
 
 
 def agreement_table(agreement: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Largest error, the same tokens on average and at least, in percent."""
+    """Largest error; the same best tokens, and the same kept ones, on average and at least, in percent."""
 
     def cell(r: dict[str, float]) -> str:
         error = f"{r['largest_error']:.0e}".replace("e-0", "e-").replace("e+0", "e+")
-        return f"{error} {100 * r['same']:5.1f} ({100 * r['fewest_same']:3.0f})"
+        shares = (f"{100 * r[what]:5.1f} ({100 * r[f'fewest_{what}']:.1f})" for what in ("best", "same"))
+        return " ".join([error, *shares])
 
     return results.format_table(["matrix", *calls()], [[name, *map(cell, r.values())] for name, r in agreement.items()])
 
@@ -192,7 +197,8 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
     shape = (*([flags.batch_size] if flags.batch_size > 1 else []), flags.tokens, flags.time_width)
     taken, machine = times(time_matrices(shape, rng), flags.repeats), results.machine()
     if agreement:
-        print("Largest error of C / mean C; then, in %, the same tokens as float64 on average (and at least)\n")
+        print("Largest error of C / mean C; then which part of the best tokens are those of float64, and which of")
+        print("those kept with attention, pruned and merged: in %, on average (and at least)\n")
         print(agreement_table(agreement))
     size = " x ".join(map(str, shape))
     print(f"\nTimes at {size} on {machine['device']}, {machine['cores']} cores, {flags.repeats} rounds\n")

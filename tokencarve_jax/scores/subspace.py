@@ -20,8 +20,8 @@ from tokencarve_jax.scores.decompositions import cholesky, eigh, solve_transpose
 from tokencarve_jax.scores.spectrum import gram_matrix, made, matmul, transpose
 
 SOUGHT = 240
-"""Directions that are sought: the size of the largest eigen-decomposition. As many as leave the score ten times as fast
-as a thin SVD; what the attention of trained models adds needs more than 192 of its 576 (docs/performance.md)."""
+"""Directions that are sought: the size of the largest eigen-decomposition. To find 99 % of the
+best tokens in what attention adds in trained models takes about as many (docs/performance.md)."""
 LEADING = 204
 """Those of them that count as found: the last ones have not converged."""
 
