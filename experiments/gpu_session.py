@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import datetime
 import json
 import os
 import signal
@@ -117,9 +116,7 @@ def session(*, limit: float, out: Path, about: dict[str, Any], command: str) -> 
     deadline = time.monotonic() + limit
     found: list[dict[str, Any]] = [{"step": step.name, "status": "not begun"} for step in STEPS]
     value = {
-        "kind": "gpu-session",
-        "command": command,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **results.head("gpu-session", command),
         "limit_s": limit,
         "machine": about,
         "versions": results.versions(),

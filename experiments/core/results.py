@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -105,6 +106,12 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
             text = json.dumps(part, indent=1, ensure_ascii=False).replace("\n", "\n ")
         parts.append(f" {json.dumps(key)}: {text}")
     write_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def head(kind: str, command: Sequence[str]) -> dict[str, Any]:
+    """What every results.json begins with: the kind of run, the command, and the date."""
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"kind": kind, "command": list(command), "date": date}
 
 
 def plain(settings: Any) -> dict[str, Any]:

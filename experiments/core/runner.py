@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import secrets
 import sys
@@ -129,9 +128,7 @@ class Runner:
 
     def write(self, report: Mapping[str, Any], texts: Mapping[str, str]) -> None:
         """Write results.json, and texts by the names of their files."""
-        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        head = {"kind": self.kind, "command": list(self._config.command), "date": date}
-        results.write_json(self.out / "results.json", {**head, **report})
+        results.write_json(self.out / "results.json", results.head(self.kind, self._config.command) | dict(report))
         for name, text in texts.items():
             results.write_text(self.out / name, text)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,9 +106,7 @@ def bench(flags: argparse.Namespace, *, command: str) -> None:
     )
     found: list[dict[str, Any]] = []
     value: dict[str, Any] = {
-        "kind": "bench-compiled",
-        "command": command,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **results.head("bench-compiled", command),
         "settings": dataclasses.asdict(job) | {"kept": cut.keep, "layers": job.config.text.num_layers},
         "chip": {name: getattr(chip, name) for name in ("platform", "flops", "bandwidth", "memory")},
         "machine": results.host(),

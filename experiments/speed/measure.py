@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -212,9 +211,7 @@ def bench(flags: argparse.Namespace, *, command: str) -> None:
     settings = {name: value for name, value in vars(flags).items() if name not in ("target", "mesh", "layers")}
     settings |= {"kept": int(cut.keep), "visual_tokens": config.tokens_per_image, "out": str(flags.out)}
     value = {
-        "kind": "bench",
-        "command": command,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **results.head("bench", command),
         "settings": settings,
         "machine": machine,
         "versions": results.versions(),

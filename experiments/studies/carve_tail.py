@@ -15,7 +15,6 @@ if __name__ == "__main__":
 import argparse
 import concurrent.futures
 import contextlib
-import datetime
 import functools
 import multiprocessing
 import os
@@ -110,9 +109,7 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
     print(f"carve at {tokens} x {width}, keep={keep}, on {machine['cores']} cores, beside {busy} busy loops\n")
     print(results.format_table(_HEADER, rows))
     value = {
-        "kind": "carve-tail",
-        "command": list(command),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **results.head("carve-tail", command),
         "settings": {name: given for name, given in vars(flags).items() if name != "out"},
         "machine": machine,
         "versions": results.versions(),

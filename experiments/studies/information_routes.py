@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 import argparse
 import collections
-import datetime
 import functools
 import itertools
 import math
@@ -205,9 +204,7 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
     print(time_table(taken))
     settings = {name: given for name, given in vars(flags).items() if name != "out"}
     value = {
-        "kind": "information-routes",
-        "command": list(command),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **results.head("information-routes", command),
         "settings": settings | {"hidden": flags.hidden and str(flags.hidden)},
         "machine": machine,
         "versions": results.versions(),
