@@ -49,7 +49,7 @@ def test_text_and_cut_are_the_same(text):
         ("fastv@1=4",),
         Cut(1, COMPRESSORS["fastv"], 4),
     ],
-    ids=str,
+    ids=["tuples", "triple", "list", "text", "texts", "cut"],
 )
 def test_models_take_one_cut_in_any_form(carve):
     assert parse(carve, num_layers=5) == (Cut(1, COMPRESSORS["fastv"], 4),)
