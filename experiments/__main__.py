@@ -29,7 +29,6 @@ COMMANDS = {
     "experiments.studies.carve_tail": "a minute",
     "models.convert": "seconds to minutes",
     "models.check": "a minute",
-    "models.compare": "a minute",
 }
 
 

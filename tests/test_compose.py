@@ -144,7 +144,7 @@ def test_prefill_and_decoding_equal_a_masked_forward(method, keep, side):
 
 
 def evidence_of(names, leading, n):
-    told = make_evidence(np.random.default_rng(3), names, leading, n=n, sizes=dict.fromkeys("TdFCD", 16))
+    told = make_evidence(np.random.default_rng(3), names, leading, n=n, sizes=dict.fromkeys("HTdFCD", 16))
     return {name: value for name, value in told.items() if name != "projector"}
 
 

@@ -135,7 +135,7 @@ def test_a_model_of_shapes_compiles_and_needs_what_the_cache_and_weights_weigh()
     found = inspection.figures(pair.prefill)
     assert pair.needed >= found["needed"] > weights > 0
     assert found["host"] > 0  # LAPACK, on a CPU
-    assert found["loops"] == found["dynamic"] == found["all_reduces"] == 0
+    assert found["dynamic"] == found["all_reduces"] == 0
     assert inspection.figures(pair.decode)["loops"] >= 1
 
 

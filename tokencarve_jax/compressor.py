@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -277,7 +278,7 @@ def _usable(tokens: Tokens, told: dict[str, Any]) -> jax.Array:
                 words = told["text_valid"][..., None, :]
                 words = words.reshape(*words.shape[:-1], *[1] * (by_token.ndim - words.ndim), words.shape[-1])
                 by_token = jnp.where(words, by_token, 0)
-            about.append(by_token.reshape(*tokens.shape, -1))
+            about.append(by_token.reshape(*tokens.shape, math.prod(by_token.shape[len(tokens.shape) :])))
         elif "N" in EVIDENCE[name]:
             about.append(array)
     return tiers(tokens.valid, *about) == USABLE

@@ -83,7 +83,7 @@ def command_names() -> list[str]:
     """Modules of `models` and `experiments` that are commands."""
     folders = ("experiments", "experiments/studies", "models")
     files = [path for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
-    files = [path for path in files if "__main__" in path.read_text() and path.stem != "__main__"]
+    files = [path for path in files if "def main(" in path.read_text() and path.stem != "__main__"]
     return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
 
 

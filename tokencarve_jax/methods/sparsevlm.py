@@ -1,5 +1,7 @@
 """SparseVLM (arXiv 2410.04417): words that are about the image rate the tokens, and some of the losers are recycled."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -95,7 +97,8 @@ def sparsevlm_plus(
     """
     words = text_valid & jnp.isfinite(text).all(-1)
     attention = jnp.where(words[..., None, :, None], head_attention, 0)
-    by_token = jnp.moveaxis(attention, -1, tokens.values.ndim - 2).reshape(*tokens.shape, -1)
+    by_token = jnp.moveaxis(attention, -1, tokens.values.ndim - 2)
+    by_token = by_token.reshape(*tokens.shape, math.prod(by_token.shape[-2:]))
     tier = tiers(tokens.valid, tokens.values, by_token)
     usable = tier == USABLE
     rates = _raters(_widened(tokens.values, usable), usable, text, words, text_relevance)
