@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from experiments import reproduce
+from experiments.core import cli
 from experiments.core.config import PromptConfig
 from experiments.data.formats import mmbench_question
 from experiments.lmms import harness, prompts, reproduction, sets, tables
@@ -140,3 +141,10 @@ class TestCommand:
         assert [(name, " ".join(map(str, cuts))) for name, cuts in schedules] == [(name, name) for name in names]
         assert (config.worker.batch_size, config.sets) == (1, tuple(sets.SETS.values()))
         assert config.worker.prompt == PromptConfig()
+
+    @pytest.mark.parametrize(("model", "notes"), [(str(cli.SHIPPED), 1), ("somebody/else", 0)])
+    def test_the_shipped_model_knows_no_benchmark(self, model, notes, capsys, monkeypatch):
+        monkeypatch.setattr(harness, "require", lambda: None)
+        monkeypatch.setattr(reproduction, "reproduce", lambda config: ("a table", []))
+        assert reproduce.main([f"--model={model}"]) == 0
+        assert capsys.readouterr().err.count("note: the shipped model knows its own scenes alone") == notes
