@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any
 
-from models.engine.notation import MERGED, Cut, read_options
+from models.engine.notation import Cut, with_options
 from models.engine.official import pyramiddrop_schedule, sparsevlm_schedule
 from models.engine.plan import TOKENCARVE_LAYER, Schedule, parse
 from models.errors import CommandError
@@ -133,10 +133,7 @@ def named(names: Sequence[str], *, taken: Collection[str] = ()) -> tuple[Method,
             continue
         source, *words = name.split(",")
         with naming(f"method {name}"):
-            options, merged = read_options(words)
-        compressor = find(source)
-        if merged:
-            compressor = dataclasses.replace(compressor, rest=MERGED)
+            compressor, options = with_options(find(source), words)
         found.append(Method(",".join([compressor.name, *words]), compressor, tuple(options.items())))
     taken = {BASELINE, *taken}
     if len({*taken, *(one.name for one in found)}) < len(taken) + len(found):

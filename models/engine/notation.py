@@ -107,10 +107,7 @@ def read(text: str, find: Callable[[str], Compressor] = named) -> Cut:
     try:
         if not (method and place and keep):
             raise ValueError("a part is missing")
-        options, merged = read_options(words)
-        compressor = find(method)
-        if merged:
-            compressor = dataclasses.replace(compressor, rest=MERGED)
+        compressor, options = with_options(find(method), words)
         return Cut(_place(place), compressor, read_keep(keep), **options)
     except ValueError as error:
         raise ValueError(f"cut {text!r}: {error}; expected {FORM}, such as {EXAMPLE}") from error
@@ -142,8 +139,8 @@ def _place(text: str) -> int | str:
     return int(text)
 
 
-def read_options(words: Sequence[str]) -> tuple[dict[str, Any], bool]:
-    """Attributes of a `Cut` from the words of `OPTIONS`, and whether `MERGED` is one of them.
+def with_options(compressor: Compressor, words: Sequence[str]) -> tuple[Compressor, dict[str, Any]]:
+    """What words of `OPTIONS` and `MERGED` choose: the compressor of a `Cut`, and its other attributes.
 
     Raises:
       ValueError: there is no such word, or two of them choose the same attribute.
@@ -151,6 +148,7 @@ def read_options(words: Sequence[str]) -> tuple[dict[str, Any], bool]:
     chosen = dict[str, Any]()
     for word in words:
         if word == MERGED:
+            compressor = dataclasses.replace(compressor, rest=MERGED)
             continue
         if word not in OPTIONS:
             raise ValueError(f"there is no option {word!r}; there are {WORDS}")
@@ -158,4 +156,4 @@ def read_options(words: Sequence[str]) -> tuple[dict[str, Any], bool]:
         if name in chosen:
             raise ValueError(f"{name} is chosen twice")
         chosen[name] = value
-    return chosen, MERGED in words
+    return compressor, chosen
