@@ -52,25 +52,25 @@ def correlate(x: np.ndarray, y: np.ndarray, kind: str, *, seed: int = 0) -> dict
     """
     from scipy.stats import permutation_test, rankdata  # imported here: a second that `--help` should not wait for
 
-    def coefficient(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        if kind == "Kendall":  # is Pearson's of the signs of all differences, whose means are zero
-            x, y = (
-                np.sign(v[..., :, None, :] - v[..., None, :, :]).reshape(*v.shape[:-2], -1, v.shape[-1]) for v in (x, y)
-            )
-        elif kind == "Spearman":
-            x, y = (rankdata(values, axis=-2) for values in (x, y))
-        return pearson(x, y)
+    def prepared(values: np.ndarray) -> np.ndarray:
+        """What Pearson's coefficient is taken of: for Kendall's, the signs of all differences, whose means are zero."""
+        if kind == "Kendall":
+            signs = np.sign(values[..., :, None, :] - values[..., None, :, :])
+            return signs.reshape(*values.shape[:-2], -1, values.shape[-1])
+        return rankdata(values, axis=-2) if kind == "Spearman" else values
 
-    count = len(x)
-    value = float(coefficient(x, y)) if count >= FEWEST else np.nan
+    count, fixed = len(x), prepared(x)
+    value = float(pearson(fixed, prepared(y))) if count >= FEWEST else np.nan
     if np.isnan(value):
         return dict.fromkeys(("value", "low", "high", "p"))
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, count, (RESAMPLES, count))
-    low, high = np.nanpercentile(coefficient(x[drawn], y[drawn]), [2.5, 97.5])  # NaN where one is constant
+    low, high = np.nanpercentile(
+        pearson(prepared(x[drawn]), prepared(y[drawn])), [2.5, 97.5]
+    )  # NaN where one is constant
 
     def size(order: np.ndarray, axis: int) -> np.ndarray:
-        return np.abs(coefficient(np.broadcast_to(x, (*order.shape, *x.shape[1:])), y[order]))
+        return np.abs(pearson(fixed, prepared(y[order])))
 
     test = permutation_test(
         (np.arange(count),), size, permutation_type="pairings", alternative="greater", n_resamples=RESAMPLES, rng=rng
