@@ -16,8 +16,9 @@ from models.io.writing import naming
 
 _MOST_BYTES = 2**31  # a comparison of all methods on a benchmark of 10,000 questions writes a hundredth
 Shape = Any
-"""What an entry looks like: a type, `[shape]`, `{str: shape}`, a record `{"key": shape, "optional?": shape}`, or a
-tuple of records, told apart by the first key of each."""
+"""What an entry looks like: a type, `[shape]`, `{str: shape}`, `{int: shape}` where the keys are numbers, a record
+`{"key": shape, "optional?": shape}`, or a tuple of records, told apart by the first key of each. `int` counts: it is
+never negative."""
 
 
 class OtherRunError(CommandError):
@@ -47,6 +48,8 @@ def mismatch(value: Any, shape: Any, name: str = "it") -> str:
 
     >>> mismatch({"indices": [1, "2"]}, {"indices": [int], "errors?": {str: str}})
     'indices[1] is not int'
+    >>> mismatch({"errors": {"-1": "no image"}}, {"errors": {int: str}})
+    "errors: '-1' is not a number"
     """
     if isinstance(shape, tuple):
         first = {next(iter(record)): record for record in shape}
@@ -61,11 +64,15 @@ def mismatch(value: Any, shape: Any, name: str = "it") -> str:
         return f"{name} is not {'a list' if kind is list else 'an object' if kind is dict else kind.__name__}"
     if kind is float and not math.isfinite(value):
         return f"{name} is not finite"
+    if kind is int and value < 0:
+        return f"{name} is negative"
     parts: list[tuple[Any, Shape, str]] = []
     if isinstance(shape, list):
         parts = [(part, shape[0], f"{name}[{number}]") for number, part in enumerate(value)]
-    elif isinstance(shape, dict) and str in shape:
-        parts = [(part, shape[str], key) for key, part in value.items()]
+    elif isinstance(shape, dict) and (str in shape or int in shape):
+        parts = [(part, shape.get(str, shape.get(int)), key) for key, part in value.items()]
+        if int in shape and (odd := [key for key in value if not (key.isascii() and key.isdecimal())]):
+            return f"{name}: {odd[0]!r} is not a number"
     elif isinstance(shape, dict):
         if missing := [key for key in shape if not key.endswith("?") and key not in value]:
             return f"{name} has no {missing[0]}"

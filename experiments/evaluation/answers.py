@@ -14,7 +14,7 @@ from experiments.evaluation.worker import ModelWorker
 
 SHAPE = {
     "indices": [int],
-    "errors": {str: str},
+    "errors": {int: str},
     "found": {str: {"prediction": [str], "kl?": [float], "same_first?": [bool], "map?": list}},
     "prefill_s?": {str: float},
     "cache_bytes?": {str: float},
