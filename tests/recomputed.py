@@ -105,6 +105,7 @@ class Row:
         self.known, self.records, self.sets, self.weighed = {}, [], [], False
         text = np.setdiff1d(np.arange(length), self.slots)
         self.text = {"text": self.hidden[text], "text_valid": text > self.slots.max()}
+        self.grid = prompt.grid
         self.outputs = []  # of attention, per layer: of all tokens, and of the visual ones
         self._see(model, prompt, row)
 
@@ -134,6 +135,7 @@ class Row:
 
     def leave(self, cut, indices, values, sizes, assignment, stretches):
         """Only these visual tokens are left, with new values and sizes."""
+        self.grid = None
         slots = self.slots[indices]
         valid = slots >= 0
         medians = self.medians(indices, assignment)
@@ -190,6 +192,7 @@ class Row:
             valid=self.slots >= 0,
             sizes=self.sizes,
             positions=positions,
+            grid=self.grid if cut.scope == "image" or self.plan.images == 1 else None,
         )
         known = self.known | self.tower | self.text | {"next_attention": self.next_attention(layer)}
         told = {name: known[name].astype(np.float32) for name in cut.compressor.evidence if name in known}

@@ -5,6 +5,7 @@ Axis letters: N tokens before, K after, D width, A axes of a position.
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,11 @@ from tokencarve_jax.promotion import usual_promotion
 _pytree = functools.partial(jax.tree_util.register_dataclass, meta_fields=[])
 
 
-@functools.partial(_pytree, data_fields=["values", "valid", "sizes", "positions"])
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["values", "valid", "sizes", "positions"],
+    meta_fields=["grid"],
+)
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """A set of tokens, or batches of sets; frozen, a pytree of four arrays. `Tokens.of` makes and checks one.
@@ -26,19 +31,22 @@ class Tokens:
         valid: [..., N] bool, False marks padding.
         sizes: [..., N] float32, how many original tokens each one stands for.
         positions: [..., N, A] int32, where each one stands: A = 1, or 3 for time, row and column (M-RoPE).
+        grid: frames, rows and columns whose cells the valid tokens of every set are, in reading order; None where that
+            is not so or not known. Static. Spatial methods read it, and take tokens without one in a row.
 
     Source: sizes are those of ToMe (arXiv 2210.09461); the rest is what every decoder keeps of its tokens.
 
     Examples:
         >>> tokens = Tokens.of(jnp.ones((2, 5, 3)))
         >>> jax.tree.map(jnp.shape, tokens)
-        Tokens(values=(2, 5, 3), valid=(2, 5), sizes=(2, 5), positions=(2, 5, 1))
+        Tokens(values=(2, 5, 3), valid=(2, 5), sizes=(2, 5), positions=(2, 5, 1), grid=None)
     """
 
     values: jax.Array
     valid: jax.Array
     sizes: jax.Array
     positions: jax.Array
+    grid: tuple[int, int, int] | None = None
 
     @classmethod
     def of(
@@ -48,6 +56,7 @@ class Tokens:
         valid: ArrayLike | None = None,
         sizes: ArrayLike | None = None,
         positions: ArrayLike | None = None,
+        grid: tuple[int, int, int] | None = None,
     ) -> "Tokens":
         """Tokens from their values; the rest as given, or as for tokens that are valid, single and in a row.
 
@@ -56,13 +65,14 @@ class Tokens:
             valid: [..., N] bool; None means all are.
             sizes: [..., N], converted to float32; None means one each.
             positions: [..., N] or [..., N, A] integers; None means 0, 1, 2, ...
+            grid: (frames, rows, columns), at least 1 each and N cells at most; an image has one frame.
 
         Returns:
             The tokens.
 
         Raises:
             TypeError: `values` is not floating, or `positions` are no integers.
-            ValueError: The shapes do not fit together.
+            ValueError: The shapes do not fit together, or `grid` is none of N tokens.
         """
         values = jnp.asarray(values)
         if not jnp.issubdtype(values.dtype, jnp.floating):
@@ -83,7 +93,9 @@ class Tokens:
         for name, got in (("valid", valid.shape), ("sizes", sizes.shape), ("positions", placed)):
             if got != shape:
                 raise ValueError(f"{name} must have shape {shape}, one entry per token, got {got}")
-        return cls(values, valid, sizes, positions.astype(jnp.int32))
+        if grid is not None and (len(grid) != 3 or min(grid) < 1 or math.prod(grid) > shape[-1]):
+            raise ValueError(f"grid must be (frames, rows, columns) of {shape[-1]} tokens or fewer, got {grid}")
+        return cls(values, valid, sizes, positions.astype(jnp.int32), grid)
 
     @property
     def shape(self) -> tuple[int, ...]:

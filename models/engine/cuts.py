@@ -34,6 +34,7 @@ def gather_evidence(
         valid=sequence.preferred,
         sizes=sequence.sizes,
         positions=rows(sequence.positions, slots),
+        grid=sequence.grid if cut.scope == "image" or images == 1 else None,  # several images are no grid
     )
     if cut.scope == "image":
         assert images is not None  # the plan has seen to it

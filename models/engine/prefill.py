@@ -75,6 +75,7 @@ def embed(
         visual_slots=prompt.visual_slots,
         visual_valid=prompt.visual_valid,
         border=prompt.border,
+        grid=prompt.grid,
         sizes=jnp.ones(prompt.visual_slots.shape, jnp.float32),
         weighed=False,
         evidence={},

@@ -39,6 +39,7 @@ class Prompt:
         None where that is not known.
       images: how many stretches of equal length the N are, one per image; None where images share them. Static.
       whole: whether each stretch is all that the tower gives for its image, in order. Static.
+      grid: frames, rows and columns of every image or video, where all are alike; else None. Static.
       relevance: the rows' questions (`models.engine.relevance.QuestionEmbeddings`), or None.
     """
 
@@ -53,6 +54,7 @@ class Prompt:
     border: Any = None
     images: int | None = dataclasses.field(default=1, metadata={"static": True})
     whole: bool = dataclasses.field(default=True, metadata={"static": True})
+    grid: tuple[int, int, int] | None = dataclasses.field(default=None, metadata={"static": True})
     relevance: Any = None
 
 
@@ -85,6 +87,7 @@ def make_prompt(
     features_of: Sequence[np.ndarray] | None = None,
     per_image: bool = False,
     border: Any | None = None,
+    grid: tuple[int, int, int] | None = None,
 ) -> Prompt:
     """Pack, pad and check a processor's output.
 
@@ -102,6 +105,7 @@ def make_prompt(
         (LLaVA-NeXT). N is then a multiple of `VISUAL_BUCKET`.
       per_image: give each image a stretch of the N, as long as the longest; always so without `features_of`.
       border: [images, tokens_per_image], non-zero for visual tokens that show only the padding of an image.
+      grid: frames, rows and columns of the visual tokens of each image, where all are alike.
 
     Raises:
       ValueError: shapes do not fit each other, a row is empty, or the placeholders are not as many as the features.
@@ -133,6 +137,7 @@ def make_prompt(
     rows = _images_of_rows(placeholders.sum(1).tolist(), features_of, tokens_per_image)
     if not mask[placeholders].all():
         rows, varies = [_entering(*row) for row in zip(rows, mask, placeholders, strict=True)], True
+        grid = None
     counts = (placeholders & mask).sum(1)
     images = max(1, *map(len, rows))
     shared = varies and not per_image and images > 1
@@ -169,6 +174,7 @@ def make_prompt(
         border=border,
         images=None if shared else images,
         whole=not varies,
+        grid=grid,
     )
 
 

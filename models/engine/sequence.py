@@ -80,6 +80,7 @@ class Sequence:
       visual_slots: [B, N] int32.
       visual_valid: [B, N] bool, False where there is no token.
       border: [B, N] bool, tokens that cuts keep after all others, or None.
+      grid: see `Prompt`; None behind a cut.
       sizes: [B, N] float32, how many tokens each visual one stands for.
       weighed: whether sizes count in attention.
       evidence: arrays [B, N, ...] from the tower, by name and layer.
@@ -94,6 +95,7 @@ class Sequence:
     visual_slots: jax.Array
     visual_valid: jax.Array
     border: jax.Array | None
+    grid: tuple[int, int, int] | None
     sizes: jax.Array
     weighed: bool
     evidence: dict[tuple[str, int], jax.Array]
@@ -186,6 +188,7 @@ class Sequence:
             visual_slots=slots,
             visual_valid=valid,
             border=None if self.border is None else rows(self.border, left.record.indices),
+            grid=None,
             sizes=left.sizes,
             weighed=self.weighed or cut.weighs,
             evidence=left.evidence,

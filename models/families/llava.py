@@ -64,6 +64,12 @@ class LlavaConfig:
         """Visual tokens of what the tower sees as one image."""
         return self.vision.num_patches + int(self.keep_class_token)
 
+    @property
+    def grid(self) -> tuple[int, int, int] | None:
+        """Frames, rows and columns of these; None with the class token, which has no place in the raster."""
+        side = self.vision.image_size // self.vision.patch_size
+        return None if self.keep_class_token else (1, side, side)
+
 
 def llava_config(
     hf: Any, generation: Mapping[str, Any] = MappingProxyType({}), *, more: tuple[str, ...] = ()
@@ -185,6 +191,7 @@ class Llava(VisionLanguageModel):
             features_of=features_of,
             per_image=per_image,
             border=border,
+            grid=self.config.grid if features_of is None else None,
         )
 
     def check_pixels(self, pixel_values: Any) -> None:
@@ -227,7 +234,7 @@ class Llava(VisionLanguageModel):
             known: dict[str, Any] = {"key": key, "projector": projection(self.projector)}
             known |= {name: array for (name, layer), array in evidence.items() if layer == compressor.tower_layer}
             known = {name: value for name, value in known.items() if name in compressor.evidence}
-            left = compressor(Tokens.of(features), keep=int(cut.keep), **known)
+            left = compressor(Tokens.of(features, grid=config.grid), keep=int(cut.keep), **known)
             features = left.tokens.values
             evidence = {what: rows(array, left.indices) for what, array in evidence.items()}
         tokens = self.projector(features)

@@ -1,6 +1,7 @@
 """Controls, FastV, PyramidDrop, SparseVLM and DART against float64 oracles, by hand, and on awkward tokens."""
 
 import collections
+import math
 
 import jax
 import numpy as np
@@ -76,8 +77,9 @@ def test_equals_the_oracle(name):
     judge, told, asked = TABLE[name]
     clear, tested = 0, 0
     for b, n, d, kept in SHAPES:
-        made = sets(b, n, d, kept)
-        tokens = Tokens.of(made["values"], valid=made["valid"])
+        made, side = sets(b, n, d, kept), math.isqrt(n)
+        grid = (1, side, side) if side * side == n else None
+        tokens = Tokens.of(made["values"], valid=made["valid"], grid=grid)
         left = COMPRESSORS[name](tokens, keep=kept, **{kind: made[source] for kind, source in told.items()})
         left = jax.tree.map(np.asarray, left)
         for i in range(b):
@@ -115,24 +117,47 @@ def test_long_tokens_do_not_overflow():
 
 
 def test_the_grid_by_hand():
-    assert uniform.grid(16, 4).tolist() == [5, 7, 13, 15]
-    assert uniform.grid(9, 1).tolist() == [4]
-    assert uniform.grid(9, 3).tolist() == [1, 6, 8]  # a line of one and a line of two
-    for side in (1, 2, 3, 5, 8, 24):
-        for keep in range(1, side * side + 1):
-            found = uniform.grid(side * side, keep)
+    assert uniform.grid(4, 4, 4).tolist() == [5, 7, 13, 15]
+    assert uniform.grid(3, 3, 1).tolist() == [4]
+    assert uniform.grid(3, 3, 3).tolist() == [1, 6, 8]  # a line of one and a line of two
+    assert uniform.grid(2, 8, 4).tolist() == [9, 11, 13, 15]
+    for height, width in ((1, 1), (2, 2), (3, 3), (5, 5), (24, 24), (16, 36), (1, 9), (9, 1)):
+        for keep in range(1, height * width + 1):
+            found = uniform.grid(height, width, keep)
             assert len(set(found.tolist())) == keep
             assert (np.sort(found) == found).all()
-            assert found.max() < side * side
+            assert found.max() < height * width
+
+
+def test_a_grid_that_is_not_square():
+    """16 x 36 has as many tokens as 24 x 24; padding anywhere is no part of it."""
+    line, column = np.divmod(np.arange(576), 36)
+    values = np.stack([line, column], axis=1).astype(np.float32)
+    for stands in (np.arange(576), np.sort(np.random.default_rng(0).permutation(640)[:576])):
+        padded, valid = np.full((stands.max() + 1, 2), 99, np.float32), np.zeros(stands.max() + 1, bool)
+        padded[stands], valid[stands] = values, True
+        tokens = Tokens.of(padded, valid=valid, grid=(1, 16, 36))
+        found = COMPRESSORS["uniform"](tokens, keep=36).tokens.values
+        assert np.unique(found[:, 0]).tolist() == [2, 6, 10, 14]
+        assert np.unique(found[:, 1]).tolist() == list(range(2, 36, 4))
+        left = COMPRESSORS["pooling"](tokens, keep=144)
+        want = np.stack(np.divmod(np.arange(144), 18), axis=1) * 2 + 0.5
+        np.testing.assert_array_equal(left.tokens.values, want)
+        assert left.tokens.grid is None  # what is left of them is no grid
+    for wrong in ((16, 36), (1, 24, 25), (0, 24, 24)):
+        with pytest.raises(ValueError, match="grid must be"):
+            Tokens.of(values, grid=wrong)
 
 
 def test_patches_by_hand():
     values = np.arange(16, dtype=np.float32)[:, None]
-    left = COMPRESSORS["pooling"](Tokens.of(values), keep=4)
+    left = COMPRESSORS["pooling"](Tokens.of(values, grid=(1, 4, 4)), keep=4)
     assert left.indices.tolist() == [0, 2, 8, 10]
     assert left.tokens.values[:, 0].tolist() == [2.5, 4.5, 10.5, 12.5]
     assert left.tokens.sizes.tolist() == [4, 4, 4, 4]
-    stretches = COMPRESSORS["pooling"](Tokens.of(values), keep=5)
+    frames = COMPRESSORS["pooling"](Tokens.of(values, grid=(2, 4, 2)), keep=4)  # 2 x 2 patches of each frame
+    assert frames.indices.tolist() == [0, 4, 8, 12]
+    stretches = COMPRESSORS["pooling"](Tokens.of(values, grid=(1, 4, 4)), keep=5)
     assert stretches.indices.tolist() == [1, 5, 8, 11, 14]
     assert stretches.tokens.sizes.tolist() == [4, 3, 3, 3, 3]
     # Tokens that were pooled weigh what they stand for.

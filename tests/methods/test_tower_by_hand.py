@@ -165,6 +165,10 @@ def test_hiprune_counts_neighbours_along_the_raster():
     assert square.indices.tolist() == [3, 6, 7, 8, 11, 12]  # the last of its row, and so 8 is beside it
     wide = options("hiprune", np.ones((16, 1)), 6, {"alpha": 1.0, "width": 8}, **given)
     assert wide.indices.tolist() == [0, 6, 7, 8, 12, 15]
+    own = base.Tokens.of(np.ones((16, 1), np.float32), grid=(1, 2, 8))
+    assert (
+        COMPRESSORS["hiprune"].replace("own", alpha=1.0)(own, keep=6, **given).indices.tolist() == wide.indices.tolist()
+    )
     for wrong in ({"alpha": 1.5}, {"width": 0}):
         with pytest.raises(ValueError, match="must be"):
             options("hiprune", np.ones((16, 1)), 6, wrong, **given)

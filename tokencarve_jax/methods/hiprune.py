@@ -33,7 +33,8 @@ def hiprune(
         middle_attention: [..., N], of all tokens of the tower, the class token among them, in the middle layer.
         global_attention: [..., N], the same in the deep layer.
         alpha: share of K for anchors and buffers, in [0, 1].
-        width: tokens in a row of the image, where it is not square.
+        width: tokens in a row of the image; None for the columns of the tokens' grid, and where they have none, for
+            those of a square, as in the released code.
 
     Returns:
         The selection. O(N log N + alpha K N).
@@ -54,6 +55,8 @@ def hiprune(
     count = tokens.valid.sum(-1, keepdims=True, dtype=jnp.int32)
     place = jnp.cumsum(tokens.valid, axis=-1, dtype=jnp.int32) - 1  # padding is no part of the image
     side = jnp.round(jnp.sqrt(count.astype(jnp.float32))).astype(jnp.int32)
+    if width is None and tokens.grid is not None:
+        *_, width = tokens.grid
     side = jnp.maximum(1, side) if width is None else jnp.full_like(side, width)
     steps = jnp.concatenate([jnp.zeros_like(side), -jnp.ones_like(side), jnp.ones_like(side), -side, side], axis=-1)
     beside = rows(place, anchors)[..., None] + steps[..., None, :]  # [..., anchors, 5]

@@ -10,7 +10,9 @@ from tokencarve_jax.tokens import Selection, Tokens, rows, rows_of
 
 
 def pooling(tokens: Tokens, *, keep: int) -> Selection:
-    """K means of neighbours: of s x s patches where K is N / s^2 and N a square, else of stretches; O(N log N + N K D).
+    """K means of neighbours: of s x s patches of the tokens' grid, else of stretches; O(N log N + N K D).
+
+    Patches are where the tokens have a grid of K s^2 cells, all of them usable, and s divides its rows and columns.
 
     A stretch is a run of consecutive usable tokens (valid and finite), all of them as long as each other or longer by
     one. In a row's place stands its middle token, the upper and the left one of two, and its position stays: the lower
@@ -28,24 +30,28 @@ def pooling(tokens: Tokens, *, keep: int) -> Selection:
     first, last = -(-row * usable // keep), -(-(row + 1) * usable // keep) - 1
     place = jnp.where(enough, (first + last) // 2, row)
     joined = jnp.where(tier == USABLE, invert(order).astype(jnp.int32) * keep // jnp.maximum(usable, 1), -1)
-    if (side := patch_side(count, keep)) is not None:
-        of_each, middles = patches(count, side)
-        place = jnp.where(usable == count, middles, place)
-        joined = jnp.where(usable == count, of_each, joined)
+    if tokens.grid is not None and (side := patch_side(tokens.grid, keep)) is not None:
+        cells, (of_each, middles) = math.prod(tokens.grid), patches(tokens.grid, side)
+        cell = jnp.minimum(invert(order), cells - 1)
+        patch = jnp.where(tier == USABLE, jnp.take(jnp.asarray(of_each), cell), -1)
+        place = jnp.where(usable == cells, middles, place)
+        joined = jnp.where(usable == cells, patch, joined)
     indices = jnp.sort(rows(order, place), axis=-1)
     return Selection(indices, jnp.where(enough, joined, rows_of(indices, count)))
 
 
-def patch_side(count: int, keep: int) -> int | None:
-    """The side s of patches that leave `keep` tokens of a square raster; None where there is none."""
-    side, kept = math.isqrt(count), math.isqrt(keep)
-    return side // kept if (side**2, kept**2) == (count, keep) and side % kept == 0 else None
+def patch_side(grid: tuple[int, int, int], keep: int) -> int | None:
+    """The side s of patches that leave `keep` cells of a grid; None where there is none."""
+    _, height, width = grid
+    side = math.isqrt(math.prod(grid) // keep)
+    whole = side > 0 and height % side == 0 and width % side == 0
+    return side if whole and keep * side**2 == math.prod(grid) else None
 
 
-def patches(count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each token of a square raster its patch [N], and for each patch its middle token [K]; int32."""
-    width = math.isqrt(count)
-    line, column = np.divmod(np.arange(count, dtype=np.int32), width)
+def patches(grid: tuple[int, int, int], side: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each cell of a grid its patch [cells], and for each patch its middle cell [K]; int32."""
+    _, _, width = grid
+    line, column = np.divmod(np.arange(math.prod(grid), dtype=np.int32), width)  # frames one below the other
     middle = (line % side == (side - 1) // 2) & (column % side == (side - 1) // 2)
     of_each = line // side * (width // side) + column // side
     return of_each, np.flatnonzero(middle).astype(np.int32)
