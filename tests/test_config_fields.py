@@ -46,6 +46,7 @@ TEXT_FIELDS = {
     "rope_factor": (1.01, OTHER),
     "rope_sections": ((2, 3), OTHER),
     "attention_bias": (True, MISFIT),
+    "output_bias": (True, MISFIT),
     "mlp_bias": (True, MISFIT),
     "tie_word_embeddings": (True, OTHER),
     "sliding_window": (30, OTHER),

@@ -41,6 +41,7 @@ CONFIG = LlavaConfig(
         rope_factor=1.0,
         rope_sections=(5,),
         attention_bias=True,
+        output_bias=True,
         mlp_bias=False,
         tie_word_embeddings=False,
         sliding_window=None,

@@ -101,7 +101,9 @@ def decoder_weights(config: Any) -> int:
     heads, groups = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     layer = 2 * width * heads + 2 * width * groups + 3 * width * text.intermediate_size + 2 * width
     if text.attention_bias:
-        layer += heads + 2 * groups + width
+        layer += heads + 2 * groups
+    if text.output_bias:
+        layer += width
     if text.mlp_bias:
         layer += 2 * text.intermediate_size + width
     return text.num_layers * layer + width + width * text.vocab_size

@@ -40,6 +40,7 @@ def _llava_1_5(*, width: int, intermediate: int, layers: int, heads: int, vision
         rope_factor=1.0,
         rope_sections=(width // heads // 2,),
         attention_bias=False,
+        output_bias=False,
         mlp_bias=False,
         tie_word_embeddings=False,
         sliding_window=None,

@@ -30,6 +30,7 @@ from models.errors import ConfigError
 from models.io import hashes, hub
 from models.io.table import Table, abstract_model, load_weights
 from models.nn.llama import Decoder
+from tokencarve_jax import EVIDENCE
 
 
 @functools.partial(jax.jit, static_argnames=("target",))
@@ -46,6 +47,7 @@ class VisionLanguageModel(nnx.Module):
     Attributes:
       model_type: what config.json calls the family.
       square: whether an image is one square raster of patches.
+      evidence: what compressors may be told about its tokens; cuts that need more are refused.
       config: all architecture constants.
       decoder: the language model.
       mesh: where weights and batches are split; None is the default device.
@@ -54,6 +56,7 @@ class VisionLanguageModel(nnx.Module):
 
     model_type: ClassVar[str]
     square: ClassVar[bool] = True
+    evidence: ClassVar[frozenset[str]] = frozenset(EVIDENCE)
     config: Any
     decoder: Decoder
     mesh: Mesh | None = None
@@ -72,8 +75,8 @@ class VisionLanguageModel(nnx.Module):
         """How the keys of checkpoints map to the model's weights."""
         raise NotImplementedError
 
-    def visual(self, pixel_values: jax.Array, request: TowerRequest, key: jax.Array | None = None) -> Visual:
-        """Visual tokens of images, and the evidence that compressors ask for."""
+    def visual(self, pixel_values: Any, request: TowerRequest, key: jax.Array | None = None) -> Visual:
+        """Visual tokens of what `pack` gives as `Prompt.pixel_values`, and the evidence that compressors ask for."""
         raise NotImplementedError
 
     def pack(
@@ -139,6 +142,11 @@ class VisionLanguageModel(nnx.Module):
         model.mesh = mesh
         return model
 
+    def schedule(self, carve: plan.Carve) -> plan.Schedule:
+        """What `generate` takes as `carve`, as cuts that this family can carry out; ValueError, TypeError if not."""
+        cuts, axes = plan.parse(carve, num_layers=self.config.text.num_layers), len(self.config.text.rope_sections)
+        return plan.for_family(cuts, self.model_type, evidence=self.evidence, axes=axes)
+
     def prompt(
         self,
         input_ids: Any,
@@ -163,8 +171,7 @@ class VisionLanguageModel(nnx.Module):
         """
         given = {name: value for name, value in inputs.items() if value is not None}
         packed = self.pack(input_ids, pixel_values, attention_mask, per_image=per_image, bucket=bucket, **given)
-        placed = place_batch(within_context(packed, self.config.text.max_positions), self.mesh)
-        return attach(relevance, placed, self.config, self.mesh)
+        return attach(relevance, place_batch(within_context(packed, self.config.text.max_positions), self.mesh), self)
 
     def __call__(
         self, input_ids: Any, pixel_values: Any = None, attention_mask: Any = None, **inputs: Any
@@ -173,8 +180,7 @@ class VisionLanguageModel(nnx.Module):
 
         Args:
           input_ids: [B, S] integers, image placeholders expanded, as the Hugging Face processor gives them.
-          pixel_values: [images, C, height, width] of all rows in order, or None without images; as the family's
-            processor gives them where that is more (LLaVA-NeXT's have their tiles).
+          pixel_values: of all rows in order, as the family's processor gives them, or None without images.
           attention_mask: [B, S], non-zero for real tokens; padding may stand on either side.
           **inputs: whatever else the checkpoint's processor returns, by its own name, such as `image_sizes`.
 
@@ -205,7 +211,7 @@ class VisionLanguageModel(nnx.Module):
 
         Args:
           input_ids: [B, S] integers, image placeholders expanded.
-          pixel_values: [images, C, height, width] of all rows in order, or None; with tiles for LLaVA-NeXT.
+          pixel_values: of all rows in order, as the family's processor gives them, or None without images.
           attention_mask: [B, S], non-zero for real tokens; padding may stand on either side.
           max_new_tokens: at least 1.
           carve: None, a keep (a fraction such as 0.222, or a count such as 128: TokenCarve at layer 2), or a schedule
@@ -248,15 +254,11 @@ class VisionLanguageModel(nnx.Module):
         chunk: int = 8,
         **inputs: Any,
     ) -> Iterator[np.ndarray]:
-        """The tokens of `generate` in chunks; the host waits for `chunk` of them at a time. See `generate`.
-
-        Yields:
-          [B, 1], then [B, <= chunk] int32.
-        """
+        """The tokens of `generate` in chunks, [B, 1], then [B, <= chunk]; the host waits for `chunk` at a time."""
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 1")
         decoding = decode.DecodeConfig.of(self.config, sampling)
-        cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
+        cuts = self.schedule(carve)
         inputs["per_image"] = plan.has_budgets_per_image(cuts)
         prompt = self.prompt(input_ids, pixel_values, attention_mask, **inputs)
         capacity = round_up(max_new_tokens, decode.DECODE_CAPACITY_BUCKET)
@@ -272,12 +274,11 @@ class VisionLanguageModel(nnx.Module):
         """The first half of `generate`, see `models.engine.prefill.prefill`; `carve` as for `generate`.
 
         A fraction is of N, the visual tokens of the row (or, with budgets for each image, the image) that has most.
-        Where images bring varying numbers (LLaVA-NeXT), N is first rounded up to a multiple of
-        `models.engine.prompt.VISUAL_BUCKET`, so that prompts share compiled programs: more tokens stay, up to
-        `keep * (VISUAL_BUCKET - 1)`, never fewer. Rows with fewer visual tokens keep as
-        many as the richest, or all of theirs.
+        Where images bring varying numbers (all but LLaVA), N is first rounded up to a multiple of
+        `models.engine.prompt.VISUAL_BUCKET`, so that prompts share compiled programs: a few more tokens stay, never
+        fewer. Rows with fewer visual tokens keep as many as the richest, or all of theirs.
         """
-        cuts = plan.parse(carve, num_layers=self.config.text.num_layers)
+        cuts = self.schedule(carve)
         resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
         options = {"plan": resolved, "decode_capacity": decode_capacity, "target": self._target()}
         given = jax.device_put((without_unused_questions(prompt, cuts), np.uint32(seed)))

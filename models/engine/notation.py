@@ -40,7 +40,8 @@ class Cut:
       positions: of the survivors in later layers: "kept"; "renumbered" without gaps; or "median": the lower median of
         all tokens that merged into a survivor, each axis by itself. The whole sequence is then ordered by these, of
         equals the earlier one first, so that a survivor of two images may pass the text between them. None: "kept" in
-        the decoder, as TokenCarve and FastV do, and "renumbered" before it, where methods see a shorter prompt.
+        the decoder, as TokenCarve and FastV do, and "renumbered" before it, where methods see a shorter prompt;
+        always "kept" in families whose positions have several axes (M-RoPE), which cannot be renumbered.
       earlier: the caches of earlier layers are "gathered" to the survivors, or stay "full".
       calibrated: later decoder layers add the logarithm of each token's size to its key's attention logit, for all
         later merges too. None: as the compressor says; a cut in the tower is calibrated in the tower's blocks alone.

@@ -8,6 +8,7 @@ of the layer before and with that layer's attention). Everything here is hashabl
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from models.engine.notation import DEFAULTS, FORM, INPUT, OPTIONS, TOWER, Cut, named, read
@@ -82,6 +83,35 @@ def parse(carve: Carve, *, num_layers: int) -> Schedule:
         places = [cut.place for cut in cuts]
         raise ValueError(f"places of the cuts are {places}; expected each once, in the order tower, input, layers")
     return cuts
+
+
+def for_family(schedule: Schedule, family: str, *, evidence: Collection[str], axes: int) -> Schedule:
+    """The cuts of a schedule as a family of models carries them out.
+
+    Where positions have rows and columns (M-RoPE), survivors keep their own unless a cut says "median": numbers
+    without gaps would say that they stand elsewhere.
+
+    Args:
+      schedule: from `parse`.
+      family: its `model_type`, for messages.
+      evidence: names that it has.
+      axes: of its rotary positions.
+
+    Raises:
+      ValueError: a cut needs evidence that the family has not, or asks for positions without gaps on several axes.
+    """
+    found = []
+    for cut in schedule:
+        if missing := [name for name in cut.compressor.required if name not in evidence]:
+            raise ValueError(
+                f"cut {cut}: {cut.compressor.name} needs {', '.join(missing)}, which {family} models do not have"
+            )
+        if axes > 1 and cut.positions == "renumbered":
+            raise ValueError(
+                f"cut {cut}: positions of {family} models have {axes} axes and cannot be renumbered; they are kept"
+            )
+        found.append(dataclasses.replace(cut, positions="kept") if axes > 1 and cut.renumbers else cut)
+    return tuple(found)
 
 
 def _order(place: int | str) -> int:

@@ -87,7 +87,8 @@ def embed(
     if prompt.pixel_values is None:
         return hidden, sequence, ()
     cut = plan.at(TOWER)
-    reads = {*plan.reads(), *([] if sequence.questions is None else [FEATURES])}
+    reads = {what for what in plan.reads() if what[0] in model.evidence}
+    reads |= set() if sequence.questions is None else {FEATURES}
     visual = model.visual(prompt.pixel_values, TowerRequest(tuple(sorted(reads)), cut, kernel), key)
     if cut is not None:
         if prompt.border is not None or not prompt.whole:
@@ -180,7 +181,7 @@ class Prefill(Flow):
         known["projector"] = lambda: projection(self.model.projector)
         if self.trace is not None:
             known |= evidence.of_layers(sequence, hidden, self.trace, self.decoder.layers[index], self.decoder)
-        return known
+        return {name: found for name, found in known.items() if name in self.model.evidence}
 
     def _cut(self, cut: Cut, index: int, hidden: jax.Array) -> jax.Array:
         known = self.known(cut, index, hidden)

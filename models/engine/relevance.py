@@ -80,19 +80,21 @@ class QuestionEmbeddings:
         return jnp.where(of_patch, relevance, relevance.min(-1, keepdims=True, where=of_patch, initial=1))
 
 
-def attach(questions: QuestionEmbeddings | None, prompt: Prompt, config: Any, mesh: Mesh | None) -> Prompt:
-    """A packed batch with its questions, if there are any.
+def attach(questions: QuestionEmbeddings | None, prompt: Prompt, model: Any) -> Prompt:
+    """A model's packed batch with its questions, if there are any.
 
     Raises:
-      ValueError: not one question per row; see also `check_tower`.
+      ValueError: the family has no relevance, or not one question per row; see also `check_tower`.
     """
     if questions is None:
         return prompt
+    if "relevance" not in model.evidence:
+        raise ValueError(f"{model.model_type} models do not have relevance: their tower is not CLIP's")
     found, rows = len(questions.texts), len(prompt.input_ids)
     if found != rows:
         raise ValueError(f"relevance is of {found} questions; expected one for each of the {rows} rows")
-    check_tower(config, questions.patches.config)
-    return dataclasses.replace(prompt, relevance=questions.placed(mesh))
+    check_tower(model.config, questions.patches.config)
+    return dataclasses.replace(prompt, relevance=questions.placed(model.mesh))
 
 
 def without_unused_questions(prompt: Prompt, schedule: Schedule) -> Prompt:

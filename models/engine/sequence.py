@@ -169,6 +169,8 @@ class Sequence:
         lengths = (self.lengths - self.visual_valid.sum(1) + valid.sum(1)).astype(jnp.int32)
         positions, next_position = rows(self.positions, kept), self.next_position
         if cut.renumbers:
+            if positions.shape[-1] > 1:
+                raise ValueError(f"cut {cut}: positions of several axes cannot be renumbered; see `plan.for_family`")
             count = jnp.arange(kept.shape[1], dtype=jnp.int32)[None, :, None]
             positions, next_position = jnp.broadcast_to(count, positions.shape), lengths
         elif cut.positions == "median":

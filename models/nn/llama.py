@@ -1,4 +1,4 @@
-"""The Llama decoder family (arXiv 2302.13971; Mistral included) in Flax NNX, with Hugging Face's attribute names.
+"""The Llama decoder family (arXiv 2302.13971; with Mistral and Qwen2) in Flax NNX, with Hugging Face's attribute names.
 
 A layer is pure pieces around attention, so that `models.engine.loop` decides what is attended to and what is cached::
 
@@ -28,18 +28,17 @@ class Attention(nnx.Module):
         self.q_proj = Linear(width, queries, use_bias=bias, dtype=dtype, rngs=rngs)
         self.k_proj = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
         self.v_proj = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.o_proj = Linear(queries, width, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.o_proj = Linear(queries, width, use_bias=config.output_bias, dtype=dtype, rngs=rngs)
 
 
 class Mlp(nnx.Module):
     """Gated feed-forward network."""
 
-    def __init__(self, config: TextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.activation = config.activation
-        self.gate_proj = Linear(width, inner, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.up_proj = Linear(width, inner, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.down_proj = Linear(inner, width, use_bias=bias, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, inner: int, *, activation: str, use_bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.activation = activation
+        self.gate_proj = Linear(width, inner, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.up_proj = Linear(width, inner, use_bias=use_bias, dtype=dtype, rngs=rngs)
+        self.down_proj = Linear(inner, width, use_bias=use_bias, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, S, D] -> [B, S, D]."""
@@ -58,7 +57,14 @@ class DecoderLayer(nnx.Module):
         self.input_layernorm = _rms_norm(config, dtype, rngs)
         self.self_attn = Attention(config, dtype=dtype, rngs=rngs)
         self.post_attention_layernorm = _rms_norm(config, dtype, rngs)
-        self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(
+            config.hidden_size,
+            config.intermediate_size,
+            activation=config.activation,
+            use_bias=config.mlp_bias,
+            dtype=dtype,
+            rngs=rngs,
+        )
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], -1, self.head_dim)

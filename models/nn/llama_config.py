@@ -15,7 +15,8 @@ class TextConfig:
     """A Llama-family decoder.
 
     `rope_factor` divides positions (1.0 without rotary scaling); `rope_sections` are how many of the head_dim / 2
-    wavelengths follow each axis of the positions; `max_positions` is the longest sequence it was trained for.
+    wavelengths follow each axis of the positions; `attention_bias` is of queries, keys and values, `output_bias` of
+    what leaves attention; `max_positions` is the longest sequence it was trained for.
     """
 
     vocab_size: int
@@ -31,6 +32,7 @@ class TextConfig:
     rope_factor: float
     rope_sections: tuple[int, ...]
     attention_bias: bool
+    output_bias: bool
     mlp_bias: bool
     tie_word_embeddings: bool
     sliding_window: int | None
@@ -72,6 +74,7 @@ def text_config(hf: Any) -> TextConfig:
         rope_factor=rope.number("factor", 1e-3, 1e6) if rope.get("rope_type") == "linear" else 1.0,
         rope_sections=sections,
         attention_bias=read.flag("attention_bias"),
+        output_bias=read.flag("attention_bias"),
         mlp_bias=read.flag("mlp_bias"),
         tie_word_embeddings=read.flag("tie_word_embeddings"),
         sliding_window=read.whole_or_none("sliding_window", 1, 2**31 - 1),
