@@ -91,7 +91,26 @@ def _is_whole(value: Any, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def special_token(hf: Any, name: str, generation: Mapping[str, Any]) -> Fields | None:
+def special_tokens(
+    hf: Any, generation: Mapping[str, Any], vocabulary: int, read: Fields
+) -> tuple[tuple[int, ...], int]:
+    """Ids that end a row, and the one that pads it; problems are noted in `read`.
+
+    Args:
+      hf: transformers' config.
+      generation: what `generation_config.json` holds, which takes precedence.
+      vocabulary: ids must be below it.
+      read: of the same config.
+    """
+    ends, pads = (_special_token(hf, name, generation) for name in ("eos_token_id", "pad_token_id"))
+    eos_ids = () if ends is None else ends.wholes("eos_token_id", 0, vocabulary - 1)
+    pad = (*eos_ids, 0)[0] if pads is None else pads.whole("pad_token_id", 0, vocabulary - 1)
+    for fields in (ends, pads):
+        read.problems += fields.problems if fields is not None else []
+    return eos_ids, pad
+
+
+def _special_token(hf: Any, name: str, generation: Mapping[str, Any]) -> Fields | None:
     """The first place that has a token id: generation_config.json, the outer config, or the decoder's."""
     places = (Fields(generation, "generation_config.json: "), Fields(hf), Fields(hf.text_config, "text_config."))
     return next((fields for fields in places if fields.get(name) is not None), None)

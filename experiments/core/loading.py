@@ -22,6 +22,7 @@ from models.io.hashes import of_file
 from models.io.hub import find_checkpoint
 from models.io.table import abstract_model
 from models.io.untrusted import parsing
+from models.llava import Llava
 from models.processor import load_processor, render
 from models.relevance import Relevance
 
@@ -206,7 +207,9 @@ def load(
     for name in (source, *([] if clip is None else [clip])):
         _check_folder(name)
     folder = find_checkpoint(source, revision=revision)
-    _, config = family_of(folder)  # what is wrong with the small files shows before the weights are read
+    family, config = family_of(folder)  # what is wrong with the small files shows before the weights are read
+    if not issubclass(family, Llava):
+        raise CommandError(f"{source} is a {family.model_type}, which this command does not know; `models` loads it")
     memory.check_config(config, jnp.dtype(dtype).itemsize, request)
     processor = _processor(folder, image_aspect_ratio)
     checkpoint = Checkpoint(folder, from_pretrained(folder, dtype=jnp.dtype(dtype)), processor)

@@ -23,6 +23,8 @@ Tree = TypeVar("Tree")
 _RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1|linear_1|lm_head)\.weight", (MODEL, None)),
     (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|fc1|linear_1)\.bias", (MODEL,)),
+    (r".*\.qkv\.weight", (None, MODEL, None)),
+    (r".*\.qkv\.bias", (None, MODEL)),
     (r".*\.(o_proj|out_proj|down_proj|fc2|linear_2)\.weight", (None, MODEL)),
     (r".*\.embed_tokens\.embedding", (None, MODEL)),
 )

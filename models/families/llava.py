@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models.config import MAX_LAYERS, Fields, special_token
+from models.config import MAX_LAYERS, Fields, special_tokens
 from models.engine.model import VisionLanguageModel
 from models.engine.prompt import Prompt, make_prompt
 from models.engine.visual import TowerRequest, Visual, projection
@@ -98,11 +98,7 @@ def llava_config(
     activation = read.one_of("projector_hidden_act", ACTIVATIONS)
     image_token_id = read.whole("image_token_id", 0, vocabulary - 1)
     bias, tied = read.flag("multimodal_projector_bias"), read.flag("tie_word_embeddings")
-    ends, pads = (special_token(hf, name, generation) for name in ("eos_token_id", "pad_token_id"))
-    eos_ids = () if ends is None else ends.wholes("eos_token_id", 0, vocabulary - 1)
-    pad = (*eos_ids, 0)[0] if pads is None else pads.whole("pad_token_id", 0, vocabulary - 1)
-    for fields in (ends, pads):
-        read.problems += fields.problems if fields is not None else []
+    eos_ids, pad = special_tokens(hf, generation, vocabulary, read)
     if problems := [*more, *read.problems]:
         raise ConfigError(*problems)
     vision, text = parts

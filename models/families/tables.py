@@ -10,6 +10,9 @@ LLaVA-NeXT adds `image_newline` (`model.image_newline` in memory).
 
 Exports are written in the first.
 
+Qwen2.5-VL's published files say `visual.*` and `model.*`, transformers 5 in its memory `model.visual.*` and
+`model.language_model.*`; `lm_head.*` is the same.
+
 CLIP's keys, for relevance, have one spelling: `text_model.*`, `vision_model.*`, and two projections.
 """
 
@@ -20,6 +23,7 @@ import re
 from models.io.table import AS_IS, Ignored, Row, Table, Transform
 from models.nn.clip_config import VisionConfig
 from models.nn.llama_config import TextConfig
+from models.nn.qwen_vision import QwenVisionConfig
 
 # The values of a field in a key template; names that the model does not have are found when paths are compared.
 _FIELDS = {"layer": "0|[1-9][0-9]*"}
@@ -27,9 +31,15 @@ _NAME = "[a-z0-9_]+"
 
 _TOWER = r"(?:model\.)?vision_tower\.(?:vision_model\.)?"
 _PROJECTOR = r"(?:model\.)?multi_modal_projector\."
-_DECODER = r"(?:language_model\.model|model\.language_model)\."
 _NEWLINE = r"(?:model\.)?"
-_HEAD = r"(?:language_model\.)?lm_head\."
+# Of decoder and head: what is read, and what is written.
+_DECODERS = {
+    "llava": (
+        (r"(?:language_model\.model|model\.language_model)\.", "language_model.model."),
+        (r"(?:language_model\.)?lm_head\.", "language_model.lm_head."),
+    ),
+    "qwen": ((r"model\.(?:language_model\.)?", "model."), (r"lm_head\.", "lm_head.")),
+}
 _POSITION_IDS = "it is 0, 1, 2, ... and positions are read in order"
 
 
@@ -93,8 +103,33 @@ def projector_table() -> Table:
     return _rows(_PROJECTOR, "multi_modal_projector.", "projector.", lines)
 
 
-def decoder_table(config: TextConfig) -> Table:
-    """The Llama or Mistral decoder and its head, at `decoder` of the model."""
+def qwen_vision_table(config: QwenVisionConfig) -> Table:
+    """Qwen2.5-VL's tower and merger, at `vision_tower` and `projector` of the model."""
+    block, own = "blocks.{layer}.", "vision_tower.layers.{layer}."
+    pixels = (config.num_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
+    kernel = Transform(load=lambda x: x.reshape(x.shape[0], -1), save=lambda x: x.reshape(-1, *pixels))
+    three = Transform(load=lambda x: x.reshape(3, -1, *x.shape[1:]), save=lambda x: x.reshape(-1, *x.shape[2:]))
+    lines = [
+        ("patch_embed.proj.weight", "vision_tower.patch_embedding.weight", kernel),
+        (block + "{norm}.weight", own + "{norm}.scale", AS_IS),
+        (block + "attn.qkv.weight", own + "qkv.weight", three),
+        (block + "attn.qkv.bias", own + "qkv.bias", three),
+        (block + "attn.proj.weight", own + "out_proj.weight", AS_IS),
+        (block + "attn.proj.bias", own + "out_proj.bias", AS_IS),
+        (block + "mlp.{linear}.weight", own + "mlp.{linear}.weight", AS_IS),
+        (block + "mlp.{linear}.bias", own + "mlp.{linear}.bias", AS_IS),
+        ("merger.ln_q.weight", "projector.norm.scale", AS_IS),
+        ("merger.mlp.0.weight", "projector.linear_1.weight", AS_IS),
+        ("merger.mlp.0.bias", "projector.linear_1.bias", AS_IS),
+        ("merger.mlp.2.weight", "projector.linear_2.weight", AS_IS),
+        ("merger.mlp.2.bias", "projector.linear_2.bias", AS_IS),
+    ]
+    return _rows(r"(?:model\.)?visual\.", "visual.", "", lines)
+
+
+def decoder_table(config: TextConfig, *, spelling: str = "llava") -> Table:
+    """The decoder and its head, at `decoder` of the model, in a spelling of `_DECODERS`."""
+    (decoder, written), (head_pattern, written_head) = _DECODERS[spelling]
     layer = "layers.{layer}."
     lines = [
         ("embed_tokens.weight", "embed_tokens.embedding", AS_IS),
@@ -106,16 +141,16 @@ def decoder_table(config: TextConfig) -> Table:
         (layer + "mlp.{linear}.bias", "layers.{layer}.mlp.{linear}.bias", AS_IS),
     ]
     head = (
-        [Ignored(_pattern(_HEAD, "weight"), "config.json ties it to the token embedding")]
+        [Ignored(_pattern(head_pattern, "weight"), "config.json ties it to the token embedding")]
         if config.tie_word_embeddings
-        else _rows(_HEAD, "language_model.lm_head.", "decoder.lm_head.", [("weight", "weight", AS_IS)])
+        else _rows(head_pattern, written_head, "decoder.lm_head.", [("weight", "weight", AS_IS)])
     )
     frequencies = "it follows from rope_theta"
     return [
-        *_rows(_DECODER, "language_model.model.", "decoder.", lines),
+        *_rows(decoder, written, "decoder.", lines),
         *head,
-        Ignored(_pattern(_DECODER, "layers.{layer}.self_attn.rotary_emb.inv_freq"), frequencies),
-        Ignored(_pattern(_DECODER, "rotary_emb.inv_freq"), frequencies),
+        Ignored(_pattern(decoder, "layers.{layer}.self_attn.rotary_emb.inv_freq"), frequencies),
+        Ignored(_pattern(decoder, "rotary_emb.inv_freq"), frequencies),
     ]
 
 

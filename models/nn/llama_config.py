@@ -40,9 +40,10 @@ class TextConfig:
 
 
 def text_config(hf: Any) -> TextConfig:
-    """`TextConfig` from a transformers `LlamaConfig` or `MistralConfig`; ConfigError with all that is unsupported."""
-    if hf.model_type not in ("llama", "mistral"):
+    """`TextConfig` from the config of one of transformers' decoders; ConfigError with all that is unsupported."""
+    if hf.model_type not in ("llama", "mistral", "qwen2_5_vl_text"):
         raise ConfigError(f"text_config.model_type is {hf.model_type!r}; supported are 'llama' and 'mistral'")
+    qwen = hf.model_type == "qwen2_5_vl_text"  # has a bias on queries, keys and values, and no fields that say so
     read = Fields(hf, "text_config.")
     # transformers 5 folds the older `rope_theta` and `rope_scaling` in here
     rope = Fields(read.get("rope_parameters") or {}, "text_config.rope_parameters.")
@@ -59,7 +60,11 @@ def text_config(hf: Any) -> TextConfig:
     if not read.problems and (head_dim < 2 or head_dim % 2):
         read.wrong("head_dim", head_dim, "expected an even number, for rotary embedding")
     half = head_dim // 2
-    sections = rope.wholes("mrope_section", 0, half) if rope.get("mrope_section") else (half,)
+    sections = rope.wholes("mrope_section", 0, half) if qwen or rope.get("mrope_section") else (half,)
+    if qwen and not read.problems and (len(sections) != 3 or sum(sections) != half):
+        rope.wrong("mrope_section", sections, f"expected three numbers that add up to {half}")
+    if read.flag("use_sliding_window"):
+        read.wrong("use_sliding_window", True, "supported is false")
     config = TextConfig(
         vocab_size=read.whole("vocab_size", 1, 2**22),
         hidden_size=hidden_size,
@@ -73,7 +78,7 @@ def text_config(hf: Any) -> TextConfig:
         rope_theta=rope.number("rope_theta", 1, 1e12),
         rope_factor=rope.number("factor", 1e-3, 1e6) if rope.get("rope_type") == "linear" else 1.0,
         rope_sections=sections,
-        attention_bias=read.flag("attention_bias"),
+        attention_bias=qwen or read.flag("attention_bias"),
         output_bias=read.flag("attention_bias"),
         mlp_bias=read.flag("mlp_bias"),
         tie_word_embeddings=read.flag("tie_word_embeddings"),

@@ -1,0 +1,208 @@
+"""Qwen2.5-VL's vision tower (arXiv 2502.13923) in Flax NNX: frames of any size, most blocks within windows.
+
+Four neighbouring patches (`merge_size` squared) become one visual token, a unit. A frame is laid out by windows of
+units, all as large as each other, with holes where its border cuts a window: shapes depend on how many there are.
+
+Axis letters: F frames, W windows of a frame, U units of a window, P patches of a unit, D width, H heads, d head width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.config import MAX_LAYERS, Fields
+from models.nn.attention import attend
+from models.nn.linear import ACTIVATIONS, Linear
+from models.nn.llama import Mlp
+from models.nn.rotary import Rotation, rotate, rotation
+
+NORM_EPS = 1e-6  # transformers' constant, in no config
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenVisionConfig:
+    """A tower and its merger.
+
+    Attributes:
+      hidden_size: D.
+      intermediate_size: of the MLPs.
+      num_layers: blocks.
+      num_heads: H; D / H is a multiple of 4, for rotary embedding of rows and columns.
+      num_channels: of images.
+      patch_size: side of a patch in pixels.
+      temporal_patch_size: images in a frame; a still image is there as often.
+      merge_size: side of a unit in patches.
+      window_units: side of a window in units.
+      full_blocks: blocks whose attention is over the whole frame.
+      activation: of the MLPs.
+      rope_theta: base of the wavelengths.
+      out_hidden_size: width of visual tokens.
+      tokens_per_second: of video, by which positions in time go.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_channels: int
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    window_units: int
+    full_blocks: tuple[int, ...]
+    activation: str
+    rope_theta: float
+    out_hidden_size: int
+    tokens_per_second: int
+
+    @property
+    def patch_width(self) -> int:
+        """Numbers of a patch."""
+        return self.num_channels * self.temporal_patch_size * self.patch_size**2
+
+
+def qwen_vision_config(hf: Any) -> QwenVisionConfig:
+    """From transformers' `Qwen2_5_VLVisionConfig`; ConfigError with all that is unsupported."""
+    read = Fields(hf, "vision_config.")
+    rope = Fields(read.get("rope_parameters") or {}, "vision_config.rope_parameters.")
+    if rope.get("rope_type") != "axial":
+        rope.wrong("rope_type", rope.get("rope_type"), "supported is 'axial'")
+    width, heads = read.whole("hidden_size", 1, 2**16), read.whole("num_heads", 1, 2**10)
+    if not read.problems and (width % heads or width // heads % 4):
+        read.wrong("num_heads", heads, f"expected to divide {width} into heads with a multiple of 4")
+    depth, patch, merge = (
+        read.whole("depth", 1, MAX_LAYERS),
+        read.whole("patch_size", 1, 2**10),
+        read.whole("spatial_merge_size", 1, 16),
+    )
+    config = QwenVisionConfig(
+        hidden_size=width,
+        intermediate_size=read.whole("intermediate_size", 1, 2**18),
+        num_layers=depth,
+        num_heads=heads,
+        num_channels=read.whole("in_channels", 1, 16),
+        patch_size=patch,
+        temporal_patch_size=read.whole("temporal_patch_size", 1, 16),
+        merge_size=merge,
+        window_units=read.whole("window_size", patch * merge, 2**13) // (patch * merge),
+        full_blocks=read.wholes("fullatt_block_indexes", 0, depth - 1),
+        activation=read.one_of("hidden_act", ACTIVATIONS),
+        rope_theta=rope.number("rope_theta", 1, 1e12),
+        out_hidden_size=read.whole("out_hidden_size", 1, 2**17),
+        tokens_per_second=read.whole("tokens_per_second", 1, 2**10),
+    )
+    read.problems += rope.problems
+    read.check()
+    return config
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """Frames by windows. A pytree.
+
+    Attributes:
+      patches: [F, W, U, P, C * t * p * p], as the processor gives each.
+      inside: [F, W, U] bool, False for holes.
+      places: [F, W, U, 2] int32, row and column of each unit in its frame.
+    """
+
+    patches: Any
+    inside: Any
+    places: Any
+
+
+class _Qkv(nnx.Module):
+    """Queries, keys and values in one matrix [3, D, D], so that each can be split by heads."""
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        by_fan_in = nnx.initializers.lecun_normal(in_axis=-1, out_axis=-2, batch_axis=0)
+        self.weight = nnx.Param(by_fan_in(rngs.params(), (3, width, width), dtype))
+        self.bias = nnx.Param(jnp.zeros((3, width), dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[F, S, D] -> [3, F, S, D]."""
+        return jnp.einsum("fsi,coi->cfso", x, self.weight[...]) + self.bias[...][:, None, None]
+
+
+def _norm(width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(width, epsilon=NORM_EPS, param_dtype=dtype, rngs=rngs)
+
+
+class Block(nnx.Module):
+    """One pre-norm transformer block."""
+
+    def __init__(self, config: QwenVisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        width = config.hidden_size
+        self.num_heads = config.num_heads
+        self.norm1 = _norm(width, dtype, rngs)
+        self.qkv = _Qkv(width, dtype=dtype, rngs=rngs)
+        self.out_proj = Linear(width, width, use_bias=True, dtype=dtype, rngs=rngs)
+        self.norm2 = _norm(width, dtype, rngs)
+        self.mlp = Mlp(
+            width, config.intermediate_size, activation=config.activation, use_bias=True, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array, at: Rotation, inside: jax.Array) -> jax.Array:
+        """Patches [F, S, D] that see all of those of their set that are `inside`, [F * sets, S / sets] bool."""
+        heads = (*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads)
+        query, key, value = self.qkv(self.norm1(x))
+        query, key = rotate(query.reshape(heads), at), rotate(key.reshape(heads), at)
+        query, key, value = (part.reshape(*inside.shape, *heads[2:]) for part in (query, key, value))
+        seen = attend(query, key, value, mask=inside[:, None])
+        x = x + self.out_proj(seen.reshape(x.shape))
+        return x + self.mlp(self.norm2(x))
+
+
+class QwenVisionTower(nnx.Module):
+    """Frames to hidden states of patches. Random weights until a checkpoint is loaded."""
+
+    def __init__(self, config: QwenVisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.config = config
+        self.patch_embedding = Linear(config.patch_width, config.hidden_size, use_bias=False, dtype=dtype, rngs=rngs)
+        self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
+
+    def rotation(self, places: jax.Array) -> Rotation:
+        """Angles [F, W * U * P, d/2] of the patches of units at `places` [F, W, U, 2]: rows, then columns."""
+        config, side = self.config, self.config.merge_size
+        width = config.hidden_size // config.num_heads // 2
+        within = jnp.stack(jnp.divmod(jnp.arange(side**2, dtype=jnp.int32), side), axis=-1)
+        at = (places[..., None, :] * side + within).reshape(len(places), -1, 2)
+        row, column = (
+            rotation(at[..., axis, None], head_dim=width, theta=config.rope_theta, factor=1.0, sections=(width // 2,))
+            for axis in (0, 1)
+        )
+        cosine, sine = (jnp.concatenate(pair, axis=-1) for pair in zip(row, column, strict=True))
+        return cosine, sine
+
+    def __call__(self, frames: Frames) -> jax.Array:
+        """Hidden states [F, W, U, P, D]; those of holes mean nothing."""
+        dtype, config = self.patch_embedding.weight[...].dtype, self.config
+        x = self.patch_embedding(frames.patches.astype(dtype))
+        shape, at = x.shape, self.rotation(frames.places)
+        x = x.reshape(len(x), -1, config.hidden_size)
+        inside = jnp.repeat(frames.inside, config.merge_size**2, axis=2)
+        by_window, whole = inside.reshape(-1, inside.shape[2]), inside.reshape(len(x), -1)
+        for index, block in enumerate(self.layers):
+            x = block(x, at, whole if index in config.full_blocks else by_window)
+        return x.reshape(shape)
+
+
+class Merger(nnx.Module):
+    """Patches of a unit to one visual token."""
+
+    def __init__(self, config: QwenVisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        width = config.hidden_size * config.merge_size**2
+        self.norm = _norm(config.hidden_size, dtype, rngs)
+        self.linear_1 = Linear(width, width, use_bias=True, dtype=dtype, rngs=rngs)
+        self.linear_2 = Linear(width, config.out_hidden_size, use_bias=True, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., P, D] -> [..., width of visual tokens]."""
+        x = self.norm(x)
+        return self.linear_2(jax.nn.gelu(self.linear_1(x.reshape(*x.shape[:-2], -1)), approximate=False))
