@@ -31,7 +31,7 @@ from experiments.evaluation.cells import check_blocks
 from experiments.metrics.latency import timed
 from experiments.reports import pictures
 from models.engine.decode import DECODE_CAPACITY_BUCKET, DecodeConfig, finish
-from models.engine.plan import Carve, has_budgets_per_image, parse, resolve
+from models.engine.plan import Carve, has_budgets_per_image, resolve
 from models.engine.prompt import BUCKET, round_up
 from models.errors import CommandError, ConfigError
 from models.io.untrusted import file_problem
@@ -74,10 +74,10 @@ def _generate(flags: argparse.Namespace, carve: Carve) -> None:
     checkpoint, load_s = timed(lambda: _load(flags))
     llava = checkpoint.llava
     if flags.picture and not llava.square:
-        raise CommandError("a picture cannot show the tiles of a LLaVA-NeXT; ask for none")
+        raise CommandError("a picture shows images that the tower sees as one square; ask for none")
     try:
         inputs = checkpoint.encode([images], [flags.prompt])
-        schedule = parse(carve, num_layers=llava.config.text.num_layers)
+        schedule = llava.schedule(carve)
         prompt = llava.prompt(**inputs.named, per_image=has_budgets_per_image(schedule))
         check_request(llava, inputs, most)
         cuts = resolve(schedule, prompt.visual_slots.shape[1], images=prompt.images).cuts

@@ -15,6 +15,7 @@ from models.config import Fields
 from models.errors import CommandError
 from models.io.hub import transformers
 from models.io.untrusted import file_problem, limited, parsing, read_json
+from models.qwen_processor import CLASS, QwenProcessor
 
 _FILES = (
     "tokenizer.json",
@@ -27,9 +28,9 @@ _FILES = (
 )
 # transformers has hundreds of others, of which some ask the hub, and some take gigabytes for a small image.
 _TYPES = {
-    "processor_class": "Llava(Next)?Processor",
-    "image_processor_type": "(CLIP|Llava|LlavaNext)(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
-    "feature_extractor_type": "(CLIP|Llava|LlavaNext)(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
+    "processor_class": "(Llava|LlavaNext|Qwen2_5_VL)Processor",
+    "image_processor_type": "(CLIP|Llava|LlavaNext|Qwen2VL)(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
+    "feature_extractor_type": "(CLIP|Llava|LlavaNext|Qwen2VL)(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
 }
 _MOST_TILES = 2**6
 TEMPLATE = "chat_template.jinja"
@@ -39,19 +40,24 @@ _MOST_CHARACTERS = 10**7  # of a rendered prompt
 
 
 def load_processor(folder: Path) -> Any:
-    """A transformers processor with image processor and chat template, tried on a small image and a short question.
+    """A processor with image processor and chat template, tried on a small image and a short question.
 
-    Only the folder's chat template is run, in Jinja's sandbox; the hub is not asked.
+    It is transformers', or for Qwen2.5-VL a `QwenProcessor`. Only the folder's chat template is run, in Jinja's
+    sandbox; the hub is not asked.
 
     Raises:
       CommandError: there is none that can be loaded and used; names the file.
     """
-    _check_files(folder)
+    classes = _check_files(folder)
     local: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
         with parsing(folder, CommandError):
             # Pillow's resizing, also where torchvision is installed: the same pixels on every machine.
-            processor = transformers().AutoProcessor.from_pretrained(folder, backend="pil", **local)
+            processor: Any
+            if CLASS in classes:
+                processor = QwenProcessor.from_pretrained(folder, **local)
+            else:
+                processor = transformers().AutoProcessor.from_pretrained(folder, backend="pil", **local)
     except CommandError as error:
         where, cause = _culprit(folder, local), str(error).removeprefix(f"{folder} cannot be read ")
         raise CommandError(f"{folder} has no processor that can be loaded: {where} {cause}") from error
@@ -81,13 +87,15 @@ def render(processor: Any, turns: list[dict[str, Any]], where: object = TEMPLATE
     return text
 
 
-def _check_files(folder: Path) -> None:
-    """Raise CommandError for a file that is no regular file, no JSON object, or names a type not in `_TYPES`."""
+def _check_files(folder: Path) -> set[str]:
+    """The processor classes that files name; CommandError for what is no regular file, no JSON, or not in `_TYPES`."""
+    classes = set[str]()
     for path in (folder / name for name in (*_FILES, TEMPLATE)):
         if not os.path.lexists(path):
             continue
         if path.suffix == ".json":
             found = read_json(path, CommandError)
+            classes.add(str(found.get("processor_class")))
             nested = found.get("image_processor")
             for part in (found, nested if isinstance(nested, dict) else {}):
                 for field in part.keys() & _TYPES.keys():
@@ -95,6 +103,7 @@ def _check_files(folder: Path) -> None:
                         raise CommandError(f"{path}: {field} is {part[field]!r}, which no supported model has")
         elif problem := file_problem(path):
             raise CommandError(f"{path} {problem}")
+    return classes
 
 
 def _culprit(folder: Path, local: Mapping[str, Any]) -> str:
@@ -113,6 +122,8 @@ def _check_sizes(folder: Path, processor: Any) -> None:
     """Check the numbers that decide how much memory the processor needs; CommandError names all wrong ones."""
     images = processor.image_processor
     problems: list[str] = []
+    # Qwen's sizes are the least and the most pixels of an image, the others' are sides.
+    most = _MOST_PIXELS**2 if isinstance(processor, QwenProcessor) else _MOST_PIXELS
     for name in ("size", "crop_size"):
         sizes = getattr(images, name, None)
         sizes = {key: value for key, value in dict(sizes or {}).items() if value is not None}
@@ -120,7 +131,7 @@ def _check_sizes(folder: Path, processor: Any) -> None:
             problems.append(f"{name} is empty; expected sides in pixels")
         fields = Fields(sizes, f"{name}.")
         for key in sizes:
-            fields.whole(key, 1, _MOST_PIXELS)
+            fields.whole(key, 1, most)
         problems += fields.problems
     if (pinpoints := getattr(images, "image_grid_pinpoints", None)) and not problems:
         with parsing(folder, CommandError, "has a processor with image_grid_pinpoints that cannot be used"):

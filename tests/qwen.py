@@ -1,5 +1,6 @@
 """Small random Qwen2.5-VL checkpoints of the real structure and key layout, made by transformers, and batches."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 import transformers
 
+from experiments.data.tiny_processor import CHAT_TEMPLATE, VOCABULARY, build_tokenizer
 from tests.checkpoints import randomise, write
 
 WORDS = 2000
@@ -62,11 +64,23 @@ def published(key: str) -> str:
     return re.sub(r"^model\.visual\.", "visual.", re.sub(r"^model\.language_model\.", "model.", key))
 
 
-def make(folder: Path, *, memory: bool = False, shards: int = 3, **outer: Any) -> Any:
-    """Save a model as a checkpoint, in the published keys or those of transformers' `memory`; gives it."""
+def make(folder: Path, *, memory: bool = False, shards: int = 3, words: bool = False, **outer: Any) -> Any:
+    """Save a model as a checkpoint, in the published keys or those of transformers' `memory`; gives it.
+
+    With `words` it has a processor too, with the shipped model's words and template.
+    """
+    outer |= {"image_token_id": VOCABULARY.index("<image>")} if words else {}
     model = build(**outer)
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
+    if words:
+        tokenizer = build_tokenizer()
+        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.save_pretrained(folder)
+        images = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
+        images |= {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": TEMPORAL}
+        images |= {"min_pixels": 24**2, "max_pixels": 96**2}
+        (folder / "preprocessor_config.json").write_text(json.dumps(images))
     tied = model.config.tie_word_embeddings
     state = {key: value for key, value in model.state_dict().items() if not (tied and key == "lm_head.weight")}
     write(

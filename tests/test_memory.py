@@ -43,8 +43,8 @@ def test_the_estimate_is_a_floor():
     side, text = CONFIG.vision.image_size, CONFIG.text
     pixels = 4 * CONFIG.vision.num_channels * side**2
     cache = 2 * text.num_layers * 16 * text.num_kv_heads * text.head_dim * 4
-    assert memory.request_bytes(CONFIG, length=16, tiles=1, itemsize=4) > pixels + cache
-    more = [memory.request_bytes(CONFIG, length=length, tiles=1, itemsize=4) for length in (10**6, 2 * 10**6)]
+    assert memory.request_bytes(CONFIG, length=16, entries=1, itemsize=4) > pixels + cache
+    more = [memory.request_bytes(CONFIG, length=length, entries=1, itemsize=4) for length in (10**6, 2 * 10**6)]
     assert more[1] - more[0] >= cache / 16 * 10**6
 
 

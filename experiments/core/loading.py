@@ -35,10 +35,11 @@ class Inputs:
     """A batch as the processor gives it."""
 
     input_ids: np.ndarray  # [B, S] integers
-    pixel_values: np.ndarray | None  # [images, C, height, width] float32, with tiles for LLaVA-NeXT
+    pixel_values: np.ndarray | None  # [images, C, height, width] float32, with tiles for LLaVA-NeXT; Qwen's patches
     attention_mask: np.ndarray  # [B, S]
     image_sizes: np.ndarray | None = None  # [images, 2], of LLaVA-NeXT's processor
     relevance: QuestionEmbeddings | None = None  # the rows' questions, of a checkpoint with a CLIP
+    image_grid_thw: np.ndarray | None = None  # [images, 3], of Qwen's processor
     border: np.ndarray | None = None  # [images, N] bool, visual tokens of padding, where cuts should take these last
 
     @property
@@ -111,7 +112,12 @@ class Checkpoint:
             out = self.processor(images=flat or None, text=list(texts), padding=True, return_tensors="np")
         relevance = None if self.clip is None or questions is None else self.clip(questions)
         inputs = Inputs(
-            out["input_ids"], out.get("pixel_values"), out["attention_mask"], out.get("image_sizes"), relevance
+            input_ids=out["input_ids"],
+            pixel_values=out.get("pixel_values"),
+            attention_mask=out["attention_mask"],
+            image_sizes=out.get("image_sizes"),
+            relevance=relevance,
+            image_grid_thw=out.get("image_grid_thw"),
         )
         if border == "keep" or not flat:
             return inputs
@@ -207,9 +213,7 @@ def load(
     for name in (source, *([] if clip is None else [clip])):
         _check_folder(name)
     folder = find_checkpoint(source, revision=revision)
-    family, config = family_of(folder)  # what is wrong with the small files shows before the weights are read
-    if not issubclass(family, Llava):
-        raise CommandError(f"{source} is a {family.model_type}, which this command does not know; `models` loads it")
+    _, config = family_of(folder)  # what is wrong with the small files shows before the weights are read
     memory.check_config(config, jnp.dtype(dtype).itemsize, request)
     processor = _processor(folder, image_aspect_ratio)
     checkpoint = Checkpoint(folder, from_pretrained(folder, dtype=jnp.dtype(dtype)), processor)
@@ -244,6 +248,12 @@ def _processor(folder: Path, image_aspect_ratio: str) -> Any:
     processor = load_processor(folder)
     processor.image_processor = preprocessing.with_aspect_ratio(processor.image_processor, image_aspect_ratio)
     return processor
+
+
+def check_llava(source: str, model: VisionLanguageModel) -> None:
+    """Raise CommandError for a model whose number of visual tokens nobody knows before its images are read."""
+    if not isinstance(model, Llava):
+        raise CommandError(f"{source} is a {model.model_type}, which this command does not know; `generate` does")
 
 
 def check_square(source: str, llava: VisionLanguageModel) -> None:

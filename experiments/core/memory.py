@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from experiments.core.results import format_bytes
 from models.errors import CommandError
@@ -52,9 +51,10 @@ def check_request(llava: Any, inputs: Any, new_tokens: int, *, times: int = 1) -
       CommandError: says what fits.
     """
     rows, length = inputs.input_ids.shape
-    tiles = 0 if inputs.pixel_values is None else int(np.prod(inputs.pixel_values.shape[:-3]))
+    numbers, _ = llava.config.vision.entry
+    entries = 0 if inputs.pixel_values is None else inputs.pixel_values.size // numbers
     itemsize = llava.decoder.embed_tokens.embedding[...].dtype.itemsize
-    check_rows(llava.config, itemsize, rows * times, length, tiles / rows, new_tokens)
+    check_rows(llava.config, itemsize, rows * times, length, entries / rows, new_tokens)
 
 
 def check_context(config: Any, length: int, new_tokens: int, *, least: str = "") -> None:
@@ -66,11 +66,11 @@ def check_context(config: Any, length: int, new_tokens: int, *, least: str = "")
 
 
 def check_rows(
-    config: Any, itemsize: int, rows: int, length: int, tiles: float, new_tokens: int, *, least: str = ""
+    config: Any, itemsize: int, rows: int, length: int, entries: float, new_tokens: int, *, least: str = ""
 ) -> None:
-    """Raise CommandError where `rows` prompts of `length` tokens and `tiles` each fit neither context nor memory."""
+    """Raise CommandError where `rows` prompts of `length` tokens and `entries` each fit neither context nor memory."""
     check_context(config, length, new_tokens, least=least)
-    needed = request_bytes(config, length=length + new_tokens, tiles=tiles, itemsize=itemsize)
+    needed = request_bytes(config, length=length + new_tokens, entries=entries, itemsize=itemsize)
     free = available()
     if free is not None and needed * rows > free:
         raise CommandError(
@@ -80,11 +80,15 @@ def check_rows(
         )
 
 
-def request_bytes(config: Any, *, length: int, tiles: float, itemsize: int) -> float:
-    """What one row takes at least, beside the weights: pixels of its tiles, cache, the widest layer's activations."""
+def request_bytes(config: Any, *, length: int, entries: float, itemsize: int) -> float:
+    """What one row takes at least, beside the weights: pixels of its images, cache, the widest layer's activations.
+
+    `entries` are those of `pixel_values`: images or tiles, or Qwen's patches.
+    """
     vision, text = config.vision, config.text
-    pixels = tiles * vision.num_channels * vision.image_size**2 * 4  # float32, as processors give them
-    tower = tiles * (vision.num_patches + 1) * (vision.hidden_size + vision.intermediate_size) * itemsize
+    numbers, tokens = vision.entry
+    pixels = entries * numbers * 4  # float32, as processors give them
+    tower = entries * tokens * (vision.hidden_size + vision.intermediate_size) * itemsize
     layer = length * (2 * text.hidden_size + 2 * text.intermediate_size) * itemsize
     return pixels + cache_bytes(config, length, itemsize) + max(tower, layer)
 

@@ -37,10 +37,9 @@ def with_aspect_ratio(image_processor: Any, aspect_ratio: str) -> Any:
     """
     if aspect_ratio == "checkpoint":
         return image_processor
-    if aspect_ratio_of(image_processor) == "anyres":
-        raise CommandError(
-            f"images do not become squares by {aspect_ratio!r}: the checkpoint's own way is to cut them into tiles"
-        )
+    if (own := aspect_ratio_of(image_processor)) in ("anyres", "native"):
+        way = "cut them into tiles" if own == "anyres" else "keep their shape"
+        raise CommandError(f"images do not become squares by {aspect_ratio!r}: the checkpoint's own way is to {way}")
     # Imported here: it takes a second or more that `--help` should not wait for.
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
@@ -49,7 +48,9 @@ def with_aspect_ratio(image_processor: Any, aspect_ratio: str) -> Any:
 
 
 def aspect_ratio_of(image_processor: Any) -> str:
-    """What a processor does, as results tell it: "pad", "crop", "anyres" (tiles), or "stretch"."""
+    """What a processor does, as results tell it: "pad", "crop", "anyres" (tiles), "native" (Qwen), or "stretch"."""
+    if hasattr(image_processor, "merge_size"):
+        return "native"
     if getattr(image_processor, "image_grid_pinpoints", None):
         return "anyres"
     # CLIP's own processor has no such step, whatever its `do_pad` says.

@@ -82,6 +82,7 @@ class ModelWorker:
             request=Request(prompt.max_new_tokens or 1, config.batch_size, config.questions.least_images),
         )
         self.model = self.checkpoint.llava
+        loading.check_llava(model.source, self.model)
         self.batches = Batches(self.checkpoint, config.questions, prompt, config.batch_size, config.seed)
         self.questions = self.batches.questions
         self.max_new_tokens = prompt.max_new_tokens or self.questions.max_new_tokens

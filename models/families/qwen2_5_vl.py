@@ -50,6 +50,11 @@ class Qwen25VLConfig:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
 
+    @property
+    def tokens_per_image(self) -> int:
+        """Visual tokens of the smallest image."""
+        return 1
+
 
 @dataclasses.dataclass(frozen=True)
 class _Media:

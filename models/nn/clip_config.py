@@ -37,6 +37,11 @@ class VisionConfig(EncoderConfig):
         """Visual tokens of one image, class token not counted."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def entry(self) -> tuple[int, int]:
+        """Numbers of one entry of `pixel_values`, an image or tile, and what the tower makes of it: tokens."""
+        return self.num_channels * self.image_size**2, self.num_patches + 1
+
 
 def vision_config(hf: Any) -> VisionConfig:
     """`VisionConfig` from a transformers `CLIPVisionConfig`; ConfigError for another tower or wrong fields."""

@@ -65,6 +65,11 @@ class QwenVisionConfig:
         """Numbers of a patch."""
         return self.num_channels * self.temporal_patch_size * self.patch_size**2
 
+    @property
+    def entry(self) -> tuple[int, int]:
+        """Numbers of one entry of `pixel_values`, a patch, and what the tower makes of it: tokens."""
+        return self.patch_width, 1
+
 
 def qwen_vision_config(hf: Any) -> QwenVisionConfig:
     """From transformers' `Qwen2_5_VLVisionConfig`; ConfigError with all that is unsupported."""
