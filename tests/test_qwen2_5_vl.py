@@ -153,6 +153,19 @@ def test_cached_decoding_goes_on_at_the_original_positions(pair, carve):
     assert got != ours.generate(**inputs, max_new_tokens=24)[0].tolist()
 
 
+def test_images_of_many_shapes_share_a_program(pair):
+    ours, _ = pair
+    shapes = [TALL, (1, 12, 4), (1, 10, 6), (1, 12, 6), (1, 6, 12)]
+    prompts = [ours.prompt(**batch([7, shape, 5])) for shape in shapes]
+    before = prefill.prefill._cache_size()
+    for prompt in prompts:
+        ours.prefill(prompt, carve="fastv@2=9")
+    assert prefill.prefill._cache_size() == before + 1
+    for prompt in prompts[:2]:
+        ours.prefill(prompt, carve="uniform@input=9")
+    assert prefill.prefill._cache_size() == before + 3
+
+
 METHODS = ["tokencarve", "fastv", "divprune", "uniform", "pooling", "random"]
 
 

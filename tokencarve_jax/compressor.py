@@ -91,6 +91,8 @@ class Compressor:
             the tower's end (-2 is the layer that LLaVA takes its features from).
         rest: what becomes of tokens that `select` neither keeps nor merges: "dropped", or "merged" into their most
             similar survivors, see `tokencarve_jax.merging.merge_rest`.
+        reads_grid: it is spatial and looks at `tokens.grid`. Models give the grid to such methods alone: each grid is a
+            program of its own.
 
     Raises:
         TypeError: A parameter of `select` is neither evidence nor an option with a default, or an option is not
@@ -117,6 +119,7 @@ class Compressor:
     calibrated: bool = False
     tower_layer: int = -2
     rest: str = "dropped"
+    reads_grid: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what could not run."""

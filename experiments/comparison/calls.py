@@ -17,8 +17,8 @@ from experiments.evaluation.batches import Batch
 from experiments.evaluation.worker import ModelWorker
 from experiments.metrics.latency import timed
 from models.engine import prefill as engine
+from models.engine.cuts import without_unused
 from models.engine.plan import TOWER, Cut, Schedule, resolve
-from models.engine.relevance import without_unused_questions
 from models.engine.target import target_of
 from models.engine.visual import projection
 from tokencarve_jax import EVIDENCE, Tokens
@@ -47,7 +47,7 @@ class Cost:
         cuts = resolve(worker.cells[self.cell].cuts, prompt.visual_slots.shape[1], images=prompt.images)
         lowered = engine.prefill.lower(
             worker.model,
-            without_unused_questions(prompt, cuts.cuts),
+            without_unused(prompt, cuts.cuts),
             np.uint32(0),
             plan=cuts,
             decode_capacity=0,

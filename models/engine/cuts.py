@@ -5,13 +5,16 @@ Axis letters: B batch, S sequence, I images of a row, N visual tokens, K kept, D
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from models.engine.plan import Cut
+from models.engine.plan import Cut, Schedule
+from models.engine.prompt import Prompt
+from models.engine.relevance import without_unused_questions
 from models.engine.sequence import CutRecord, Sequence, Survivors
 from tokencarve_jax import EVIDENCE, Tokens
 from tokencarve_jax.tokens import rows
@@ -41,6 +44,16 @@ def gather_evidence(
         tokens = jax.tree.map(lambda x: x.reshape(len(hidden), images, -1, *x.shape[2:]), tokens)
         evidence = {name: _for_each_image(name, value, images) for name, value in evidence.items()}
     return tokens, evidence
+
+
+def without_unused(prompt: Prompt, schedule: Schedule) -> Prompt:
+    """A packed batch without the questions and the grid that no cut reads: it shares the program of those without.
+
+    Raises:
+      ValueError: a cut needs questions, and the prompt has none.
+    """
+    reads_grid = any(cut.compressor.reads_grid for cut in schedule)
+    return dataclasses.replace(without_unused_questions(prompt, schedule), grid=prompt.grid if reads_grid else None)
 
 
 def apply(

@@ -17,10 +17,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from models.engine import decode, plan, prefill
+from models.engine.cuts import without_unused
 from models.engine.loop import Flow, run_layers
 from models.engine.prefill import Prefilled
 from models.engine.prompt import BUCKET, Prompt, pack_order, round_up, within_context
-from models.engine.relevance import QuestionEmbeddings, attach, without_unused_questions
+from models.engine.relevance import QuestionEmbeddings, attach
 from models.engine.sampling import GREEDY, Sampling
 from models.engine.sequence import unpacked
 from models.engine.sharding import auto_mesh, place_batch, weight_sharding
@@ -112,8 +113,7 @@ class VisionLanguageModel(nnx.Module):
         """Load a checkpoint in Hugging Face format, or one that `python -m models.convert` made.
 
         Args:
-          source: a local folder with `config.json` and safetensors, a converted folder, or a model id on the Hugging
-            Face hub.
+          source: a local folder with `config.json` and safetensors, a converted folder, or a model id on the hub.
           dtype: weights are cast to it as they are read.
           mesh: with an axis "data", "model" or both; each weight is placed on it as it is read, and batches are split
             over "data". None is the default device.
@@ -191,7 +191,7 @@ class VisionLanguageModel(nnx.Module):
           ValueError: as `make_prompt`.
         """
         mask = np.ones(np.shape(input_ids), bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
-        prompt = jax.device_put(self.prompt(input_ids, pixel_values, attention_mask, **inputs))
+        prompt = jax.device_put(without_unused(self.prompt(input_ids, pixel_values, attention_mask, **inputs), ()))
         logits = score(self, prompt, target=self._target())
         return unpacked(logits, *jax.device_put((mask, np.argsort(pack_order(mask), axis=1))))
 
@@ -281,7 +281,7 @@ class VisionLanguageModel(nnx.Module):
         cuts = self.schedule(carve)
         resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
         options = {"plan": resolved, "decode_capacity": decode_capacity, "target": self._target()}
-        given = jax.device_put((without_unused_questions(prompt, cuts), np.uint32(seed)))
+        given = jax.device_put((without_unused(prompt, cuts), np.uint32(seed)))
         return prefill.prefill(self, *given, **options)
 
     def _target(self) -> Target:

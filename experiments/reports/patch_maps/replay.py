@@ -18,7 +18,6 @@ from models.engine.model import VisionLanguageModel
 from models.engine.plan import INPUT, TOWER, Cut, Plan, Schedule
 from models.engine.prefill import Prefill, trace
 from models.engine.prompt import Prompt
-from models.engine.relevance import without_unused_questions
 from models.engine.sequence import CutRecord
 from models.engine.target import Target, target_of
 from tokencarve_jax import Tokens
@@ -65,7 +64,7 @@ def replay(
         own = {name: one for name, one in requests.items() if one.cut.place == place}
         plan = Plan(tuple(one.cut for one in own.values()))
         budgets = tuple(one.budgets for one in own.values())
-        needed = without_unused_questions(prompt, plan.cuts)
+        needed = cuts.without_unused(prompt, plan.cuts)
         made = _replay(model, needed, np.uint32(seed), plan=plan, budgets=budgets, target=target)
         found |= {
             name: (records, jax.tree.map(np.asarray, ranks)) for name, (records, ranks) in zip(own, made, strict=True)
