@@ -83,7 +83,7 @@ class Relevance:
 
     def check(self, model: Any) -> None:
         """Raise ValueError if a model has another tower than this CLIP, see `models.engine.relevance.check_tower`."""
-        check_tower(model.config, self.clip.patches.config)
+        check_tower(model, self.clip.patches.config)
 
     def __call__(self, questions: Sequence[str]) -> QuestionEmbeddings:
         """Embed questions.

@@ -1,5 +1,6 @@
 """Small random Qwen2.5-VL checkpoints of the real structure and key layout, made by transformers, and batches."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -52,9 +53,14 @@ CONFIG: dict[str, Any] = {
 }
 
 
+def hf_config(**outer: Any) -> Any:
+    """As transformers reads it."""
+    return transformers.Qwen2_5_VLConfig(**copy.deepcopy(CONFIG | outer))
+
+
 def build(**outer: Any) -> Any:
     """A random model of transformers."""
-    model = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**(CONFIG | outer))).eval()
+    model = transformers.Qwen2_5_VLForConditionalGeneration(hf_config(**outer)).eval()
     randomise(model, 0)
     return model
 

@@ -1,6 +1,8 @@
 """Qwen2.5-VL equal to transformers part by part and as a whole, carved decoding, and what is refused."""
 
+import contextlib
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 import models
 from models.engine import prefill
 from models.engine.plan import Cut, resolve
+from models.engine.relevance import check_tower
 from models.engine.target import CPU
 from tests import qwen
 from tests.qwen import SQUARE, TALL, WIDE, as_torch, batch
@@ -34,19 +38,45 @@ def pair(tmp_path_factory):
     return models.from_pretrained(folder), theirs
 
 
+@contextlib.contextmanager
+def theirs_seen(theirs):
+    """What the last full block of transformers' tower attends to, by their own projections and rotation."""
+    seen = {}
+
+    def look(attention, args, given):
+        states = args[0] if args else given["hidden_states"]
+        query, key, _ = attention.qkv(states).reshape(len(states), 3, attention.num_heads, -1).permute(1, 0, 2, 3)
+        query, key = apply_rotary_pos_emb_vision(query, key, *given["position_embeddings"])
+        ends = given["cu_seqlens"].tolist()
+        received = [
+            torch.einsum("qhd,khd->hqk", query[a:b], key[a:b]).div(query.shape[-1] ** 0.5).softmax(-1).sum(1).mean(0)
+            for a, b in itertools.pairwise(ends)
+        ]
+        seen["received"] = torch.cat(received).reshape(-1, 4).mean(1)
+        seen["keys"] = key.mean(1).reshape(-1, 4, key.shape[-1]).mean(1)
+
+    handle = theirs.model.visual.blocks[1].attn.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
 @pytest.mark.parametrize("name", ["unequal", "video"])
 def test_tower_and_merger(pair, name):
     """Every frame's patches and visual tokens, whatever its size, in the order of the processor."""
     ours, theirs = pair
     inputs = BATCHES[name]
     prompt = ours.prompt(**inputs)
-    hidden = np.asarray(jax.jit(lambda model, frames: model.vision_tower(frames))(ours, prompt.pixel_values))
-    tokens = np.asarray(ours.projector(hidden)).reshape(-1, 64)
+    names = ("class_attention", "global_attention", "tower_keys", "tower_features")
+    tower = jax.jit(lambda model, frames: model.vision_tower(frames, reads=names))
+    hidden, evidence = jax.tree.map(np.asarray, tower(ours, prompt.pixel_values))
+    tokens = np.asarray(ours.projector(hidden.reshape(*hidden.shape[:3], -1))).reshape(-1, 64)
     whole = prompt.feature_index, prompt.visual_valid
     for pixels, grids in (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")):
         if pixels not in inputs:
             continue
-        with torch.no_grad():
+        with torch.no_grad(), theirs_seen(theirs) as seen:
             out = theirs.model.visual(torch.tensor(inputs[pixels]), grid_thw=torch.tensor(inputs[grids]))
         kind = qwen.IMAGE if grids == "image_grid_thw" else qwen.VIDEO
         ids = inputs["input_ids"][inputs["attention_mask"].astype(bool)]
@@ -55,8 +85,11 @@ def test_tower_and_merger(pair, name):
         np.testing.assert_allclose(tokens[own], out.pooler_output, rtol=0, atol=TOLERANCE)
         assert np.asarray(out.pooler_output).std() > 0.5
         if len(own) == len(stands):  # theirs is by windows too, without holes
-            got = hidden[prompt.pixel_values.inside].reshape(-1, hidden.shape[-1])
-            np.testing.assert_allclose(got, out.last_hidden_state, rtol=0, atol=TOLERANCE)
+            inside = prompt.pixel_values.inside
+            np.testing.assert_allclose(hidden[inside].reshape(-1, 32), out.last_hidden_state, rtol=0, atol=TOLERANCE)
+            np.testing.assert_array_equal(evidence["tower_features"][inside], hidden[inside].reshape(-1, 128))
+            for kind, want in zip(names[:3], (seen["received"], seen["received"], seen["keys"]), strict=True):
+                np.testing.assert_allclose(evidence[kind][inside], want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", BATCHES)
@@ -166,7 +199,7 @@ def test_images_of_many_shapes_share_a_program(pair):
     assert prefill.prefill._cache_size() == before + 3
 
 
-METHODS = ["tokencarve", "fastv", "divprune", "uniform", "pooling", "random"]
+METHODS = ["tokencarve", "fastv", "divprune", "visionzip", "vispruner", "uniform", "pooling", "random"]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -180,7 +213,7 @@ def test_methods(pair, name):
     np.testing.assert_array_equal(ours.generate(**inputs, max_new_tokens=8, carve=((place, name, 1.0),)), free)
     both = ours.generate(**inputs, max_new_tokens=8, carve=((place, name, 10),))
     assert (np.asarray(both) != np.asarray(free)).any()
-    if name in METHODS[:3]:
+    if name in METHODS[:5]:
         np.testing.assert_array_equal(ours.generate(**alone, max_new_tokens=8, carve=((place, name, 10),))[0], both[0])
 
 
@@ -202,8 +235,7 @@ def test_all_methods_run_or_are_refused_by_name(pair):
         run = functools.partial(prefill.prefill, plan=plan, decode_capacity=0, target=CPU)
         out = jax.eval_shape(run, ours, prompt, jnp.uint32(0))
         assert out.cuts[0].indices.shape == (1, 9)
-    assert {"fastv", "pyramiddrop", "sparsevlm", "dart", "cdpruner"}.isdisjoint(refused)
-    assert {"fastervlm", "visionzip", "vispruner", "prumerge", "hiprune"} <= refused
+    assert refused == {"hiprune"}
 
 
 def test_the_grid_of_an_image_reaches_the_methods(pair):
@@ -223,9 +255,8 @@ def test_the_grid_of_an_image_reaches_the_methods(pair):
 @pytest.mark.parametrize(
     ("carve", "said"),
     [
-        ("fastervlm@input=9", "fastervlm needs class_attention, which qwen2_5_vl models do not have"),
-        ("vispruner@input=9", "needs class_attention, .*which qwen2_5_vl models do not have"),
-        ("tome@tower=9", "tome needs tower_keys, which qwen2_5_vl models do not have"),
+        ("hiprune@input=9", "hiprune needs middle_attention, which qwen2_5_vl models do not have"),
+        ("tome@tower=9", "qwen2_5_vl models cannot be cut in the tower"),
         ("uniform@tower=9", "qwen2_5_vl models cannot be cut in the tower; cut at 'input'"),
         ("fastv@2=9,renumbered", "qwen2_5_vl models have 3 axes and cannot be renumbered"),
     ],
@@ -258,3 +289,9 @@ def test_a_placeholder_that_does_not_enter_is_refused(pair):
     inputs["attention_mask"][0, 10] = 0
     with pytest.raises(ValueError, match="leaves out placeholders of an image"):
         ours.prompt(**inputs)
+
+
+def test_a_clip_does_not_go_with_this_tower(pair):
+    ours, _ = pair
+    with pytest.raises(ValueError, match="qwen2_5_vl models do not have relevance"):
+        check_tower(ours, ours.config.vision)

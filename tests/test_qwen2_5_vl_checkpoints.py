@@ -182,14 +182,14 @@ def test_every_field_counts(folder):
     ],
 )
 def test_configs_that_are_refused(part, field, value, said):
-    hf = transformers.Qwen2_5_VLConfig(**qwen.CONFIG)
+    hf = qwen.hf_config()
     setattr(getattr(hf, part), field, value)
     with pytest.raises(ConfigError, match=said):
         Qwen25VL.read_config(hf, {})
 
 
 def test_sections_that_do_not_fit_are_refused():
-    hf = transformers.Qwen2_5_VLConfig(**qwen.CONFIG)
+    hf = qwen.hf_config()
     hf.text_config.rope_parameters["mrope_section"] = [2, 3, 2]
     with pytest.raises(ConfigError, match="expected three numbers that add up to 8"):
         Qwen25VL.read_config(hf, {})

@@ -99,7 +99,7 @@ def test_the_command_answers(folder, photographs, tmp_path, capsys):
     assert generate.main([*argv, "--keep=0.5", "--method=divprune"]) == 0
     capsys.readouterr()
     for more, said in (
-        (["--keep=9", "--method=fastervlm"], "fastervlm needs class_attention, which qwen2_5_vl models do not have"),
+        (["--keep=9", "--method=hiprune"], "hiprune needs middle_attention, which qwen2_5_vl models do not have"),
         (["--keep=9", f"--picture={tmp_path}/x.png"], "a picture shows images that the tower sees as one square"),
         (["--image-aspect-ratio=pad"], "the checkpoint's own way is to keep their shape"),
     ):

@@ -330,7 +330,7 @@ class TestErrors:
     def test_features_of_several_layers(self, llava, asks):
         config = dataclasses.replace(llava.config, feature_layers=(3, 4))
         with pytest.raises(ValueError, match=r"one layer of the tower, and this model reads \(3, 4\)"):
-            asks.check(types.SimpleNamespace(config=config))
+            asks.check(types.SimpleNamespace(config=config, evidence=llava.evidence))
 
     def test_questions_and_rows(self, llava, asks):
         with pytest.raises(ValueError, match="is of 1 questions; expected one for each of the 2 rows"):

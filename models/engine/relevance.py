@@ -22,12 +22,15 @@ FEATURES = ("tower_features", -2)  # read in the tower for it
 _HOW = "pass relevance=models.relevance.Relevance.from_pretrained(CLIP)(questions)"
 
 
-def check_tower(config: Any, tower: VisionConfig) -> None:
+def check_tower(model: Any, tower: VisionConfig) -> None:
     """Refuse a model whose tower is not the one that a CLIP's projections are for.
 
     Raises:
       ValueError: with everything that differs.
     """
+    config = model.config
+    if "relevance" not in model.evidence:
+        raise ValueError(f"{model.model_type} models do not have relevance: their tower is not CLIP's")
     if len(config.feature_layers) != 1:
         raise ValueError(
             f"relevance needs the features of one layer of the tower, and this model reads {config.feature_layers}"
@@ -84,16 +87,14 @@ def attach(questions: QuestionEmbeddings | None, prompt: Prompt, model: Any) -> 
     """A model's packed batch with its questions, if there are any.
 
     Raises:
-      ValueError: the family has no relevance, or not one question per row; see also `check_tower`.
+      ValueError: not one question per row; see also `check_tower`.
     """
     if questions is None:
         return prompt
-    if "relevance" not in model.evidence:
-        raise ValueError(f"{model.model_type} models do not have relevance: their tower is not CLIP's")
     found, rows = len(questions.texts), len(prompt.input_ids)
     if found != rows:
         raise ValueError(f"relevance is of {found} questions; expected one for each of the {rows} rows")
-    check_tower(model.config, questions.patches.config)
+    check_tower(model, questions.patches.config)
     return dataclasses.replace(prompt, relevance=questions.placed(model.mesh))
 
 

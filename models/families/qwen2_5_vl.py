@@ -27,7 +27,6 @@ from models.nn.qwen_vision import Frames, Merger, QwenVisionConfig, QwenVisionTo
 from tokencarve_jax import EVIDENCE
 
 WINDOW_BUCKET = 4  # windows of a frame are a multiple of this
-_OF_CLIP = {"class_attention", "global_attention", "middle_attention", "tower_keys", "tower_features", "projector"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Qwen25VL(VisionLanguageModel):
 
     model_type = "qwen2_5_vl"
     square = False
-    evidence = frozenset(EVIDENCE) - _OF_CLIP - {"relevance"}
+    evidence = frozenset(EVIDENCE) - {"middle_attention", "relevance"}  # few blocks see whole frames; no CLIP
 
     def __init__(self, config: Qwen25VLConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         self.config = config
@@ -218,12 +217,17 @@ class Qwen25VL(VisionLanguageModel):
         ]
 
     def visual(self, pixel_values: Frames, request: TowerRequest, key: jax.Array | None = None) -> Visual:
-        """Visual tokens [F * W * U, D] of frames, in the weights' dtype; those of holes mean nothing."""
+        """Visual tokens [F * W * U, D] of frames, in the weights' dtype, and evidence; those of holes mean nothing.
+
+        Whatever layer a compressor reads elsewhere, evidence is of the last block that sees whole frames.
+        """
         del key
         if request.cut is not None:
             raise ValueError(f"cut {request.cut}: {self.model_type} models cannot be cut in the tower; cut at 'input'")
-        tokens = self.projector(self.vision_tower(pixel_values))
-        return Visual(tokens.reshape(-1, tokens.shape[-1]), {})
+        x, found = self.vision_tower(pixel_values, reads={name for name, _ in request.evidence})
+        tokens = self.projector(x.reshape(*x.shape[:3], -1))
+        evidence = {what: found[what[0]].reshape(-1, *found[what[0]].shape[3:]) for what in request.evidence}
+        return Visual(tokens.reshape(-1, tokens.shape[-1]), evidence)
 
 
 def _in_order(ids: np.ndarray, media: Mapping[int, list[_Media]]) -> list[_Media]:

@@ -9,6 +9,7 @@ Axis letters: F frames, W windows of a frame, U units of a window, P patches of 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -153,12 +154,14 @@ class Block(nnx.Module):
             width, config.intermediate_size, activation=config.activation, use_bias=True, dtype=dtype, rngs=rngs
         )
 
+    def heads(self, x: jax.Array, at: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[F, S, D] -> rotated queries and keys, and values, each [F, S, H, d]."""
+        query, key, value = self.qkv(self.norm1(x)).reshape(3, *x.shape[:2], self.num_heads, -1)
+        return rotate(query, at), rotate(key, at), value
+
     def __call__(self, x: jax.Array, at: Rotation, inside: jax.Array) -> jax.Array:
         """Patches [F, S, D] that see all of those of their set that are `inside`, [F * sets, S / sets] bool."""
-        heads = (*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads)
-        query, key, value = self.qkv(self.norm1(x))
-        query, key = rotate(query.reshape(heads), at), rotate(key.reshape(heads), at)
-        query, key, value = (part.reshape(*inside.shape, *heads[2:]) for part in (query, key, value))
+        query, key, value = (part.reshape(*inside.shape, *part.shape[2:]) for part in self.heads(x, at))
         seen = attend(query, key, value, mask=inside[:, None])
         x = x + self.out_proj(seen.reshape(x.shape))
         return x + self.mlp(self.norm2(x))
@@ -185,17 +188,60 @@ class QwenVisionTower(nnx.Module):
         cosine, sine = (jnp.concatenate(pair, axis=-1) for pair in zip(row, column, strict=True))
         return cosine, sine
 
-    def __call__(self, frames: Frames) -> jax.Array:
-        """Hidden states [F, W, U, P, D]; those of holes mean nothing."""
+    def __call__(self, frames: Frames, *, reads: Collection[str] = ()) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Hidden states of patches, and evidence about units; those of holes mean nothing.
+
+        Evidence is of the last block that attends to whole frames, the mean over a unit's patches. There is no class
+        token: in its place stands the attention that a patch receives from all patches of its frame.
+
+        Args:
+          frames: by windows.
+          reads: any of "class_attention" and "global_attention", which are the same here: [F, W, U] float32, softmax,
+            the sum over the patches that attend, mean over heads; and "tower_keys" [F, W, U, d], rotated, mean over
+            heads. "tower_features" are what comes out, a unit's patches side by side: [F, W, U, P * D].
+
+        Returns:
+          [F, W, U, P, D], and the evidence by name.
+        """
         dtype, config = self.patch_embedding.weight[...].dtype, self.config
         x = self.patch_embedding(frames.patches.astype(dtype))
         shape, at = x.shape, self.rotation(frames.places)
         x = x.reshape(len(x), -1, config.hidden_size)
         inside = jnp.repeat(frames.inside, config.merge_size**2, axis=2)
         by_window, whole = inside.reshape(-1, inside.shape[2]), inside.reshape(len(x), -1)
+        found = dict[str, jax.Array]()
         for index, block in enumerate(self.layers):
+            if index == max(config.full_blocks) and set(reads) & {*_ATTENTION, "tower_keys"}:
+                query, key, _ = block.heads(x, at)
+                received = _received(query, key, whole) if set(reads) & set(_ATTENTION) else None
+                found = {name: received for name in _ATTENTION if received is not None} | {"tower_keys": key.mean(2)}
+                found = {name: _by_unit(array, shape) for name, array in found.items() if name in reads}
             x = block(x, at, whole if index in config.full_blocks else by_window)
-        return x.reshape(shape)
+        if "tower_features" in reads:
+            found["tower_features"] = x.reshape(*shape[:3], -1)
+        return x.reshape(shape), found
+
+
+_ATTENTION = ("class_attention", "global_attention")
+
+
+def _by_unit(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Of patches, [F, S, ...], as means over units, [F, W, U, ...]."""
+    return array.reshape(*shape[:4], *array.shape[2:]).mean(3)
+
+
+def _received(query: jax.Array, key: jax.Array, inside: jax.Array) -> jax.Array:
+    """Attention [F, S] of all queries [F, S, H, d] to each key, of those `inside` [F, S]; one head's map at a time."""
+
+    def add(total: jax.Array, head: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        asks, answers = (part.astype(jnp.float32) for part in head)
+        logits = jnp.einsum("fqd,fkd->fqk", asks, answers, precision=jax.lax.Precision.HIGHEST)
+        logits = jnp.where(inside[:, None], logits * query.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+        return total + jnp.where(inside[..., None], jax.nn.softmax(logits, axis=-1), 0).sum(1), None
+
+    heads = jnp.moveaxis(query, 2, 0), jnp.moveaxis(key, 2, 0)
+    total, _ = jax.lax.scan(add, jnp.zeros(key.shape[:2], jnp.float32), heads)
+    return total / query.shape[2]
 
 
 class Merger(nnx.Module):
@@ -208,6 +254,6 @@ class Merger(nnx.Module):
         self.linear_2 = Linear(width, config.out_hidden_size, use_bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., P, D] -> [..., width of visual tokens]."""
-        x = self.norm(x)
-        return self.linear_2(jax.nn.gelu(self.linear_1(x.reshape(*x.shape[:-2], -1)), approximate=False))
+        """Patches of units side by side, [..., P * D] -> [..., width of visual tokens]."""
+        normed = self.norm(x.reshape(*x.shape[:-1], -1, self.norm.num_features)).reshape(x.shape)
+        return self.linear_2(jax.nn.gelu(self.linear_1(normed), approximate=False))
