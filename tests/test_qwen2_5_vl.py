@@ -144,8 +144,11 @@ def torch_carved(theirs, inputs, prompt, record, layer, steps):
     told = {key: value for key, value in as_torch(inputs).items() if not key.startswith("pixel")}
     position, delta = theirs.model.get_rope_index(**told)
     hidden = theirs.get_input_embeddings()(told["input_ids"])
-    grid = told["image_grid_thw"]
-    features = theirs.model.get_image_features(torch.tensor(inputs["pixel_values"]), grid).pooler_output
+    if "pixel_values" in inputs:
+        see, pixels, grid = theirs.model.get_image_features, inputs["pixel_values"], told["image_grid_thw"]
+    else:
+        see, pixels, grid = theirs.model.get_video_features, inputs["pixel_values_videos"], told["video_grid_thw"]
+    features = see(torch.tensor(pixels), grid).pooler_output
     slots = torch.tensor(prompt.visual_slots[0][prompt.visual_valid[0]]).long()
     hidden[0, slots] = torch.cat(features)
     decoder, cache = theirs.model.language_model, transformers.DynamicCache()
@@ -172,10 +175,18 @@ def torch_carved(theirs, inputs, prompt, record, layer, steps):
     return tokens
 
 
-@pytest.mark.parametrize("carve", ["divprune@input=9", "fastv@2=9", "tokencarve@2=9"])
-def test_cached_decoding_goes_on_at_the_original_positions(pair, carve):
+@pytest.mark.parametrize(
+    ("carve", "media"),
+    [
+        ("divprune@input=9", [12, WIDE, 5, TALL, 30]),
+        ("fastv@2=9", [12, (5, 8, 6), 3]),
+        ("tokencarve@2=9", [12, WIDE, 5, TALL, 30]),
+    ],
+)
+def test_cached_decoding_goes_on_at_the_original_positions(pair, carve, media):
+    """Images, and a video whose last frame stands behind the text that follows it."""
     ours, theirs = pair
-    inputs = batch([12, WIDE, 5, TALL, 30])
+    inputs = batch(media, seconds=3.3)
     prompt = ours.prompt(**inputs)
     record = ours.prefill(prompt, carve=carve).cuts[0]
     got = ours.generate(**inputs, max_new_tokens=24, carve=carve)[0].tolist()

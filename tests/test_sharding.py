@@ -62,6 +62,7 @@ def test_what_does_not_divide_stays_whole():
     assert place("decoder.layers.3.self_attn.o_proj.weight", (40, 60)).spec == PartitionSpec(None, "model")
     assert place("decoder.norm.scale", (40,)).spec == PartitionSpec(None)
     assert place("vision_tower.layers.0.self_attn.q_proj.bias", (24,)).spec == PartitionSpec("model")
+    assert place("vision_tower.layers.0.qkv.weight", (3, 24, 24)).spec == PartitionSpec(None, "model", None)  # by heads
 
 
 def test_an_unknown_axis_is_one_clear_error():
