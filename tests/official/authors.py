@@ -36,6 +36,7 @@ SOURCES = {
     "hiprune": ("HiPrune", "Danielement321/HiPrune", f"LLaVA/{LLAVA}"),
     "holov": ("HoloV", "obananas/HoloV", "llava/model/utils.py"),
     "mmtok": ("MMTok", "Ironieser/MMTok", "mmtok/core/semantic_selector.py"),
+    "otprune": ("OTPrune", "xiwenc1/OTPrune", f"LLaVA/{LLAVA}"),
     "prumerge": ("LLaVA-PruMerge", "42Shawn/LLaVA-PruMerge", "llava/model/multimodal_encoder/clip_encoder.py"),
     "pyramiddrop": ("PyramidDrop", "Cooperx521/PyramidDrop", "llava/model/modeling_llama_pdrop.py"),
     "scope": ("SCOPE", "kinredon/SCOPE", "scope/clip_encoder.py"),

@@ -7,7 +7,7 @@ SPARSE = {192: (309, 204, 113), 128: (312, 117, 39), 96: (249, 55, 27), 64: (82,
 SPARSE_KEPT = {309: 300, 312: 303, 249: 238, 82: 66}  # the others are means
 _BOTH = (128, 64)
 ENGINE = {
-    **dict.fromkeys(("fastervlm", "hiprune", "cdpruner", "divprune", "scope", "mmtok", "holov"), _BOTH),
+    **dict.fromkeys(("fastervlm", "hiprune", "cdpruner", "divprune", "scope", "mmtok", "holov", "otprune"), _BOTH),
     **dict.fromkeys(("visionzip", "fastv", "pyramiddrop"), _BOTH),
     "dart": (132, 68),
     "sparsevlm": (309, 249, 82),

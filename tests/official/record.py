@@ -113,6 +113,12 @@ class Recorder:
         tokens = [case["values"][0] for case in self.arrays()] if on_arrays else self.tokens
         return [kept(run.DivPrune(llava, x, inputs.PATCHES, threshold_ratio=share)[0]) for x in tokens]
 
+    def otprune(self, keep: int) -> list[list[int]]:
+        select = functions(self.file("otprune"), "greedy_select").greedy_select
+        run = functions(self.file("otprune"), "OTPrune", greedy_select=select).OTPrune
+        share = keep / inputs.PATCHES
+        return [kept(run(None, x, inputs.PATCHES, None, threshold_ratio=share)[0]) for x in self.tokens]
+
     def scope(self, keep: int) -> list[list[int]]:
         run = functions(self.file("scope"), "SCOPE").SCOPE
         return [kept(row) for row in run(self.features, keep, self.attention.sum(1))[0]]

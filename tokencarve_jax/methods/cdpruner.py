@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tokencarve_jax.scores.greedy import at, greedy, row, similarity
+from tokencarve_jax.scores.greedy import determinantal, similarity
 from tokencarve_jax.scores.ranking import USABLE, tiers
 from tokencarve_jax.tokens import Selection, Tokens
 
@@ -38,24 +38,7 @@ def cdpruner(tokens: Tokens, *, keep: int, relevance: jax.Array | None = None) -
     if relevance is not None:
         scale = _spread(lax.stop_gradient(relevance).astype(kernel.dtype), usable)
         kernel = scale[..., :, None] * kernel * scale[..., None, :]
-    whole = jnp.diagonal(kernel, axis1=-2, axis2=-1)
-    least = 8 * jnp.finfo(kernel.dtype).eps * whole
-    State = tuple[jax.Array, jax.Array]  # what is left of the diagonal [..., N], and the factor [..., K, N]
-
-    def gain(state: State) -> jax.Array:
-        return jnp.where(state[0] > least, state[0], 0)
-
-    def absorb(state: State, step: jax.Array, index: jax.Array) -> State:
-        rest, factor = state
-        own = at(gain(state), index)[..., None]
-        along = jnp.take_along_axis(factor, index[..., None, None], axis=-1)[..., 0]
-        known = jnp.einsum("...k,...kn->...n", along, factor, precision=lax.Precision.HIGHEST)
-        new = jnp.where(own > 0, (row(kernel, index) - known) * lax.rsqrt(jnp.where(own > 0, own, 1)), 0)
-        factor = lax.dynamic_update_index_in_dim(factor, new[..., None, :], step, factor.ndim - 2)
-        return rest - new**2, factor
-
-    factor = jnp.zeros((*tier.shape[:-1], keep, tier.shape[-1]), kernel.dtype)
-    return Selection(greedy(tier, keep, (whole, factor), gain, absorb))
+    return Selection(determinantal(tier, keep, kernel))
 
 
 def _spread(relevance: jax.Array, usable: jax.Array) -> jax.Array:

@@ -61,16 +61,27 @@ def cdpruner(values, valid, keep, relevance=None):
         if high > low:
             r = {i: (raw[i] - low + 1e-6) / (high - low) for i in tokens}
     kernel = {(i, j): r[i] * cosine(values[i], values[j]) * r[j] for i in tokens for j in tokens}
+    return choose(valid, good, keep, 3e-6, lambda taken: determinantal(kernel, tokens, taken))
 
-    def score(taken):  # how much the determinant grows: the Schur complement
-        inside = np.array([[kernel[i, j] for j in taken] for i in taken]).reshape(len(taken), len(taken))
-        scores = {}
-        for v in tokens:
-            cross = np.array([kernel[v, i] for i in taken])
-            scores[v] = kernel[v, v] - (cross @ np.linalg.solve(inside, cross) if taken and v not in taken else 0.0)
-        return scores
 
-    return choose(valid, good, keep, 3e-6, score)
+def determinantal(kernel, tokens, taken):
+    """How much the determinant grows by each token: the Schur complement."""
+    inside = np.array([[kernel[i, j] for j in taken] for i in taken]).reshape(len(taken), len(taken))
+    scores = {}
+    for v in tokens:
+        cross = np.array([kernel[v, i] for i in taken])
+        scores[v] = kernel[v, v] - (cross @ np.linalg.solve(inside, cross) if taken and v not in taken else 0.0)
+    return scores
+
+
+def otprune(values, valid, keep, gamma=0.01):
+    good = usable(valid, values)
+    tokens = [i for i, yes in enumerate(good) if yes]
+    v = np.asarray(values, np.float64)[tokens]
+    s = sum(np.outer(column, column) / (column @ column) for column in v.T)  # V V^T, channel by channel
+    whole = np.eye(len(tokens)) + gamma * s @ s.T
+    kernel = {(i, j): whole[p, q] for p, i in enumerate(tokens) for q, j in enumerate(tokens)}
+    return choose(valid, good, keep, 3e-7, lambda taken: determinantal(kernel, tokens, taken))
 
 
 def covering(valid, good, keep, covers, weight):
