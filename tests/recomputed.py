@@ -228,7 +228,7 @@ class Row:
             text = np.setdiff1d(np.arange(len(key)), self.slots)
             added = layer.added(query, key, value, seen, self.weighing)
             self.outputs.append((added, self.of_visual(added)))
-            self.hidden = layer.finish(self.hidden, added)
+            previous, self.hidden = self.hidden, layer.finish(self.hidden, added)
             normed = rms(self.decoder.norm, self.hidden, self.config.rms_norm_eps)
             self.known = {
                 "query_attention": self.of_visual(weights[-1]),
@@ -237,6 +237,7 @@ class Row:
                 "text_keys": key.reshape(len(key), -1)[text],
                 "text_hidden": normed[text],
                 "normed_hidden": self.of_visual(normed),
+                "previous_hidden": self.of_visual(previous),
                 "attention_output": self.of_visual(added),
             }
         return self.hidden

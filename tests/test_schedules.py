@@ -54,7 +54,7 @@ SCHEDULES = {
     ),
     "image-full": (
         TWO,
-        (cut(2, "tokencarve", 6, scope="image", earlier="full"), cut(3, "norm", 3, scope="image")),
+        (cut(2, "tokencarve", 6, scope="image", earlier="full"), cut(3, "v2drop", 3, scope="image")),
     ),
     "calibrated-full": (TWO, (cut(1, JOINS, 12, earlier="full"), cut(3, JOINS, 5, positions="renumbered"))),
     "input-kept": (ONE, (cut("input", "divprune", 8, positions="kept"),)),

@@ -30,6 +30,7 @@ EVIDENCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "text_keys": ("T", "d"),
         "text_hidden": ("T", "D"),  # hidden states that enter the layer behind the cut, by the decoder's last norm
         "normed_hidden": ("N", "D"),
+        "previous_hidden": ("N", "D"),  # hidden states that enter the layer before the cut
         "attention_output": ("N", "F"),  # what attention adds to the hidden state
         # From the vision tower, one of its layers
         "class_attention": ("N",),  # softmax attention of the class token, mean over heads

@@ -25,6 +25,7 @@ from tokencarve_jax.methods import (
     tokencarve,
     tome,
     uniform,
+    v2drop,
     visionzip,
     vispruner,
     zoo_prune,
@@ -69,6 +70,7 @@ _ROWS = (
     Compressor("sparsevlm", sparsevlm.sparsevlm, at="decoder", paper="arXiv 2410.04417"),
     Compressor("sparsevlm-plus", sparsevlm.sparsevlm_plus, at="decoder", paper="arXiv 2410.04417"),
     Compressor("dart", dart.dart, at="decoder", paper="arXiv 2502.11494"),
+    Compressor("v2drop", v2drop.v2drop, at="decoder", paper="arXiv 2509.01552"),
 )
 
 

@@ -97,5 +97,6 @@ def of_layers(
         "text_keys": lambda: rows(before.key, text).reshape(*text.shape, -1),
         "text_hidden": lambda: decoder.norm(rows(hidden, text)),
         "normed_hidden": lambda: decoder.norm(rows(hidden, at)),
+        "previous_hidden": lambda: rows(before.hidden, at),
         "attention_output": lambda: rows(before.added, at),
     }

@@ -1,4 +1,4 @@
-"""Controls, FastV, PyramidDrop, SparseVLM and DART against float64 oracles, by hand, and on awkward tokens."""
+"""Controls, FastV, PyramidDrop, SparseVLM, DART and V2Drop against float64 oracles, by hand, and on awkward tokens."""
 
 import collections
 import math
@@ -23,6 +23,7 @@ def sets(b, n, d, kept):
     values = np.stack([kind_of(rng, i % 3, n, d) for i in range(b)])
     made = {
         "values": values,
+        "previous": values - rng.normal(size=(b, n, d)),
         "keys": rng.normal(size=(b, n, KEYS)) * np.exp(rng.normal(size=(b, n, 1))),
         "attention": np.stack([rng.dirichlet(np.ones(n)) for _ in range(b)]),
         "text_attention": np.stack([rng.dirichlet(np.ones(n), size=WORDS) for _ in range(b)]),
@@ -39,6 +40,7 @@ def sets(b, n, d, kept):
     for i in range(0, b, 3):
         made["values"][i, rng.integers(n), 0] = [np.nan, np.inf, -np.inf][i // 3 % 3]
         made["attention"][i, rng.integers(n)] = np.inf
+        made["previous"][i, rng.integers(n), 0] = np.nan
         made["text_attention"][i, :, rng.integers(n)] = np.nan
         made["head_attention"][i, 3, :, rng.integers(n)] = np.nan
         made["keys"][i, rng.integers(n), 3] = -np.inf
@@ -68,6 +70,7 @@ TABLE = {  # the oracle, what the method is told by which of the names above, wh
     "pyramiddrop": (oracles.attended, {"next_attention": "attention"}, ("attention",)),
     "sparsevlm": (oracles.sparsevlm, {name: name for name in SPARSE}, SPARSE),
     "sparsevlm-plus": (oracles.sparsevlm_plus, {name: name for name in PLUS}, PLUS),
+    "v2drop": (oracles.v2drop, {"previous_hidden": "previous"}, ("previous",)),
     "dart": (oracles.dart, {name: name for name in DART}, DART),
 }
 

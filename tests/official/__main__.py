@@ -81,9 +81,9 @@ def ours() -> dict[str, Any]:
         ids[row, : len(prompt)], mask[row, : len(prompt)] = prompt, 1
     found = watch(model, model.prompt(ids, inputs.pixels(), mask, relevance=questions(model)))
     called = {"query_attention": "attention", "class_attention": "attention", "tower_keys": "keys"}
-    called |= {"tower_features": "values", "relevance": "relevance"}
+    called |= {"tower_features": "values", "relevance": "relevance", "previous_hidden": "keys"}
     for name, budgets in ARRAYS.items():
-        how: dict[str, Any] = {"cdpruner": {"alike": True}, "prumerge": {"width": 48}}.get(name, {})
+        how: dict[str, Any] = {"width": 48} if name in ("prumerge", "v2drop") else {"alike": name == "cdpruner"}
         given = [inputs.arrays(case, **how) for case in range(inputs.IMAGES)]
         stacked = {kind: np.stack([one[kind] for one in given]) for kind in given[0]}
         for keep in budgets:

@@ -43,6 +43,7 @@ SOURCES = {
     "sparsevlm": ("SparseVLMs", "Gumpest/SparseVLMs", "llava/model/language_model/modelling_sparse_llama.py"),
     "tokencarve-svd": ("TokenCarve", "ShawnTan86/TokenCarve", "TokenCarve/modeling_llama.py"),
     "tome": ("ToMe", "facebookresearch/ToMe", "tome/merge.py"),
+    "v2drop": ("V2Drop", "xuyang-liu16/V2Drop", "llava/model/language_model/V2Drop.py"),
     "visionzip": ("VisionZip", "dvlab-research/VisionZip", "visionzip/clip_encoder.py"),
     "vispruner": ("VisPruner", "Theia-4869/VisPruner", LLAVA),
 }
@@ -70,6 +71,17 @@ class Returning(SimpleNamespace):
 
     def __call__(self, *_: Any, **__: Any) -> Any:
         return self.out
+
+
+class Seeing(SimpleNamespace):
+    """A decoder layer that notes the positions it gets, and gives what it is told to."""
+
+    def __init__(self, seen: list[torch.Tensor], out: torch.Tensor, **more: Any):
+        super().__init__(seen=seen, out=out, **more)
+
+    def __call__(self, _: Any, *, position_ids: torch.Tensor, **__: Any) -> tuple[torch.Tensor]:
+        self.seen.append(position_ids)
+        return (self.out,)
 
 
 class Layer:

@@ -17,6 +17,7 @@ ARRAYS = {
     **dict.fromkeys(("tokencarve-svd", "prumerge", "vispruner"), _BOTH),
     **dict.fromkeys(("cdpruner", "divprune"), (192,)),
     "tome": (400,),
+    "v2drop": (288,),
 }
 BUDGETS = {
     name: tuple(dict.fromkeys((*ENGINE.get(name, ()), *ARRAYS.get(name, ())))) for name in sorted({*ENGINE, *ARRAYS})

@@ -25,6 +25,7 @@ from tests.official.authors import (
     SOURCES,
     Event,
     Returning,
+    Seeing,
     causal,
     compact,
     decoder,
@@ -163,6 +164,23 @@ class Recorder:
             here = decoder(self.text, "attention")
             run(here, inputs_embeds=embeds, fastv_config=options)
             found.append(self.visual(here.layers[2].seen[0][1][0]))
+        return found
+
+    def v2drop(self, keep: int) -> list[list[int]]:
+        given = {"_prepare_4d_causal_attention_mask": causal, "BaseModelOutputWithPast": SimpleNamespace}
+        run, found = functions(self.file("v2drop"), "forward", **given).forward, []
+        for case in (inputs.arrays(image, width=48) for image in range(inputs.IMAGES)):
+            # 35 tokens stand in front there. Layer 2 gets the keys and gives the values.
+            keys, values = (F.pad(torch.tensor(case[name])[None], (0, 0, 35, 9)) for name in ("keys", "values"))
+            here, seen = decoder(self.text, "attention"), []
+            outputs = (keys, keys, values, values)
+            here.layers = [
+                Seeing(seen, out, self_attn=SimpleNamespace(layer_idx=layer)) for layer, out in enumerate(outputs)
+            ]
+            here.norm = nn.Identity()
+            run(here, inputs_embeds=keys)
+            found.append([place - 35 for place in seen[3][0].tolist() if 35 <= place < 35 + inputs.PATCHES])
+        assert {len(row) for row in found} == {keep}  # half, at the first of its layers
         return found
 
     def visual(self, positions: torch.Tensor) -> list[int]:

@@ -26,9 +26,13 @@ def random(tokens: Tokens, *, keep: int, key: jax.Array) -> Selection:
 
 def norm(tokens: Tokens, *, keep: int) -> Selection:
     """The K tokens with the largest L2 norm, O(N D): the control for scores by singular value decomposition."""
-    values = tokens.values.astype(jnp.promote_types(tokens.values.dtype, jnp.float32))
+    return Selection(best(length(tokens.values), keep, tiers(tokens.valid, tokens.values)))
+
+
+def length(values: jax.Array) -> jax.Array:
+    """The L2 norm [..., N] of rows [..., N, D], in float32 or wider."""
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     peak = jnp.abs(values).max(-1, keepdims=True)
     # By a power of two, so that no square overflows; and not by the peak, whose reciprocal may vanish.
     exponent, one = jnp.clip(jnp.frexp(peak)[1], -125, 125), jnp.ones_like(peak)
-    length = jnp.linalg.norm(values * jnp.ldexp(one, -exponent), axis=-1) * jnp.ldexp(one, exponent)[..., 0]
-    return Selection(best(length, keep, tiers(tokens.valid, tokens.values)))
+    return jnp.linalg.norm(values * jnp.ldexp(one, -exponent), axis=-1) * jnp.ldexp(one, exponent)[..., 0]

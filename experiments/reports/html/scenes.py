@@ -20,6 +20,7 @@ _LOOKS_AT = {  # evidence, as `tokencarve_jax.EVIDENCE` names it, in words
     "text_hidden": "the text tokens' hidden states",
     "normed_hidden": "the tokens behind the decoder's last norm",
     "head_attention": "each head's attention of the text tokens",
+    "previous_hidden": "what entered the layer before",
     "attention_output": "what attention adds",
     "class_attention": "the attention of the tower's class token",
     "global_attention": "the attention of all tokens of the tower",

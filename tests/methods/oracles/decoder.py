@@ -66,6 +66,11 @@ def norm(values, valid, keep):
     return by_score(values, valid, lambda i: math.sqrt(sum(v * v for v in values[i])), keep)
 
 
+def v2drop(values, valid, previous, keep):
+    change = np.asarray(values, np.float64) - np.asarray(previous, np.float64)
+    return by_score(values, valid, lambda i: math.sqrt(sum(v * v for v in change[i])), keep, [previous])
+
+
 def attended(values, valid, attention, keep):
     """FastV and PyramidDrop. Their score is not computed but given: no two different ones are too close."""
     indices, assignment, _ = by_score(values, valid, lambda i: float(attention[i]), keep, [attention])
