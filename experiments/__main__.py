@@ -18,6 +18,7 @@ from models import cli
 COMMANDS = {
     "experiments.eval": "minutes",
     "experiments.generate": "seconds",
+    "experiments.embed": "seconds",
     "experiments.compare": "hours",
     "experiments.rank": "up to an hour",
     "experiments.report": "seconds",

@@ -18,7 +18,7 @@ ROOMS = (
     ("models base",),
     ("models.io", "models.nn"),
     ("models.engine",),
-    ("models.families",),
+    ("models.families", "models.serving"),
     ("models",),
     ("experiments.core",),
     ("experiments.data", "experiments.metrics"),

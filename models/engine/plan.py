@@ -17,8 +17,8 @@ from tokencarve_jax import plan as count
 
 TOKENCARVE_LAYER = 2  # the paper's choice for LLaVA-1.5, as in its released code
 _READ_IN_TOWER = ("class_attention", "global_attention", "middle_attention", "tower_keys", "tower_features")
-_OF_TOWER = (*_READ_IN_TOWER, "projector", "key")
-_OF_INPUT = (*_OF_TOWER, "text", "text_valid", "text_relevance", "relevance")
+OF_TOWER = (*_READ_IN_TOWER, "projector", "key")
+_OF_INPUT = (*OF_TOWER, "text", "text_valid", "text_relevance", "relevance")
 _OF_BLOCK = ("tower_keys",)
 Schedule = tuple[Cut, ...]
 Carve = Any  # None, a keep, one cut or a tuple of them: Cut, (place, name or Compressor, keep) or text
@@ -159,7 +159,7 @@ def _check_place(cut: Cut, num_layers: int) -> None:
         if compressor.at == TOWER:
             raise ValueError(f"cut {cut}: {compressor.name} works in the blocks of the tower; its place is 'tower'")
         return
-    known = _OF_INPUT if place == INPUT else _OF_BLOCK if compressor.at == TOWER else _OF_TOWER
+    known = _OF_INPUT if place == INPUT else _OF_BLOCK if compressor.at == TOWER else OF_TOWER
     if place == INPUT and compressor.at == TOWER:
         raise ValueError(f"cut {cut}: {compressor.name} works in the blocks of the tower; its place is 'tower'")
     if missing := [name for name in compressor.required if name not in known]:

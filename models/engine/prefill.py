@@ -239,6 +239,16 @@ class Prefill(Flow):
 FlowT = TypeVar("FlowT", bound=Prefill)
 
 
+def enter(
+    model: Any, prompt: Prompt, seed: jax.Array, *, plan: Plan, target: Target, flow: Callable[..., FlowT]
+) -> tuple[jax.Array, FlowT, tuple[CutRecord, ...]]:
+    """What enters decoder layer 0, before a cut there: hidden states, the flow, and the record of a tower cut."""
+    key = jax.random.key(seed)
+    tower_key = jax.random.fold_in(key, 2**31 - 1)
+    hidden, sequence, records = embed(model, prompt, plan=plan, kernel=target.kernel, key=tower_key)
+    return hidden, flow(model, hidden, sequence, plan, target.kernel, key), records
+
+
 def trace(
     model: Any,
     prompt: Prompt,
@@ -253,10 +263,7 @@ def trace(
 
     Arguments are those of `prefill`; `flow` is `Prefill` or a subclass.
     """
-    key = jax.random.key(seed)
-    tower_key = jax.random.fold_in(key, 2**31 - 1)
-    hidden, sequence, records = embed(model, prompt, plan=plan, kernel=target.kernel, key=tower_key)
-    done = flow(model, hidden, sequence, plan, target.kernel, key)
+    hidden, done, records = enter(model, prompt, seed, plan=plan, target=target, flow=flow)
     hidden = run_layers(model.decoder.layers, hidden, done)
     cache = done.cache(decode_capacity=decode_capacity, merge=target.merge_heads and model.mesh is None)
     return Prefilled(model.decoder.logits(hidden[:, 0]), cache, (*records, *done.records)), done
