@@ -58,6 +58,7 @@ def _embed(flags: argparse.Namespace) -> list[jax.Array]:
         image_aspect_ratio=flags.image_aspect_ratio,
         request=Request(0, images=1),
     )
+    loading.check_llava(flags.model, checkpoint.llava)
     cli.note_images(flags.model, [image.size for image in images])
     found: list[jax.Array] = []
     for path, image in zip(flags.images, images, strict=True):

@@ -75,7 +75,7 @@ def image_embeds(
       ValueError, TypeError: inputs that do not fit each other, a method that cannot be had here, or an impossible keep.
     """
     cut = before_decoder(named(method) if isinstance(method, str) else method, keep)
-    cuts = plan.parse(cut, num_layers=model.config.text.num_layers)
+    cuts = model.schedule(cut)
     prompt = model.prompt(input_ids, pixel_values, attention_mask, per_image=True, **inputs)
     resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
     given = jax.device_put((prompt, np.uint32(seed)))
