@@ -25,12 +25,14 @@ from experiments.comparison.cells import DOWNSAMPLED, AtBudgets, default_methods
 from experiments.comparison.run import CompareConfig, compare
 from experiments.core import cli, methods, schedules
 from experiments.core.journal import resuming
+from experiments.data import registry
 from experiments.evaluation import flags, pairs
 from models.errors import CommandError
 
 _EXAMPLES = """examples:
   python -m experiments.compare                           all methods, 128 and 64 of 576 visual tokens
   python -m experiments.compare --keep 128 --limit=30 --methods fastv visionzip divprune random
+  python -m experiments.compare --protocol                what accuracy does not tell, see docs/protocol.md
   python -m experiments.compare --methods path/to/mine.py:mine random
                                                           a method of your own beside TokenCarve and chance
   python -m experiments.compare --schedule tome@tower=288 tokencarve@2=128
@@ -40,8 +42,14 @@ _EXAMPLES = """examples:
 """
 
 
+PROTOCOL_SCENES = 100  # unless --limit says otherwise: it asks each question some 160 times
+
+
 def _config(given: argparse.Namespace, command: Sequence[str]) -> CompareConfig:
-    comparison = AtBudgets.of(given.methods or default_methods(), given.keep, schedules.by_text(given.schedule))
+    if given.protocol and given.limit is None and given.questions == registry.SCENES:
+        given.limit = PROTOCOL_SCENES
+    own, named = schedules.by_text(given.schedule), given.methods or default_methods()
+    comparison = AtBudgets.of(named, given.keep, own, protocol=given.protocol)
     return CompareConfig(
         run=flags.run(given, given.out, command),
         worker=flags.worker(given, comparison),
@@ -70,7 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"of: {', '.join([*methods.choices(), *methods.OFFICIAL, DOWNSAMPLED])}; or your own, as "
         "package.module:object or path/to/file.py:object; divprune,kept is a method with an option of its "
         "cut, as in --schedule; nothing else but tokencarve, at whose cost compute is equal (default: all but "
-        "TokenCarve's variants, and those that cut before the decoder with the positions kept too)",
+        "TokenCarve's variants)",
+    )
+    parser.add_argument(
+        "--protocol",
+        action="store_true",
+        help="judge every method beyond its accuracy: against random tokens and the down-sampled image, on questions "
+        "that down-sampling gets wrong, in other layers, on a second question, at other positions; on "
+        f"{PROTOCOL_SCENES} scenes unless --limit says otherwise",
     )
     parser.add_argument(
         "--repeats", type=cli.positive, default=9, help="how often all are timed, by turns (default: %(default)s)"

@@ -184,11 +184,49 @@ class TestCommand:
         assert compare.main([*flags, f"--out={tmp_path}", *METHODS, "--schedule", *SCHEDULE.split()]) == 0
         assert [list(indices) for indices, _ in asked] == [[8]]
         assert without_times(read(tmp_path)) == without_times(read(whole))
+        # As where there are more cells than a process can hold the programs of.
+        forgotten, forget = [], ModelWorker.forget
+        monkeypatch.setattr(ModelWorker, "forget", lambda self: (forgotten.append(True), forget(self)))
+        monkeypatch.setattr("experiments.evaluation.worker.MOST_CELLS", 4)
+        monkeypatch.setattr("experiments.comparison.run.GROUP", 3)
+        argv = [*flags, f"--out={tmp_path / 'groups'}", *METHODS, "--schedule", *SCHEDULE.split()]
+        assert compare.main(argv) == 0
+        assert len(forgotten) == 3  # between three groups, and before times are taken
+        assert without_times(read(tmp_path / "groups")) == without_times(read(whole))
         asked.clear()
         assert compare.main([*flags, f"--out={tmp_path}", *METHODS, "norm"]) == 0
         assert len(asked) == 3
         assert {key.split(" ")[0] for _, keys in asked for key in keys} == {"norm"}
         assert [row["method"] for row in read(tmp_path)["rows"]].count("norm") == 2
+
+    def test_the_protocol_goes_on_from_the_table(self, whole, flags, tmp_path, monkeypatch, capsys):
+        (tmp_path / "measured.jsonl").write_bytes((whole / "measured.jsonl").read_bytes())
+        asked, original = [], ModelWorker.answer
+
+        def answer(self, questions, indices, cells, **options):
+            asked.extend(cells)
+            return original(self, questions, indices, cells, **options)
+
+        monkeypatch.setattr(ModelWorker, "answer", answer)
+        assert compare.main([*flags, f"--out={tmp_path}", *METHODS, "--protocol"]) == 0
+        inside = {(f"{name} ({name}", "1") for name in ("tokencarve", "fastv", "random")}
+        forms = {(f"uniform,{form} (uniform", "input") for form in ("kept", "median")}
+        new = {(key.split("@")[0], key.split("@")[1].split("=")[0]) for key in asked}
+        assert new == inside | forms | {("random (random", "2")}
+        found = read(tmp_path)
+        judged = found["protocol"]
+        names = {"vanilla", "tokencarve", *METHODS[1:]}
+        assert {row["method"] for row in judged["turns"]} == names
+        assert [list(row["forms"]) for row in judged["positions"]] == [["renumbered", "kept", "median"]]
+        assert all(row["second"]["of"] == 3 * SCENES for row in judged["turns"])
+        assert {row["layer"] for row in judged["layers"]} == {1, 2}
+        assert "A second question" in capsys.readouterr().out
+        assert "A second question" in (tmp_path / "report.html").read_text()
+        asked.clear()
+        lines = (tmp_path / "measured.jsonl").read_bytes()
+        assert compare.main([*flags, f"--out={tmp_path}", *METHODS, "--protocol"]) == 0
+        assert not asked
+        assert (tmp_path / "measured.jsonl").read_bytes() == lines  # nothing is asked twice, second questions included
 
     def test_a_method_of_ones_own(self, flags, tmp_path):
         assert len(METHOD.splitlines()) <= 25

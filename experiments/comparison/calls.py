@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.comparison.cells import Line
+from experiments.comparison.cells import AtLayer, Line
 from experiments.evaluation.batches import Batch
 from experiments.evaluation.worker import ModelWorker
 from experiments.metrics.latency import timed
@@ -25,11 +25,12 @@ from tokencarve_jax import EVIDENCE, Tokens
 from tokencarve_jax.methods.tome import block_counts
 
 
-def lines(worker: ModelWorker) -> tuple[list[Line], int]:
-    """The lines of a comparison's tables, and the length of a sequence that FLOPs are counted for."""
+def lines(worker: ModelWorker) -> tuple[list[Line], list[AtLayer], int]:
+    """The lines of a comparison's tables, the protocol's layers, and the length that FLOPs are counted for."""
     comparison: Any = worker.config.comparison
     length = worker.batches.length
-    return list(comparison.grid(worker.model.config, length=length).lines), length
+    grid = comparison.grid(worker.model.config, length=length)
+    return list(grid.lines), list(grid.layers), length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,10 @@ class Time:
     def __call__(self, worker: ModelWorker) -> dict[str, dict[str, float]]:
         """Have a worker do it. Compiles where it has not been done before."""
         (batch, *_), _ = worker.batches.read(worker.questions, self.indices)
-        alone: dict[str, Callable[[], float]] = worker.kept.setdefault("alone", {})
+        if worker.kept.get("timed") != self.cells:
+            worker.forget()
+            worker.kept["timed"], worker.kept["alone"] = self.cells, {}
+        alone: dict[str, Callable[[], float]] = worker.kept["alone"]
         for name in self.cells:
             if name not in alone:
                 alone[name] = compressors(worker.model, worker.cells[name].cuts, length=worker.batches.length)

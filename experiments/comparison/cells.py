@@ -8,10 +8,11 @@ those are the same as the layer-averaged number of tokens, unless the tower too 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -21,10 +22,12 @@ from experiments.evaluation.cells import Cell
 from experiments.metrics.costs import prefill_flops
 from experiments.reports.compare_tables import COMPUTE, COUNT, GIVEN, REFERENCE
 from models.engine.model import VisionLanguageModel
+from models.engine.notation import OPTIONS
 from models.engine.plan import Schedule, resolve
 from models.errors import CommandError
-from tokencarve_jax import COMPRESSORS, plan
+from tokencarve_jax import plan
 
+RANDOM = "random"
 DOWNSAMPLED = "downsampled"  # no method: the image at a lower resolution, enlarged again
 
 
@@ -47,26 +50,45 @@ class Line:
 
 
 @dataclasses.dataclass(frozen=True)
+class AtLayer:
+    """A method that cuts in one of several layers of the decoder, to the smallest budget or to one token.
+
+    Attributes:
+      method: by name.
+      layer: in which it cuts.
+      kept: visual tokens behind the cut.
+      key: of its cell.
+    """
+
+    method: str
+    layer: int
+    kept: int
+    key: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Grid:
     """Everything to measure.
 
     Attributes:
       cells: by key, vanilla first; methods that come to the same share one.
       lines: of the tables.
+      layers: of the protocol, else none.
     """
 
     cells: Mapping[str, Cell]
     lines: tuple[Line, ...]
+    layers: tuple[AtLayer, ...] = ()
+
+
+LAYERS = 4  # of the decoder, first and last among them, in which the protocol cuts
+FORMS = {"renumbered": "", "kept": ",kept", "median": ",median"}
+"""What a cut before the decoder does to the positions of its survivors, and how its method is then called."""
 
 
 def default_methods() -> list[str]:
-    """Every published method and control; of TokenCarve's variants the exact one and the calibrated one alone.
-
-    Those that cut before the decoder are there in two forms: as released, which renumbers the survivors, and with the
-    positions that these had ("kept").
-    """
+    """Every published method and control; of TokenCarve's variants the exact one and the calibrated one alone."""
     names = [name for name in methods.choices() if not name.startswith(f"{REFERENCE}-")]
-    names += [f"{name},kept" for name in names if COMPRESSORS[name].at != "decoder"]
     return [*names, f"{REFERENCE}-svd", f"{REFERENCE}-calibrated", *methods.OFFICIAL, DOWNSAMPLED]
 
 
@@ -79,6 +101,8 @@ class AtBudgets:
       keeps: budgets, each a fraction or a count.
       schedules: by their names.
       downsampled: images at a lower resolution are one more.
+      protocol: at the smallest budget methods of the decoder cut in its other layers too, and those before it leave
+        their survivors at all kinds of positions.
     """
 
     square: ClassVar[bool] = True
@@ -87,15 +111,22 @@ class AtBudgets:
     keeps: tuple[float | int, ...]
     schedules: tuple[tuple[str, Schedule], ...] = ()
     downsampled: bool = False
+    protocol: bool = False
 
     @classmethod
     def of(
-        cls, names: Sequence[str], keeps: Sequence[float | int], schedules: Mapping[str, Schedule] | None = None
+        cls,
+        names: Sequence[str],
+        keeps: Sequence[float | int],
+        schedules: Mapping[str, Schedule] | None = None,
+        *,
+        protocol: bool = False,
     ) -> AtBudgets:
         """From names of methods, beside TokenCarve; errors as in `methods.named`."""
-        wanted = [name for name in dict.fromkeys([REFERENCE, *names]) if name != DOWNSAMPLED]
+        names = [REFERENCE, *names, *((RANDOM, DOWNSAMPLED) if protocol else ())]
+        wanted = [name for name in dict.fromkeys(names) if name != DOWNSAMPLED]
         found = methods.named(wanted, taken=(DOWNSAMPLED,))
-        return cls(found, tuple(keeps), tuple((schedules or {}).items()), DOWNSAMPLED in names)
+        return cls(found, tuple(keeps), tuple((schedules or {}).items()), DOWNSAMPLED in names, protocol)
 
     def cells(self, model: VisionLanguageModel, *, length: int) -> Mapping[str, Cell]:
         """See `Comparison`."""
@@ -130,7 +161,34 @@ class AtBudgets:
         for name, schedule in self.schedules:
             with methods.naming(f"schedule {name}"):
                 add(None, GIVEN, _cell(config, name, schedule))
-        return Grid(MappingProxyType(cells), tuple(lines))
+        for method in self._forms() if self.protocol else ():
+            with contextlib.suppress(ValueError):  # the method itself says above why it cannot
+                add(min(budgets), COUNT, _at(config, method, min(budgets)))
+        layers = list[AtLayer]()
+        for layer, method, kept in self._layers(config, min(budgets)) if self.protocol else ():
+            try:
+                cell = _at(config, method, kept, layer)
+            except ValueError:  # a layer that has not what the method needs
+                continue
+            cells.setdefault(key := _key(cell), cell)
+            layers.append(AtLayer(method.name, layer, kept, key))
+        return Grid(MappingProxyType(cells), tuple(lines), tuple(layers))
+
+    def _forms(self) -> Iterator[Method]:
+        """Methods that cut before the decoder, in the forms that are not among the methods."""
+        known = {method.name for method in self.methods}
+        for method, (form, suffix) in itertools.product(self.methods, FORMS.items()):
+            before = method.compressor is not None and method.compressor.at != "decoder" and not method.options
+            if before and (name := method.name + suffix) not in known:
+                yield dataclasses.replace(method, name=name, options=(OPTIONS[form],))
+
+    def _layers(self, config: Any, kept: int) -> Iterator[tuple[int, Method, int]]:
+        """Where methods of the decoder cut beside their own place, and random tokens but one go."""
+        last = config.text.num_layers - 1
+        inside = [method for method in self.methods if method.compressor and method.compressor.at == "decoder"]
+        for layer in sorted({1 + round(part * (last - 1) / (LAYERS - 1)) for part in range(LAYERS)}):
+            yield from ((layer, method, kept) for method in inside)
+            yield from ((layer, method, 1) for method in inside if method.name == RANDOM)
 
 
 def _key(cell: Cell) -> str:
@@ -146,10 +204,10 @@ def _cell(config: Any, name: str, schedule: Schedule) -> Cell:
     return dataclasses.replace(cell, cuts=resolve(cell.cuts, config.tokens_per_image).cuts)
 
 
-def _at(config: Any, method: Method, keep: int) -> Cell:
+def _at(config: Any, method: Method, keep: int, place: int | None = None) -> Cell:
     """Raises ValueError where the model cannot be cut like that."""
     depth, visual = config.text.num_layers, config.tokens_per_image
-    return _cell(config, method.name, method.schedule(keep, num_layers=depth, num_visual=visual))
+    return _cell(config, method.name, method.schedule(keep, num_layers=depth, num_visual=visual, place=place))
 
 
 def _largest(config: Any, method: Method, most: int, length: int) -> int:

@@ -31,7 +31,8 @@ def rows(
     scenes, families = ([record[name] for record in about] for name in ("scene", "family"))
     reference = {line.budget: line.key for line in lines if line.method == REFERENCE}
     measured = {}
-    for key, fact in facts.items():
+    for key in costs.keys() & facts.keys():
+        fact = facts[key]
         kl = answers.column(key, "kl")
         measured[key] = {
             **fact,

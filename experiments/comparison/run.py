@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.comparison import calls, published
+from experiments.comparison import calls, protocol, published, turns
 from experiments.comparison.calls import Cost, Time
 from experiments.comparison.rows import notes, rows
 from experiments.core.config import RunConfig
 from experiments.core.journal import Journal
 from experiments.core.loading import BUCKET
+from experiments.core.methods import BASELINE
 from experiments.core.runner import Runner
 from experiments.core.workers import Call
 from experiments.data.questions import QuestionSet
@@ -22,17 +23,20 @@ from experiments.evaluation import answers as asking
 from experiments.evaluation.answers import Answers, Ask
 from experiments.evaluation.gallery import LookAtBatch, MapProbe
 from experiments.evaluation.worker import ModelWorker, WorkerConfig
-from experiments.reports import compare_tables, figures, gallery, html
+from experiments.reports import compare_tables, figures, gallery, html, protocol_tables
+from experiments.reports.compare_tables import COUNT
 from models.errors import CommandError
 
 CELLS = 8  # that are asked at a time: what an interruption costs, at most
+GROUP = 48  # cells that are asked all questions before others are: fewer than `worker.MOST_CELLS`
 _SECONDS = {str: float}
 SHAPE = (
     asking.SHAPE,
     {"cost_of": str, "cost": {"cache_bytes": int, "xla_flops?": object}},
     {"round": {"prefill_s": _SECONDS, "own_s": _SECONDS}},
+    turns.SHAPE,
 )
-"""Entries of the journal: answers, what a cell costs, and a round of times."""
+"""Entries of the journal: answers, what a cell costs, a round of times, and answers to second questions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,7 @@ def compare(config: CompareConfig) -> tuple[str, int]:
     """
     worker, questions, out = config.worker, config.worker.questions.load(), config.run.out
     with Runner(config.run, "compare", functools.partial(ModelWorker, worker)) as runner:
-        facts, (lines, length) = runner.first(ModelWorker.describe), runner.first(calls.lines)
+        facts, (lines, layers, length) = runner.first(ModelWorker.describe), runner.first(calls.lines)
         settings = runner.settings(bucket=BUCKET, **worker.about())
         journal = runner.journal("measured.jsonl", settings, shape=SHAPE)
         answers = Answers(list(facts), journal, len(questions))
@@ -68,9 +72,18 @@ def compare(config: CompareConfig) -> tuple[str, int]:
         parts = questions.batches(worker.batch_size)
         _ask(runner, parts, answers, chosen)
         batch = _first_asked(parts, answers)
-        costs = _costs(runner, journal, list(facts), batch[0])
-        times = _times(runner, journal, list(facts), batch, config.rounds)
-        shown, images = _look(runner, parts, answers, chosen)
+        tabled = list(dict.fromkeys([BASELINE, *(line.key for line in lines if line.key)]))
+        costs = _costs(runner, journal, tabled, batch[0])
+        times = _times(runner, journal, tabled, batch, config.rounds)
+        shown, images = _look(runner, parts, answers, chosen, tabled)
+
+        judged = None
+        if layers:
+            smallest = min(line.budget for line in lines if line.budget is not None)
+            own = [line for line in lines if (line.basis, line.budget) == (COUNT, smallest) and line.key]
+            cells = [str(line.key) for line in own if "," not in line.method]  # positions do not change what is chosen
+            then, second = turns.ask_second(runner, journal, answers, questions, cells, worker.batch_size)
+            judged = protocol.protocol(lines, layers, answers, questions, then, second)
 
         found = rows(facts, lines, answers, questions, costs=costs, times=times)
         order = published.agreement(found)
@@ -91,11 +104,16 @@ def compare(config: CompareConfig) -> tuple[str, int]:
             "rows": found,
             "notes": said,
             "published": order,
+            "protocol": judged,
             "gallery": shown,
             "failed": failed,
             "samples": _samples(answers, questions),
         }
-        parts_of_table = [compare_tables.markdown(found), *([published.markdown(order)] if order else [])]
+        parts_of_table = [
+            compare_tables.markdown(found),
+            *([published.markdown(order)] if order else []),
+            *([protocol_tables.markdown(judged)] if judged else []),
+        ]
         table = "\n\n".join([*parts_of_table, "\n".join(f"- {note}" for note in said)])
         texts = {"table.md": table + "\n", "table.csv": compare_tables.csv_text(found)}
         runner.write(report, texts)
@@ -105,18 +123,20 @@ def compare(config: CompareConfig) -> tuple[str, int]:
         where = f"With all columns: {files}."
         if config.report:
             where += f" To look at in a browser: {html.write(out)}."
-    return "\n\n".join([compare_tables.plain(found), "\n".join(said), where]), len(failed)
+    shown_here = [compare_tables.plain(found), *([protocol_tables.plain(judged)] if judged else [])]
+    return "\n\n".join([*shown_here, "\n".join(said), where]), len(failed)
 
 
 def _ask(runner: Runner, parts: Sequence[Sequence[int]], answers: Answers, chosen: frozenset[int]) -> None:
     """Have all questions asked that the journal does not hold yet, some cells at a time."""
     probe = MapProbe(chosen)
-    todo = [
-        Call((number, at), Ask(part, missing[at : at + CELLS], beside_vanilla=True, probe=probe))
-        for number, part in enumerate(parts)
-        for missing in [answers.missing(part, chosen)]
-        for at in range(0, len(missing), CELLS)
-    ]
+    names, todo = list(answers.known), list[Call]()
+    for group in (names[at : at + GROUP] for at in range(0, len(names), GROUP)):
+        for number, part in enumerate(parts):
+            missing = [name for name in answers.missing(part, chosen) if name in group]
+            for at in range(0, len(missing), CELLS):
+                asked = missing[at : at + CELLS]
+                todo.append(Call((number, *asked), Ask(part, asked, beside_vanilla=True, probe=probe)))
     total = sum(map(len, parts)) * len(answers.known)
 
     def size(entry: dict[str, Any]) -> int:
@@ -150,20 +170,30 @@ def _costs(runner: Runner, journal: Journal, cells: Sequence[str], index: int) -
 def _times(
     runner: Runner, journal: Journal, cells: Sequence[str], batch: Sequence[int], rounds: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds by cell, of as many rounds as are asked for; all cells of a round are timed one after the other."""
+    """Seconds by cell, of as many rounds as are asked for; a group of cells is timed by turns, vanilla in each."""
     whole = [entry["round"] for entry in journal.entries if "round" in entry]
-    done = [one for one in whole if one["prefill_s"].keys() >= set(cells)][:rounds]
-    todo = [Call(number, Time(batch, cells), first=True) for number in range(len(done), rounds)]
-    for _, found in runner.do(todo, total=len(todo), first="timing", description="timing"):
+    others = [name for name in cells if name != BASELINE]
+    groups = [[BASELINE, *others[at : at + GROUP]] for at in range(0, max(1, len(others)), GROUP)]
+    done = [[one for one in whole if one["prefill_s"].keys() >= set(own)][:rounds] for own in groups]
+    group_of = {
+        Call((group, number), Time(batch, own), first=True): group
+        for group, own in enumerate(groups)
+        for number in range(len(done[group]), rounds)
+    }
+    for call, found in runner.do(group_of, total=len(group_of), first="timing", description="timing"):
         journal.add({"round": found})
-        done.append(found)
-    return {name: {what: [found[what][name] for found in done] for what in ("prefill_s", "own_s")} for name in cells}
+        done[group_of[call]].append(found)
+    times: dict[str, dict[str, list[float]]] = {}
+    for own, found in zip(groups, done, strict=True):
+        for name in own:
+            times.setdefault(name, {what: [one[what][name] for one in found] for what in ("prefill_s", "own_s")})
+    return times
 
 
 def _look(
-    runner: Runner, parts: Sequence[Sequence[int]], answers: Answers, chosen: frozenset[int]
+    runner: Runner, parts: Sequence[Sequence[int]], answers: Answers, chosen: frozenset[int], cells: Sequence[str]
 ) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    """Records of the gallery with the maps of all cells, and their images."""
+    """Records of the gallery with the maps of these cells, and their images."""
     records, images = list[dict[str, Any]](), list[np.ndarray]()
     for part in parts:
         if own := chosen.intersection(part) - answers.errors.keys():
@@ -171,7 +201,8 @@ def _look(
             records += found
             images += seen
     for record in records:
-        record["maps"] = [{"cell": name} | found[record["sample"]]["map"] for name, found in answers.known.items()]
+        number = record["sample"]
+        record["maps"] = [{"cell": name} | answers.known[name][number]["map"] for name in cells]
     return records, images
 
 

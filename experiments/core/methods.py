@@ -98,17 +98,20 @@ class Method:
     compressor: Compressor | None
     options: tuple[tuple[str, Any], ...] = ()
 
-    def schedule(self, keep: float | int, *, num_layers: int, num_visual: int) -> Schedule:
+    def schedule(
+        self, keep: float | int, *, num_layers: int, num_visual: int, place: int | str | None = None
+    ) -> Schedule:
         """The cut that leaves so many tokens where the compressor is meant to work, or official cuts of that average.
+
+        With `place` the cut is there.
 
         Raises:
           TypeError, ValueError: there is no such schedule.
         """
         if self.compressor is None:
             return parse(OFFICIAL[self.name](num_layers, num_visual, keep), num_layers=num_layers)
-        return parse(
-            Cut(usual_place(self.compressor), self.compressor, keep, **dict(self.options)), num_layers=num_layers
-        )
+        place = usual_place(self.compressor) if place is None else place
+        return parse(Cut(place, self.compressor, keep, **dict(self.options)), num_layers=num_layers)
 
 
 def usual_place(compressor: Compressor) -> int | str:

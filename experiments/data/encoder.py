@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from experiments.core.config import PromptConfig
 from experiments.core.loading import Checkpoint, Inputs
@@ -104,11 +105,32 @@ class Encoder:
             border=self._border,
         )
 
+    def next_turn(self, sample: Sample, said: str, text: str) -> list[int]:
+        """Tokens behind a sample's prompt: an answer, and the next question about the same images.
+
+        Raises:
+          CommandError: in the checkpoint's chat template a later turn changes the text before it.
+        """
+        tokenizer = self._checkpoint.processor.tokenizer
+        if self._template:
+            more = f" {said}{tokenizer.eos_token}USER: {text} ASSISTANT:"
+        else:
+            before, first = self._turns(sample), self._prompt(sample)
+            then = [{"role": "assistant", "content": said}, {"role": "user", "content": text}]
+            whole = render(self._checkpoint.processor, [*before, *then])
+            if not whole.startswith(first):
+                raise CommandError("the chat template changes what stands before a later turn")
+            more = whole[len(first) :]
+        return list(tokenizer(more, add_special_tokens=False)["input_ids"])
+
     def _prompt(self, sample: Sample) -> str:
         placeholder = self._checkpoint.processor.image_token
         text = without(sample.text, placeholder)
         if self._template:
             return self._template.format(images=f"{placeholder}\n" * len(sample.images), text=text)
+        return render(self._checkpoint.processor, self._turns(sample))
+
+    def _turns(self, sample: Sample) -> list[dict[str, Any]]:
+        text = without(sample.text, self._checkpoint.processor.image_token)
         content = [*[{"type": "image"}] * len(sample.images), {"type": "text", "text": text}]
-        turns = [{"role": "user", "content": content}]
-        return render(self._checkpoint.processor, turns)
+        return [{"role": "user", "content": content}]

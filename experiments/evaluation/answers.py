@@ -15,7 +15,7 @@ from experiments.evaluation.worker import ModelWorker
 SHAPE = {
     "indices": [int],
     "errors": {int: str},
-    "found": {str: {"prediction": [str], "kl?": [float], "same_first?": [bool], "map?": list}},
+    "found": {str: {"prediction": [str], "kl?": [float], "lost?": [float], "same_first?": [bool], "map?": list}},
     "prefill_s?": {str: float},
     "cache_bytes?": {str: float},
     "first_call_s?": {str: float},

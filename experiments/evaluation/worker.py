@@ -23,11 +23,15 @@ from experiments.evaluation.cells import Cell, Comparison
 from experiments.evaluation.probe import Probe, reduced
 from experiments.metrics.costs import prefill_flops
 from experiments.metrics.latency import timed as seconds_of
-from experiments.metrics.summary import divergence
+from experiments.metrics.summary import divergence, probability_lost
 from models.engine import decode
 from models.engine.plan import Schedule, resolve
 from models.engine.prefill import Prefilled
 from models.engine.prompt import round_up
+
+MOST_CELLS = 64
+"""Whose programs a process holds: on a CPU the programs of one take some 500 of the 65,530 mappings that Linux gives a
+process, and a compiler that gets no more ends it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +101,7 @@ class ModelWorker:
         example = self.batches.encoder([EXAMPLE], 1)
         check_request(self.model, example, self.max_new_tokens, times=config.batch_size)
         self._compiled = set[Hashable]()
+        self._held = set[str]()
         self.kept: dict[Hashable, Any] = {}
 
     def identity(self) -> dict[str, Any]:
@@ -120,6 +125,18 @@ class ModelWorker:
             about = {"method": cell.method, "tokens": cell.tokens, "average": cell.average, "flops": flops}
             found[name] = about | methods.about(cuts)
         return found
+
+    def hold(self, cells: Sequence[str]) -> None:
+        """Make sure that not more cells than `MOST_CELLS` have compiled programs here; call it before asking these."""
+        if len(self._held | set(cells)) > MOST_CELLS:
+            self.forget()
+        self._held |= set(cells)
+
+    def forget(self) -> None:
+        """Drop all compiled programs. What is asked next compiles, or finds its programs on disk."""
+        jax.clear_caches()
+        self._held.clear()
+        self._compiled.clear()
 
     def answer(
         self,
@@ -151,6 +168,7 @@ class ModelWorker:
         Returns:
           An entry of a journal, see `experiments.evaluation.answers.SHAPE`; with `seconds` by what they were spent on.
         """
+        self.hold(cells)
         start, probe = time.perf_counter(), probe or Probe()
         batches, errors = self.batches.read(questions, indices, then)
         entry = _entry(cells, errors, waited=time.perf_counter() - start)
@@ -224,6 +242,7 @@ class ModelWorker:
             assert batch.vanilla is not None
             vanilla, logits = (np.asarray(array)[:rows] for array in (batch.vanilla, made.logits))
             columns["kl"] = [round(float(nats), 9) for nats in divergence(vanilla, logits)]
+            columns["lost"] = [round(float(share), 9) for share in probability_lost(vanilla, logits)]
             columns["same_first"] = (logits.argmax(-1) == vanilla.argmax(-1)).tolist()
         config = decode.DecodeConfig.of(self.model.config)
         tokens = decode.finish(self.model, made, batch.seed, max_new_tokens=room, decode_config=config)

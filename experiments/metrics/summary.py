@@ -74,6 +74,16 @@ def divergence(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
     return np.maximum((np.exp(first) * (first - second)).sum(-1), 0)
 
 
+def probability_lost(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """How much less likely the likeliest token of softmax(reference) is in softmax(logits): [B], in float64.
+
+    As arXiv 2512.07580 measures what visual tokens tell: by the change in the answer's probability when they go.
+    """
+    first, second = (np.exp(_log_softmax(np.asarray(array, np.float64))) for array in (reference, logits))
+    best = first.argmax(-1)[:, None]
+    return (np.take_along_axis(first, best, -1) - np.take_along_axis(second, best, -1))[:, 0]
+
+
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -10,6 +11,7 @@ import importlib.resources
 import importlib.util
 import json
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import jinja2
 from markupsafe import Markup
 
 from experiments.core.results import write_text
-from experiments.reports.html import reading
+from experiments.reports.html import board, reading
 from experiments.reports.html.kinds import page_of
 from experiments.reports.html.page import Page
 from models.errors import CommandError, one_line
@@ -50,13 +52,25 @@ def write(folder: Path) -> Path:
 def render(folder: Path) -> str:
     """The page of a results folder; the same for the same folder. Errors as for `write`."""
     report, notes = reading.results(folder)
-    try:
+    with _naming(str(folder / "results.json")):
         page = page_of(report, folder)
         return _html(dataclasses.replace(page, notes=[*notes, *page.notes]))
+
+
+def write_board(folders: Sequence[Path], file: Path) -> None:
+    """Write several comparisons' page; errors as for `write`, and where they cannot stand beside one another."""
+    with _naming(", ".join(str(folder / "results.json") for folder in folders)):
+        text = _html(board.page(folders))
+    write_text(file, text)
+
+
+@contextlib.contextmanager
+def _naming(files: str) -> Iterator[None]:
+    try:
+        yield
     except _DAMAGED as error:
         raise CommandError(
-            f"{folder / 'results.json'} is damaged, or was written by another version: {type(error).__name__}: "
-            f"{one_line(error)}"
+            f"{files} is damaged, or was written by another version: {type(error).__name__}: {one_line(error)}"
         ) from error
 
 

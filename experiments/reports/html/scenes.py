@@ -56,7 +56,10 @@ def gallery(report: Mapping[str, Any], methods: Sequence[Mapping[str, Any]], fol
     known: dict[str, dict[str, str]] = {}
     for row in methods:
         known.setdefault(row["method"], {"name": row["method"], "how": _how(row), "place": str(row.get("place", ""))})
-    predictions = {sample["sample"]: sample["predictions"] for sample in report["samples"]}
+    predictions = {  # without those of cells that no table shows
+        sample["sample"]: {key: text for key, text in sample["predictions"].items() if key in by_key}
+        for sample in report["samples"]
+    }
     return {
         "every": every,
         "baseline": BASELINE,

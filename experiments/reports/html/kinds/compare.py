@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.core.results import format_bytes, format_seconds
+from experiments.reports import protocol_tables
 from experiments.reports.compare_tables import parts
 from experiments.reports.html.charts import AS_VANILLA, RIGHT, accuracy_at, bars, family, overall, points, quality
 from experiments.reports.html.page import Figure, Page, Table, facts
@@ -33,11 +34,17 @@ def page(report: Mapping[str, Any], folder: Path) -> Page:
         title="Every way to shrink visual tokens, side by side",
         lead=_lead(rows, report["source"]),
         facts=facts(report),
-        tables=[_table(title, own) for title, own in parts(rows)],
+        tables=[*(_table(title, own) for title, own in parts(rows)), *_protocol(report.get("protocol"))],
         figures=_figures(rows, list(cells.values())),
         notes=report["notes"],
         gallery=gallery(report, [dict(row, key=key) for key, row in cells.items()], folder),
     )
+
+
+def _protocol(found: Mapping[str, Any] | None) -> list[Table]:
+    """One table for each part of the protocol, where it was asked for."""
+    made = protocol_tables.sections(found) if found else []
+    return [Table.of(f"{one.title}. {one.text}", one.columns, one.rows) for one in made]
 
 
 def _lead(rows: Rows, source: str) -> str:
