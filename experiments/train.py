@@ -1,7 +1,8 @@
 """Train the small LLaVA that the repository ships, from scratch: `python -m experiments.train`.
 
-Eight stages, each seeded and resumable: the tower on patches with objects, on where they are, then on whole images;
-projector and decoder on visual tokens with objects (short questions, then whole ones, then on), and on all 576. The
+Eleven stages, each seeded and resumable: the tower on patches with objects, on where they are, then on whole images;
+projector and decoder on visual tokens with objects (short questions, then whole ones, then on), and on all 576; then
+the tower, one layer deeper, on what is next to each patch, and the decoder on tokens as compressors leave them. The
 result is a folder in Hugging Face format that `transformers.LlavaForConditionalGeneration` loads too.
 """
 
@@ -14,8 +15,9 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
+import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from experiments.core.journal import OtherRunError
 from experiments.data.tiny_processor import save_processor
 from experiments.training import decoder, tower
 from experiments.training.pool import make_pool
-from experiments.training.stages import STAGES, Stage, claim_folder, run_stage, scaled
+from experiments.training.stages import STAGES, claim_folder, run_stage, scaled
 from models.errors import CommandError
 from models.families.llava import llava_config
 from models.io.export import export_safetensors
@@ -65,22 +67,27 @@ def _train(work: Path, pool_size: int, questions: int, seed: int, factor: float)
     claim_folder(work, {"pool": pool_size, "questions": questions, "seed": seed}, stages)
     pool = make_pool(work, pool_size, seed)
     model = new_model(seed)
-
-    def run(part: Any, name: str, loss: Callable[..., Any], batches: Callable[[Stage], Callable[[int], Any]]) -> Any:
-        """One module through all stages of its own."""
-        with (work / "log.jsonl").open("a") as log:
-            for number, stage in enumerate(stages):
-                if stage.part == name:
-                    part = run_stage(stage, number, part, partial(loss, stage.places), batches(stage), work, log)
-        return part
-
-    heads = tower.TowerWithHeads(model.vision_tower, rngs=nnx.Rngs(seed + 1))
-    heads = run(heads, "tower", tower.tower_loss, partial(tower.batches, pool, seed))
-    model.vision_tower = heads.tower
-    features = decoder.cache_features(model.vision_tower, pool, work / "features.npy")
-    answerer = decoder.Answerer(model.projector, model.decoder, rngs=nnx.Rngs(seed + 2))
-    answerer = run(answerer, "decoder", decoder.decoder_loss, partial(decoder.batches, pool, features, seed, questions))
-    model.projector, model.decoder = answerer.projector, answerer.decoder
+    late = tower.take_layer(model.vision_tower)
+    with (work / "log.jsonl").open("a") as log:
+        for part, group in itertools.groupby(enumerate(stages), key=lambda pair: pair[1].part):
+            numbered = list(group)
+            number, first = numbered[0]
+            trained: Any
+            if part == "tower":
+                if first.near:
+                    tower.deepen(model.vision_tower, late, pool.patches[:24])
+                trained = tower.TowerWithHeads(model.vision_tower, rngs=nnx.Rngs(seed + 1))
+                loss, batches = tower.tower_loss, partial(tower.batches, pool, seed)
+            else:
+                features = decoder.cache_features(model.vision_tower, pool, work / f"features-{number}.npy")
+                trained = decoder.Answerer(model.projector, model.decoder, rngs=nnx.Rngs(seed + 2))
+                loss, batches = decoder.decoder_loss, partial(decoder.batches, pool, features, seed, questions)
+            for number, stage in numbered:
+                trained = run_stage(stage, number, trained, partial(loss, stage), batches(stage), work, log)
+            if part == "tower":
+                model.vision_tower = trained.tower
+            else:
+                model.projector, model.decoder = trained.projector, trained.decoder
     return model
 
 

@@ -135,7 +135,7 @@ def eighths(rows):
 
 
 @pytest.mark.parametrize(
-    ("information", "mean", "least"), [(DEFAULT, 0.99, 0.95), ("gram", 0.99, 0.95), ("svd", 0.999, 0.99)]
+    ("information", "mean", "least"), [(DEFAULT, 0.99, 0.93), ("gram", 0.99, 0.93), ("svd", 0.999, 0.99)]
 )
 def test_the_routes_choose_what_float64_chooses_on_its_hidden_states(states, information, mean, least):
     shared = []

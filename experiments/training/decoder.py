@@ -21,7 +21,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from experiments.data.scenes import GRID
-from experiments.training.pool import IGNORE, NUM_PATCHES, Pool, QuestionTokens
+from experiments.training.pool import IGNORE, NUM_PATCHES, Pool, QuestionTokens, choose_patches
 from experiments.training.stages import Stage
 from experiments.training.tower import normalise_patches, place_losses
 from models.engine.loop import Flow, run_layers
@@ -65,17 +65,17 @@ def _attend_two(query: jax.Array, image: tuple[jax.Array, jax.Array], own: tuple
 
 
 def answer_logits(
-    model: Any, features: jax.Array, where: jax.Array, prefix: jax.Array, ids: jax.Array, *, num_visual: int
+    model: Any, features: jax.Array, positions: jax.Array, end: jax.Array, prefix: jax.Array, ids: jax.Array
 ) -> jax.Array:
     """Logits of every question's tokens.
 
     Args:
       model: with a projector and a decoder.
       features: [B, N, tower width].
-      where: [B, N] int32, raster index of each feature (all of them, or a subset).
+      positions: [B, N] int32 of each feature behind the prefix: its raster index, or another where they are renumbered.
+      end: [B] int32, the first position behind the visual tokens, where the questions begin.
       prefix: [p] int32 ids before the image.
       ids: [B, Q, T] int32.
-      num_visual: raster size; the questions' positions follow on it.
 
     Returns:
       [B, Q, T, V] float32.
@@ -85,9 +85,9 @@ def answer_logits(
     text = decoder.embed_tokens(ids.reshape(batch, -1))
     hidden = jnp.concatenate([head, model.projector(features), text], axis=1)
     lead = jnp.broadcast_to(jnp.arange(before), (batch, before))
-    behind = jnp.tile(before + num_visual + jnp.arange(length), (batch, questions))
-    positions = jnp.concatenate([lead, before + where, behind], axis=1)[..., None]
-    flow = _Questions(decoder, positions, jnp.full(batch, hidden.shape[1]), questions=questions, length=length)
+    behind = jnp.tile(before + end[:, None] + jnp.arange(length), (1, questions))
+    places = jnp.concatenate([lead, before + positions, behind], axis=1)[..., None]
+    flow = _Questions(decoder, places, jnp.full(batch, hidden.shape[1]), questions=questions, length=length)
     text = run_layers(decoder.layers, hidden, flow)[:, -questions * length :]
     return decoder.logits(text).reshape(batch, questions, length, -1)
 
@@ -121,20 +121,20 @@ def answer_loss(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, dict[
     return (losses * asked).sum() / asked.sum(), metrics
 
 
-def decoder_loss(places: float, model: Answerer, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+def decoder_loss(stage: Stage, model: Answerer, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Loss and accuracies of one batch of `batches`.
 
-    `places` is the weight of the loss on where visual tokens are, read off the projector's output. The first questions
-    that a decoder learns do not ask where things are; without this loss the projector drops that by the time when
-    others do.
+    `stage.places` is the weight of the loss on where visual tokens are, read off the projector's output. The first
+    questions that a decoder learns do not ask where things are; without this loss the projector drops that by the time
+    when others do.
     """
-    features, where, prefix, ids, targets = batch
-    logits = answer_logits(model, features, where, prefix, ids, num_visual=NUM_PATCHES)
+    features, where, positions, end, prefix, ids, targets = batch
+    logits = answer_logits(model, features, positions, end, prefix, ids)
     loss, metrics = answer_loss(logits, targets)
     tokens = model.projector(features)
     tokens = tokens * jax.lax.rsqrt(jnp.mean(tokens**2, axis=-1, keepdims=True) + 1e-6)
     row, column = (place for _, place, _ in place_losses(model.place_head(tokens), where))
-    return loss + places * (row + column), metrics | {"where": row + column}
+    return loss + stage.places * (row + column), metrics | {"where": row + column}
 
 
 def cache_features(tower: ClipVisionTower, pool: Pool, path: Path) -> np.ndarray:
@@ -156,17 +156,66 @@ def cache_features(tower: ClipVisionTower, pool: Pool, path: Path) -> np.ndarray
     return np.load(path, mmap_mode="r")
 
 
+COUNTS = (24, 48, 64, 96, 128, 128, 192, 288)
+"""Visual tokens that are left in a step with gaps; one step in `POOLED` sees means of all."""
+POOLED = 12
+
+
+def gaps(kinds: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Patches that a compressor might leave: [B, N] kinds -> [B, count] ascending, int32.
+
+    A random field decides, rough in some rows (tokens go one by one) and smooth in others (whole regions go); objects
+    are favoured in a third of the rows, as by most methods.
+    """
+    rows = []
+    for row in kinds:
+        field, radius = rng.random((GRID, GRID)), int(rng.integers(4))
+        for axis in (0, 1):
+            field = np.mean([np.roll(field, shift, axis) for shift in range(-radius, radius + 1)], axis=0)
+        field = field.reshape(-1) / field.std() + (row > 0) * (rng.random() * 4 if rng.random() < 1 / 3 else 0.0)
+        rows.append(np.sort(np.argpartition(-field, count - 1)[:count]))
+    return np.stack(rows).astype(np.int32)
+
+
+def pooled(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over 2 x 2 patches: [B, N, D] -> [B, N / 4, D], and the raster index of each mean's first patch."""
+    half = GRID // 2
+    means = features.reshape(len(features), half, 2, half, 2, -1).mean((2, 4)).reshape(len(features), half * half, -1)
+    first = (2 * np.arange(half)[:, None] * GRID + 2 * np.arange(half)).reshape(-1)
+    return means, np.broadcast_to(first, means.shape[:2]).astype(np.int32)
+
+
 def batches(pool: Pool, features: np.ndarray, seed: int, questions: int, stage: Stage) -> Callable[[int], Any]:
-    """By step: features float32 [B, N, D], their places [B, N] int32, prefix [p], ids and targets int32 [B, Q, T]."""
+    """By step: what `decoder_loss` takes.
+
+    Features float32 [B, N, D], their places and positions [B, N] int32, ends [B], prefix [p], ids and targets int32
+    [B, Q, T].
+    """
     tokens = QuestionTokens()
 
     def batch_at(step: int) -> Any:
         rng = np.random.default_rng([seed, stage.patches, stage.steps, step])
-        index, where = pool.draw(stage, rng)
+        whole = stage.gaps and step % stage.gaps == 0
+        index = pool.draw(stage.batch // 2 if whole else stage.batch, rng)
+        kinds = pool.labels[index, 0]
+        if stage.gaps and not whole:
+            where = gaps(kinds, COUNTS[rng.integers(len(COUNTS))], rng)
+        else:
+            where = choose_patches(kinds, stage.patches, rng).astype(np.int32)
         chosen = np.stack([features[i][w] for i, w in zip(index, where, strict=True)]).astype(np.float32)
-        begin, end = stage.short
-        short = begin + (end - begin) * step / stage.steps
-        ids, targets = tokens.batch([pool.objects[i] for i in index], questions=questions, short=short, rng=rng)
-        return chosen, where, tokens.prefix, ids, targets
+        if stage.gaps and step % POOLED == 0:
+            chosen, where = pooled(chosen)
+        positions, end = where, np.full(len(index), NUM_PATCHES, np.int32)
+        if stage.gaps:  # half of the rows are renumbered, as by a cut before the decoder
+            left = where.shape[1]
+            renumbered = rng.random(len(index)) < 0.5
+            positions = np.where(renumbered[:, None], np.arange(left, dtype=np.int32), where)
+            end = np.where(renumbered, np.int32(left), end)
+        begin, short_end = stage.short
+        short = begin + (short_end - begin) * step / stage.steps
+        count = questions // 2 if stage.turns else questions  # as long as two, and as much work as all
+        objects = [pool.objects[i] for i in index]
+        ids, targets = tokens.batch(objects, questions=count, short=short, turns=stage.turns, rng=rng)
+        return chosen, where, positions, end, tokens.prefix, ids, targets
 
     return batch_at

@@ -17,8 +17,9 @@ from experiments.core import processes
 from experiments.core.results import cores
 from experiments.data.scenes import GRID, PATCH, Labels, SceneConfig, SceneObject, make_scene
 from experiments.data.scenes.questions import ask
+from experiments.data.scenes.vocabulary import COLOURS, DIGITS, KINDS, LETTERS, SHAPES
 from experiments.data.tiny_processor import PROMPT, build_tokenizer
-from experiments.training.stages import NUM_PATCHES, Stage
+from experiments.training.stages import NUM_PATCHES
 from models.io.writing import replacing
 
 IGNORE = -1  # marks tokens that no loss is taken on
@@ -56,10 +57,9 @@ class Pool:
         """P."""
         return len(self.objects)
 
-    def draw(self, stage: Stage, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Scenes of one batch, ascending [B], and which patches are seen of each, [B, N] int32."""
-        index = np.sort(rng.choice(len(self), stage.batch, replace=False))
-        return index, choose_patches(self.labels[index, 0], stage.patches, rng).astype(np.int32)
+    def draw(self, batch: int, rng: np.random.Generator) -> np.ndarray:
+        """Scenes of one batch, ascending [B]."""
+        return np.sort(rng.choice(len(self), batch, replace=False))
 
 
 def make_pool(folder: Path, size: int, seed: int) -> Pool:
@@ -82,6 +82,32 @@ def make_pool(folder: Path, size: int, seed: int) -> Pool:
             part.write_bytes(pickle.dumps((labels, objects)))
     labels, objects = pickle.loads(done.read_bytes())
     return Pool(np.load(pixels, mmap_mode="r"), labels, objects)
+
+
+NEAR_CLASSES = (len(KINDS), 1 + len(COLOURS), 1 + len(SHAPES), *[1 + len(LETTERS + DIGITS)] * 4)
+"""How many classes each field of `near_objects` has: kind, colour, shape, and four characters; 0 means none."""
+
+
+def near_objects(objects: tuple[SceneObject, ...]) -> np.ndarray:
+    """Say which object is on each patch or next to it: int8 [7, N], the fields of `NEAR_CLASSES`.
+
+    A patch between two objects belongs to the one whose centre is nearer; an object's own patches are its own.
+    """
+    y, x = (place + 0.5 for place in np.divmod(np.arange(NUM_PATCHES), GRID))
+    best = np.full(NUM_PATCHES, np.inf)
+    out = np.zeros((len(NEAR_CLASSES), NUM_PATCHES), np.int8)
+    for item in objects:
+        u, v = item.centre
+        across, down = np.abs(x - u) - item.width / 2, np.abs(y - v) - item.height / 2
+        own, ring = np.maximum(across, down) < 0, np.maximum(across, down) < 1
+        distance = np.where(own, -1.0, np.where(ring, np.hypot(x - u, y - v), np.inf))
+        nearer = distance < best
+        best[nearer] = distance[nearer]
+        characters = [1 + (LETTERS + DIGITS).index(character) for character in item.text]
+        shape = 1 + SHAPES.index(item.name) if item.kind == "shape" else 0
+        fields = [KINDS.index(item.kind), 1 + COLOURS.index(item.colour), shape, *characters]
+        out[:, nearer] = np.asarray(fields + [0] * (len(NEAR_CLASSES) - len(fields)), np.int8)[:, None]
+    return out
 
 
 def choose_patches(kinds: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -123,7 +149,13 @@ class QuestionTokens:
         return self._cache[text]
 
     def batch(
-        self, scenes: list[tuple[SceneObject, ...]], *, questions: int, short: float, rng: np.random.Generator
+        self,
+        scenes: list[tuple[SceneObject, ...]],
+        *,
+        questions: int,
+        short: float,
+        turns: bool = False,
+        rng: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fresh questions about each scene.
 
@@ -131,20 +163,25 @@ class QuestionTokens:
           scenes: objects of B scenes.
           questions: Q, per scene.
           short: share of questions in their short form, without the turn marker before the answer.
+          turns: half of the questions follow the one before them and its answer, as in a conversation.
           rng: where the choices come from.
 
         Returns:
           Input ids and, shifted by one, the answers' ids (`IGNORE` elsewhere), both int32 [B, Q, T].
         """
-        ids = np.zeros((len(scenes), questions, QUESTION_WIDTH), np.int32)
+        ids = np.zeros((len(scenes), questions, QUESTION_WIDTH * (2 if turns else 1)), np.int32)
         targets = np.full_like(ids, IGNORE)
         eos = [self._tokenizer.eos_token_id]
         for row, objects in enumerate(scenes):
+            before = ""
             for column, question in enumerate(ask(objects, questions, int(rng.integers(3)), SceneConfig(), rng)):
                 in_short = rng.random() < short
                 text, reply = (question.text, question.answer) if column < questions - HINTS else hint(objects, rng)
                 text = question.short if in_short else self._tail.format(question=text)
                 reply = question.answer if in_short else reply
+                if turns and column % 2:
+                    text = f"{before} USER: {text.lstrip()}"
+                before = f"{text} {reply}"
                 prompt, answer = self.encode(text), self.encode(reply) + eos
                 ids[row, column, : len(prompt) + len(answer) - 1] = prompt + answer[:-1]
                 targets[row, column, len(prompt) - 1 : len(prompt) - 1 + len(answer)] = answer

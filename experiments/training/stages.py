@@ -38,6 +38,10 @@ class Stage:
       rate: peak learning rate.
       short: share of questions in their short form at the first and at the last step.
       places: weight of the loss on where each patch is.
+      near: weight of the loss on which object is next to each patch; the first such stage begins with one more layer.
+      gaps: the decoder sees all visual tokens in one step of so many; in the others it sees them as compressors leave
+        them: fewer, in runs, renumbered, pooled. 0 for all in every step.
+      turns: whether half of the questions follow another one and its answer.
     """
 
     name: str
@@ -48,6 +52,9 @@ class Stage:
     rate: float
     short: tuple[float, float] = (0.0, 0.0)
     places: float = 0.0
+    near: float = 0.0
+    gaps: int = 0
+    turns: bool = False
 
 
 STAGES = (
@@ -59,6 +66,11 @@ STAGES = (
     Stage("decoder-relations", "decoder", 500, 16, 128, 1.2e-3, places=0.05),
     Stage("decoder-comparisons", "decoder", 380, 16, 128, 1.2e-3, places=0.05),
     Stage("decoder-whole", "decoder", 200, 8, NUM_PATCHES, 6e-4, places=0.05),
+    Stage("tower-near", "tower", 400, 32, 224, 1e-3, places=0.5, near=1.0),
+    Stage("tower-near-whole", "tower", 40, 32, NUM_PATCHES, 3e-4, places=0.5, near=1.0),
+    Stage("decoder-gaps", "decoder", 1000, 16, NUM_PATCHES, 1e-3, places=0.05, gaps=6),
+    Stage("decoder-turns", "decoder", 500, 16, NUM_PATCHES, 8e-4, places=0.05, gaps=3, turns=True),
+    Stage("decoder-last", "decoder", 200, 16, NUM_PATCHES, 4e-4, places=0.05, gaps=2, turns=True),
 )
 
 

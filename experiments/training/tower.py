@@ -9,6 +9,7 @@ Axis letters: B batch, N patches, D width.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,9 +21,9 @@ from flax import nnx
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from experiments.data.scenes import COLOURS, GRID, LABEL_CLASSES, SHAPES, Labels
-from experiments.training.pool import Pool
+from experiments.training.pool import NEAR_CLASSES, Pool, choose_patches, near_objects
 from experiments.training.stages import Stage
-from models.nn.clip import ClipVisionTower
+from models.nn.clip import ClipVisionTower, EncoderLayer
 
 PAIRS = len(COLOURS) * len(SHAPES)
 
@@ -36,6 +37,7 @@ class TowerWithHeads(nnx.Module):
         self.patch_head = nnx.Linear(width, sum(LABEL_CLASSES.values()), rngs=rngs)
         self.scene_head = nnx.Linear(width, PAIRS, rngs=rngs)
         self.place_head = nnx.Linear(width, 2 * GRID, rngs=rngs)
+        self.near_head = nnx.Linear(width, sum(NEAR_CLASSES), rngs=rngs)
 
 
 def grid_embedding(grid: int, width: int) -> np.ndarray:
@@ -44,6 +46,52 @@ def grid_embedding(grid: int, width: int) -> np.ndarray:
     rows, columns = np.divmod(np.arange(grid * grid), grid)
     angles = np.concatenate([rows[:, None] * frequency, columns[:, None] * frequency], 1)
     return np.concatenate([np.sin(angles), np.cos(angles)], 1).astype(np.float32)
+
+
+def take_layer(tower: ClipVisionTower) -> EncoderLayer:
+    """Take the layer before the last out of a tower, to train the others first; `deepen` puts it back."""
+    *first, late, last = tower.layers
+    tower.layers = nnx.List([*first, last])
+    tower.config = dataclasses.replace(tower.config, num_layers=len(tower.layers))
+    return late
+
+
+def deepen(tower: ClipVisionTower, late: EncoderLayer, patches: np.ndarray) -> None:
+    """Put a layer before the last: it starts as the identity, and looks at what is next to each patch.
+
+    Without the second, learning to look around takes longer than all that is learned then. The heads look left, right,
+    up and down of each patch: their queries and keys are sines and cosines of row and column, read off the features by
+    least squares.
+
+    Args:
+      tower: changed in place.
+      late: changed in place; random weights.
+      patches: uint8 [B, N, 588], whole images.
+    """
+    depth, size = len(tower.layers), tower.config.hidden_size // tower.config.num_heads
+    start = tower.embed(normalise_patches(jnp.asarray(patches)))
+    before = tower.encode(start, feature_layers=(depth - 1,)).features[:, 1:]
+    x = np.asarray(late.layer_norm1(before), np.float64).reshape(-1, before.shape[-1])
+    x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    gram = x.T @ x + 0.1 * np.eye(x.shape[1])
+    frequency, scale = np.geomspace(1.5, 0.3, size // 4), np.sqrt(0.6 * np.sqrt(size))
+
+    def reading(down: float, right: float) -> np.ndarray:
+        rows, columns = np.divmod(np.arange(GRID * GRID), GRID)
+        angles = np.concatenate([(rows + down)[:, None] * frequency, (columns + right)[:, None] * frequency], axis=1)
+        waves = np.tile(np.concatenate([np.sin(angles), np.cos(angles)], axis=1), (len(patches), 1))
+        return np.linalg.solve(gram, x.T @ waves) * scale
+
+    sides = (reading(0, -1.5), reading(0, 1.5), reading(-1, 0), reading(1, 0))
+    for project, read in ((late.self_attn.q_proj, sides), (late.self_attn.k_proj, [reading(0, 0)] * len(sides))):
+        *weight, bias = np.concatenate(read, axis=1).astype(np.float32)
+        assert project.bias is not None
+        project.weight[...], project.bias[...] = jnp.asarray(np.stack(weight).T), jnp.asarray(bias)
+    for added in (late.self_attn.out_proj, late.mlp.fc2):
+        nnx.update(added, jax.tree.map(jnp.zeros_like, nnx.state(added)))
+    *first, last = tower.layers
+    tower.layers = nnx.List([*first, late, last])
+    tower.config = dataclasses.replace(tower.config, num_layers=len(tower.layers))
 
 
 def normalise_patches(patches: jax.Array) -> jax.Array:
@@ -76,18 +124,41 @@ def place_losses(logits: jax.Array, where: jax.Array) -> Iterator[tuple[str, jax
         yield name, loss, jnp.mean(prediction.argmax(-1) == target)
 
 
-def tower_loss(places: float, model: TowerWithHeads, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+def near_loss(logits: jax.Array, near: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How well each patch knows the object next to it.
+
+    Every object is then told of by a dozen patches and more, as in large towers, whose features no single patch owns.
+
+    Args:
+      logits: [B, N, sum(NEAR_CLASSES)].
+      near: int8 [B, 7, N], of `near_objects`.
+
+    Returns:
+      Cross-entropy, and the share of patches near objects whose fields are all right.
+    """
+    close = (near[:, 0] > 0).astype(jnp.float32)
+    weight = close / close.sum() + 0.1 * (1 - close) / jnp.maximum((1 - close).sum(), 1)
+    loss, right = jnp.zeros(()), jnp.ones(close.shape, bool)
+    for index, prediction in enumerate(jnp.split(logits, np.cumsum(NEAR_CLASSES)[:-1], axis=-1)):
+        target = near[:, index].astype(jnp.int32)
+        loss += (weight * optax.softmax_cross_entropy_with_integer_labels(prediction, target)).sum()
+        right &= prediction.argmax(-1) == target
+    return loss, (close * right).sum() / close.sum()
+
+
+def tower_loss(stage: Stage, model: TowerWithHeads, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Cross-entropy of the patch labels and of the scene's contents.
 
     Args:
-      places: weight of the loss on each patch's row and column, without which the features forget where they are.
+      stage: whose `places` weighs the loss on each patch's row and column, without which the features forget where they
+        are, and whose `near` weighs the one on the object next to it.
       model: tower and heads.
       batch: of `batches`.
 
     Returns:
       The loss, and the accuracy of each label on patches with objects.
     """
-    patches, positions, labels, pairs = batch
+    patches, positions, labels, near, pairs = batch
     tower = model.tower
     depth = tower.config.num_layers
     x = tower.embed(normalise_patches(patches), positions)
@@ -104,19 +175,26 @@ def tower_loss(places: float, model: TowerWithHeads, batch: Any) -> tuple[jax.Ar
         loss += (weight * optax.softmax_cross_entropy_with_integer_labels(prediction, target)).sum()
         metrics[name] = (shown * (prediction.argmax(-1) == target)).sum() / shown.sum()
     for name, place, accuracy in place_losses(model.place_head(features[:, 1:]), positions):
-        loss += places * place
+        loss += stage.places * place
         metrics[name] = accuracy
+    if stage.near:
+        near_by, metrics["near"] = near_loss(model.near_head(features[:, 1:]), near)
+        loss += stage.near * near_by
     return loss, metrics
 
 
 def batches(pool: Pool, seed: int, stage: Stage) -> Callable[[int], Any]:
-    """By step: patches uint8 [B, N, 588], positions [B, N] int32, labels int8 [B, 6, N], pairs float32 [B, 36]."""
+    """By step: patches uint8 [B, N, 588], places [B, N] int32, labels int8 [B, 6, N], near [B, 7, N], pairs [B, 36]."""
 
     def batch_at(step: int) -> Any:
         rng = np.random.default_rng([seed, stage.patches, step])
-        index, where = pool.draw(stage, rng)
+        index = pool.draw(stage.batch, rng)
         labels = pool.labels[index]
+        near = np.stack([near_objects(pool.objects[i]) for i in index])
+        shown = near[:, 0] if stage.near else labels[:, 0]
+        where = choose_patches(shown, stage.patches, rng).astype(np.int32)
         patches = np.stack([pool.patches[i][w] for i, w in zip(index, where, strict=True)])
-        return patches, where, np.take_along_axis(labels, where[:, None], axis=2), scene_pairs(labels)
+        labels_there, near_there = (np.take_along_axis(x, where[:, None], axis=2) for x in (labels, near))
+        return patches, where, labels_there, near_there, scene_pairs(labels)
 
     return batch_at
