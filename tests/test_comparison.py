@@ -191,7 +191,7 @@ class TestCommand:
         monkeypatch.setattr("experiments.comparison.run.GROUP", 3)
         argv = [*flags, f"--out={tmp_path / 'groups'}", *METHODS, "--schedule", *SCHEDULE.split()]
         assert compare.main(argv) == 0
-        assert len(forgotten) == 3  # between three groups, and before times are taken
+        assert len(forgotten) == 5  # between three groups that are asked, and before each of three that are timed
         assert without_times(read(tmp_path / "groups")) == without_times(read(whole))
         asked.clear()
         assert compare.main([*flags, f"--out={tmp_path}", *METHODS, "norm"]) == 0

@@ -34,7 +34,7 @@ def test_a_torn_line_goes(tmp_path, torn):
     [
         ("nonsense", "it is not JSON"),
         ("[]", "it is not an object"),
-        ('{"said": 1}', "it has none of indices, cost_of, round"),
+        ('{"said": 1}', "it has none of indices, cost_of, round, turns_of"),
         (ANSWER.replace("[1]", '["1"]'), "indices[0] is not int"),
         (ANSWER.replace("[1]", "[true]"), "indices[0] is not int"),
         (ANSWER.replace("[1]", "[-1]"), "indices[0] is negative"),

@@ -41,6 +41,7 @@ def make(rng, axes):
         visual_slots=jnp.asarray(slots),
         visual_valid=jnp.asarray(valid),
         border=None,
+        grid=None,
         sizes=jnp.ones((2, 2 * EACH)),
         weighed=False,
         evidence={},

@@ -20,6 +20,7 @@ from experiments.data.questions import QuestionSource, Readable
 from experiments.evaluation import likelihood, pairs
 from experiments.evaluation.batches import EXAMPLE, Batch, Batches
 from experiments.evaluation.cells import Cell, Comparison
+from experiments.evaluation.entries import Found, new_entry
 from experiments.evaluation.probe import Probe, reduced
 from experiments.metrics.costs import prefill_flops
 from experiments.metrics.latency import timed as seconds_of
@@ -171,7 +172,7 @@ class ModelWorker:
         self.hold(cells)
         start, probe = time.perf_counter(), probe or Probe()
         batches, errors = self.batches.read(questions, indices, then)
-        entry = _entry(cells, errors, waited=time.perf_counter() - start)
+        entry = new_entry(cells, errors, waited=time.perf_counter() - start)
         for batch in batches:
             room = max(1, min(max_new_tokens, self.model.config.text.max_positions - batch.inputs.input_ids.shape[1]))
             if beside_vanilla and batch.vanilla is None:
@@ -202,7 +203,7 @@ class ModelWorker:
             for index, text in zip(indices, continuations, strict=True)
         }
         batches, errors = self.batches.read(questions, indices)
-        entry = _entry(cells, errors, waited=time.perf_counter() - start)
+        entry = new_entry(cells, errors, waited=time.perf_counter() - start)
         for batch in batches:
             given = [answers[index] for index in batch.indices]
             self._each(entry, batch, cells, "loglikelihoods", functools.partial(self._judge, batch, given), 1)
@@ -233,7 +234,7 @@ class ModelWorker:
         counts = (min(cut.keep, batch.most) if isinstance(cut.keep, int) else cut.keep for cut in cell.cuts)
         return tuple(dataclasses.replace(cut, keep=keep) for cut, keep in zip(cell.cuts, counts, strict=True))
 
-    def _answer(self, batch: Batch, room: int, beside_vanilla: bool, probe: Probe, name: str) -> _Found:
+    def _answer(self, batch: Batch, room: int, beside_vanilla: bool, probe: Probe, name: str) -> Found:
         rows, start = len(batch.indices), time.perf_counter()
         made, measured = self._prefill(batch, self.cells[name], room, probe)
         prefill_s = time.perf_counter() - start
@@ -247,13 +248,13 @@ class ModelWorker:
         config = decode.DecodeConfig.of(self.model.config)
         tokens = decode.finish(self.model, made, batch.seed, max_new_tokens=room, decode_config=config)
         columns = {"prediction": self.checkpoint.decode(tokens)[:rows], **columns}
-        return _Found(columns, time.perf_counter() - start, prefill_s, cache_bytes)
+        return Found(columns, time.perf_counter() - start, prefill_s, cache_bytes)
 
-    def _judge(self, batch: Batch, given: Sequence[Sequence[int]], name: str) -> _Found:
+    def _judge(self, batch: Batch, given: Sequence[Sequence[int]], name: str) -> Found:
         start, cuts = time.perf_counter(), self._cuts(batch, self.cells[name])
         prompt = batch.prompt(self.model, cuts)
         found = likelihood.loglikelihoods(self.model, prompt, given, cuts=cuts, seed=batch.seed)
-        return _Found({"prediction": found}, time.perf_counter() - start)
+        return Found({"prediction": found}, time.perf_counter() - start)
 
     def _compile(self, entry: dict[str, Any], batch: Batch, cells: Sequence[str], room: int) -> None:
         """Compile the prefill of all cells, where that is not done, and note how long it took."""
@@ -271,9 +272,9 @@ class ModelWorker:
         batch: Batch,
         cells: Sequence[str],
         what: Hashable,
-        work: Callable[[str], _Found],
+        work: Callable[[str], Found],
         at_a_time: int,
-    ) -> dict[str, _Found]:
+    ) -> dict[str, Found]:
         """Ask cells about a batch, and add what was found to an entry."""
         if at_a_time == 1:
             found = dict(zip(cells, map(work, cells), strict=True))
@@ -288,25 +289,6 @@ class ModelWorker:
             entry["seconds"]["device" if key in self._compiled else "compiling"] += one.seconds
             self._compiled.add(key)
         return found
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """What one cell gave for a batch: columns of JSON values, a value for each question."""
-
-    columns: dict[str, list[Any]]
-    seconds: float
-    prefill_s: float = 0.0
-    cache_bytes: float = 0.0
-
-
-def _entry(cells: Sequence[str], errors: Mapping[int, str], *, waited: float) -> dict[str, Any]:
-    return {
-        "indices": [],
-        "errors": {str(index): error for index, error in errors.items()},  # JSON's keys are texts
-        "found": {name: {"prediction": []} for name in cells},
-        "seconds": {"waiting for input": waited, "compiling": 0.0, "device": 0.0},
-    }
 
 
 def _shapes(batch: Batch) -> str:
