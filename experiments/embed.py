@@ -64,9 +64,8 @@ def _embed(flags: argparse.Namespace) -> list[jax.Array]:
     for path, image in zip(flags.images, images, strict=True):
         inputs = checkpoint.encode([[image]], [""])
         check_request(checkpoint.llava, inputs, 0)
-        named = {name: value for name, value in inputs.named.items() if value is not None}
         with methods.naming(str(path)):
-            found += image_embeds(checkpoint.llava, **named, method=compressor, keep=keep)
+            found += image_embeds(checkpoint.llava, **inputs.named, method=compressor, keep=keep)
     return found
 
 
@@ -113,13 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--send", metavar="URL", help="ask this OpenAI-compatible server; it must have the model that --model names"
     )
     parser.add_argument("--prompt", metavar="TEXT", help="what to ask; the server adds the chat template")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=cli.positive,
-        default=32,
-        metavar="TOKENS",
-        help="the longest answer (default: %(default)s)",
-    )
+    cli.add_answer_flag(parser)
     return cli.run(_run, parser, argv)
 
 

@@ -266,13 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.add_model_flags(parser)
     cli.add_clip_flags(parser)
     preprocessing.add_aspect_ratio_flag(parser, default="checkpoint")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=cli.positive,
-        default=32,
-        metavar="TOKENS",
-        help="the longest answer (default: %(default)s)",
-    )
+    cli.add_answer_flag(parser)
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="write a picture of which patches were kept, merged and dropped"
     )

@@ -10,16 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments.comparison.cells import AtLayer, Line
 from experiments.evaluation.batches import Batch
 from experiments.evaluation.worker import ModelWorker
 from experiments.metrics.latency import timed
 from models.engine import prefill as engine
-from models.engine.cuts import without_unused
-from models.engine.plan import TOWER, Cut, Schedule, resolve
-from models.engine.target import target_of
+from models.engine.plan import TOWER, Cut, Schedule
 from models.engine.visual import projection
 from tokencarve_jax import EVIDENCE, Tokens
 from tokencarve_jax.methods.tome import block_counts
@@ -45,15 +42,8 @@ class Cost:
         sample = worker.questions.sample(self.index)
         inputs = worker.batches.encoder([sample], 1)
         prompt = Batch([self.index], inputs, 0, 0).prompt(worker.model, ())
-        cuts = resolve(worker.cells[self.cell].cuts, prompt.visual_slots.shape[1], images=prompt.images)
-        lowered = engine.prefill.lower(
-            worker.model,
-            without_unused(prompt, cuts.cuts),
-            np.uint32(0),
-            plan=cuts,
-            decode_capacity=0,
-            target=target_of(jax.local_devices()[0]),
-        )
+        given, options = worker.model.arguments(prompt, worker.cells[self.cell].cuts, 0)
+        lowered = engine.prefill.lower(worker.model, *given, decode_capacity=0, **options)
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(lowered.out_info.cache.layers))
         return {"xla_flops": (lowered.cost_analysis() or {}).get("flops"), "cache_bytes": held}
 

@@ -12,14 +12,13 @@ from experiments.core.journal import Journal, OtherRunError
 from experiments.core.methods import BASELINE
 from experiments.core.runner import Runner
 from experiments.core.workers import Call
-from experiments.data.questions import QuestionSet
+from experiments.data.questions import QuestionSet, Sample
 from experiments.evaluation.answers import Answers
 from experiments.evaluation.batches import Batch
+from experiments.evaluation.likelihood import padded
 from experiments.evaluation.worker import ModelWorker
 from models.engine.decode import loglikelihood
-from models.engine.prompt import round_up
 
-BUCKET = 16  # second turns of similar length share a compiled program
 SHAPE = {"turns_of": [int], "turns": {str: {"said": [str], "right": [bool]}}}
 """An entry of a journal: numbers of first questions, and by cell what was answered to them and whether the second
 question then got the right answer."""
@@ -64,27 +63,30 @@ class SecondTurn:
         said = {name: dict(zip(self.indices, texts, strict=True)) for name, texts in self.said.items()}
         for batch in worker.batches.read(worker.questions, self.indices)[0]:
             entry["turns_of"] += batch.indices
+            samples = worker.questions.sample
+            pairs = [(samples(index), samples(self.then[index])) for index in batch.indices]  # read once for all cells
             for name, columns in entry["turns"].items():
                 given = [said[name][index] for index in batch.indices]
                 columns["said"] += given
-                columns["right"] += self._right(worker, batch, name, given)
+                columns["right"] += _right(worker, batch, name, pairs, given)
         return entry
 
-    def _right(self, worker: ModelWorker, batch: Batch, name: str, given: Sequence[str]) -> list[bool]:
-        tokenizer, stop = worker.checkpoint.processor.tokenizer, worker.model.config.eos_token_ids[0]
-        asked, answers = list[list[int]](), list[list[int]]()
-        for index, text in zip(batch.indices, given, strict=True):
-            second = worker.questions.sample(self.then[index])
-            asked.append(worker.batches.encoder.next_turn(worker.questions.sample(index), text, second.text))
-            answers.append([*tokenizer(f" {second.answer}", add_special_tokens=False)["input_ids"], stop])
-        lengths = [(len(question), len(answer)) for question, answer in zip(asked, answers, strict=True)]
-        width = round_up(max(map(sum, lengths)), BUCKET)
-        tokens = np.full((len(batch.inputs.input_ids), width), stop, np.int32)
-        for row, pair in enumerate(zip(asked, answers, strict=True)):
-            tokens[row, : sum(lengths[row])] = [*pair[0], *pair[1]]
-        made = worker.prefill(batch, worker.cells[name], width)
-        greedy = np.asarray(loglikelihood(worker.model, made, tokens)[1])
-        return [bool(greedy[row, begin : begin + count].all()) for row, (begin, count) in enumerate(lengths)]
+
+def _right(
+    worker: ModelWorker, batch: Batch, name: str, pairs: Sequence[tuple[Sample, Sample]], given: Sequence[str]
+) -> list[bool]:
+    """Whether a cell answers the second of each pair, behind what it said to the first."""
+    tokenizer, stop = worker.checkpoint.processor.tokenizer, worker.model.config.eos_token_ids[0]
+    texts, parts = list[list[int]](), list[slice]()
+    for (first, second), said in zip(pairs, given, strict=True):
+        question = worker.batches.encoder.next_turn(first, said, second.text)
+        answer = [*tokenizer(f" {second.answer}", add_special_tokens=False)["input_ids"], stop]
+        texts.append([*question, *answer])
+        parts.append(slice(len(question), len(texts[-1])))
+    tokens = padded(texts, len(batch.inputs.input_ids), stop)
+    made = worker.prefill(batch, worker.cells[name], tokens.shape[1])
+    greedy = np.asarray(loglikelihood(worker.model, made, tokens)[1])
+    return [bool(greedy[row, part].all()) for row, part in enumerate(parts)]
 
 
 def ask_second(

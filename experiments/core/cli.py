@@ -118,6 +118,17 @@ def add_restart_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--restart", action="store_true", help="forget what FOLDER holds of an earlier run")
 
 
+def add_answer_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--max-new-tokens` of a command that prints one answer."""
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        default=32,
+        metavar="TOKENS",
+        help="the longest answer (default: %(default)s)",
+    )
+
+
 def add_keep_flag(parser: Any, *, default: float | int | None) -> None:
     """Add `--keep`."""
     unset = "all of them, nothing is carved" if default is None else str(default)

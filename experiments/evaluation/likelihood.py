@@ -17,6 +17,14 @@ from models.engine.prompt import Prompt, round_up
 _BUCKET = 8  # answers of similar length share a compiled program
 
 
+def padded(texts: Sequence[Sequence[int]], rows: int, stop: int) -> np.ndarray:
+    """[rows, T] int32: the texts, and `stop` behind them and in further rows."""
+    tokens = np.full((rows, round_up(max(map(len, texts)), _BUCKET)), stop, np.int32)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text)] = text
+    return tokens
+
+
 def loglikelihoods(
     model: VisionLanguageModel, prompt: Prompt, answers: Sequence[Sequence[int]], *, cuts: Schedule, seed: int
 ) -> list[tuple[float, bool]]:
@@ -34,9 +42,7 @@ def loglikelihoods(
       LLaVA's own adapter in lmms-eval; and whether each of its own tokens is the likeliest.
     """
     stop = model.config.eos_token_ids[0]
-    tokens = np.full((len(prompt.input_ids), round_up(max(map(len, answers)) + 1, _BUCKET)), stop, np.int32)
-    for row, answer in enumerate(answers):
-        tokens[row, : len(answer)] = answer
+    tokens = padded([[*answer, stop] for answer in answers], len(prompt.input_ids), stop)
     capacity = round_up(tokens.shape[1], DECODE_CAPACITY_BUCKET)
     prefilled = model.prefill(prompt, carve=cuts, seed=seed, decode_capacity=capacity)
     likely, greedy = (np.asarray(x) for x in loglikelihood(model, prefilled, tokens))

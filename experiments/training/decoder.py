@@ -157,7 +157,7 @@ def cache_features(tower: ClipVisionTower, pool: Pool, path: Path) -> np.ndarray
 
 
 COUNTS = (24, 48, 64, 96, 128, 128, 192, 288)
-"""Visual tokens that are left in a step with gaps; one step in `POOLED` sees means of all."""
+"""Visual tokens that are left in a step with gaps; of those that see all, one in `POOLED` steps sees means."""
 POOLED = 12
 
 
@@ -203,7 +203,7 @@ def batches(pool: Pool, features: np.ndarray, seed: int, questions: int, stage: 
         else:
             where = choose_patches(kinds, stage.patches, rng).astype(np.int32)
         chosen = np.stack([features[i][w] for i, w in zip(index, where, strict=True)]).astype(np.float32)
-        if stage.gaps and step % POOLED == 0:
+        if whole and step % POOLED == 0:
             chosen, where = pooled(chosen)
         positions, end = where, np.full(len(index), NUM_PATCHES, np.int32)
         if stage.gaps:  # half of the rows are renumbered, as by a cut before the decoder

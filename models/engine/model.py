@@ -25,7 +25,7 @@ from models.engine.relevance import QuestionEmbeddings, attach
 from models.engine.sampling import GREEDY, Sampling
 from models.engine.sequence import unpacked
 from models.engine.sharding import auto_mesh, place_batch, weight_sharding
-from models.engine.target import CPU, Target, target_of
+from models.engine.target import CPU, Target, holding
 from models.engine.visual import TowerRequest, Visual
 from models.errors import ConfigError
 from models.io import hashes, hub
@@ -278,18 +278,18 @@ class VisionLanguageModel(nnx.Module):
         `models.engine.prompt.VISUAL_BUCKET`, so that prompts share compiled programs: a few more tokens stay, never
         fewer. Rows with fewer visual tokens keep as many as the richest, or all of theirs.
         """
+        given, options = self.arguments(prompt, carve, seed)
+        return prefill.prefill(self, *given, decode_capacity=decode_capacity, **options)
+
+    def arguments(self, prompt: Prompt, carve: plan.Carve, seed: int) -> tuple[tuple[Any, Any], dict[str, Any]]:
+        """What the functions of `models.engine.prefill` take beside the model: on the device, and static."""
         cuts = self.schedule(carve)
         resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
-        options = {"plan": resolved, "decode_capacity": decode_capacity, "target": self._target()}
         given = jax.device_put((without_unused(prompt, cuts), np.uint32(seed)))
-        return prefill.prefill(self, *given, **options)
+        return given, {"plan": resolved, "target": self._target()}
 
     def _target(self) -> Target:
-        """The target of the device that holds the weights; `CPU`, which runs anywhere, for weights without values."""
-        weight = self.decoder.embed_tokens.embedding[...]
-        if self.target or isinstance(weight, jax.core.Tracer) or not isinstance(weight, jax.Array):
-            return self.target or CPU
-        return target_of(min(weight.devices(), key=lambda device: device.id))
+        return self.target or holding(self.decoder.embed_tokens.embedding[...])
 
 
 def _kinds(cls: type[VisionLanguageModel]) -> Iterator[type[VisionLanguageModel]]:

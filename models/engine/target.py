@@ -41,3 +41,10 @@ def target_of(device: Any) -> Target:
     except (RuntimeError, ValueError, NotImplementedError):  # JAX says so: no cuDNN, or too old
         return CPU
     return CUDA
+
+
+def holding(weight: Any) -> Target:
+    """The target of the device that holds a weight; `CPU`, which runs anywhere, for one without values."""
+    if isinstance(weight, jax.core.Tracer) or not isinstance(weight, jax.Array):
+        return CPU
+    return target_of(min(weight.devices(), key=lambda device: device.id))

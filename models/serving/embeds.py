@@ -75,11 +75,9 @@ def image_embeds(
       ValueError, TypeError: inputs that do not fit each other, a method that cannot be had here, or an impossible keep.
     """
     cut = before_decoder(named(method) if isinstance(method, str) else method, keep)
-    cuts = model.schedule(cut)
     prompt = model.prompt(input_ids, pixel_values, attention_mask, per_image=True, **inputs)
-    resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
-    given = jax.device_put((prompt, np.uint32(seed)))
-    values, valid = _entering(model, *given, plan=resolved, target=model._target())
+    given, options = model.arguments(prompt, cut, seed)
+    values, valid = _entering(model, *given, **options)
     images = prompt.images or 1
     values = values.reshape(-1, values.shape[1] // images, values.shape[2])
     there = np.asarray(valid).reshape(len(values), -1)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.core.journal import differing
 from experiments.core.results import format_seconds
 from experiments.reports.compare_tables import REFERENCE, parts, quality
 from experiments.reports.html import reading
@@ -60,15 +61,13 @@ def _check(folder: Path, report: Mapping[str, Any]) -> None:
 
 def _check_protocol(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
     """Raise where two folders were not asked the same in the same way."""
-    (first, one), *others = found
-    for folder, report in others:
-        about = [
-            {"source": own["source"], **{k: v for k, v in own["settings"].items() if k not in _MAY_DIFFER}}
-            for own in (one, report)
-        ]
-        names = sorted(name for name in {*about[0], *about[1]} if about[0].get(name) != about[1].get(name))
-        if names:
-            raise CommandError(f"{first} and {folder} differ in {', '.join(names)}; a board has one protocol")
+    protocols = [
+        {"source": report["source"], **{k: v for k, v in report["settings"].items() if k not in _MAY_DIFFER}}
+        for _, report in found
+    ]
+    for (folder, _), own in zip(found, protocols, strict=True):
+        if names := differing(protocols[0], own):
+            raise CommandError(f"{found[0][0]} and {folder} differ in {', '.join(names)}; a board has one protocol")
 
 
 def _check_weights(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
