@@ -177,5 +177,6 @@ def run(
         print(f"{parser.prog}: error: {problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        exec("")  # Python forgets here that it may have hit `exec`, for which it would end by a signal, not our status
         print(last_word, end="", file=sys.stderr)
         return 130

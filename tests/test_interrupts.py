@@ -58,6 +58,15 @@ def test_waits_where_half_done_would_be_worse_and_a_second_one_does_not():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_ends_with_its_status_where_it_falls_into_code_from_a_text(tmp_path):
+    """As dataclasses run theirs: after `python -m`, Python would end itself by a signal, whatever the program says."""
+    body = 'lambda flags: exec("raise KeyboardInterrupt")'
+    (tmp_path / "program.py").write_text(f"from models import cli\nraise SystemExit(cli.run({body}, cli.Parser(), []))")
+    argv, environment = [sys.executable, "-m", "program"], os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (process.returncode, process.stderr.count("\n")) == (130, 2)
+
+
 def test_says_one_line_while_a_command_is_imported():
     argv = [sys.executable, "-m", "models.convert", "--help"]
     process = subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True)
