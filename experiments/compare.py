@@ -18,8 +18,9 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.comparison.cells import DOWNSAMPLED, AtBudgets, default_methods
 from experiments.comparison.run import CompareConfig, compare
@@ -33,6 +34,7 @@ _EXAMPLES = """examples:
   python -m experiments.compare                           all methods, 128 and 64 of 576 visual tokens
   python -m experiments.compare --keep 128 --limit=30 --methods fastv visionzip divprune random
   python -m experiments.compare --protocol                what accuracy does not tell, see docs/protocol.md
+  python -m experiments.compare --protocol --limit=40     its short form: a few methods, 64 tokens, in minutes
   python -m experiments.compare --methods path/to/mine.py:mine random
                                                           a method of your own beside TokenCarve and chance
   python -m experiments.compare --schedule tome@tower=288 tokencarve@2=128
@@ -42,18 +44,26 @@ _EXAMPLES = """examples:
 """
 
 
+KEEPS = (128, 64)
+REPEATS = 9
 PROTOCOL_SCENES = 100  # unless --limit says otherwise: it asks each question some 160 times
+SHORT_SCENES = 40  # with so many or fewer, the protocol takes what follows unless told otherwise
+SHORT: dict[str, Sequence[Any]] = {"methods": ("fastv", "visionzip", "divprune"), "keep": KEEPS[-1:]}
+SHORT_REPEATS = 3
 
 
 def _config(given: argparse.Namespace, command: Sequence[str]) -> CompareConfig:
     if given.protocol and given.limit is None and given.questions == registry.SCENES:
         given.limit = PROTOCOL_SCENES
-    own, named = schedules.by_text(given.schedule), given.methods or default_methods()
-    comparison = AtBudgets.of(named, given.keep, own, protocol=given.protocol)
+    short = given.protocol and given.limit is not None and given.limit <= SHORT_SCENES
+    usual: Mapping[str, Sequence[Any]] = SHORT if short else {"methods": default_methods(), "keep": KEEPS}
+    names, keeps = given.methods or usual["methods"], given.keep or usual["keep"]
     return CompareConfig(
         run=flags.run(given, given.out, command),
-        worker=flags.worker(given, comparison),
-        rounds=given.repeats,
+        worker=flags.worker(
+            given, AtBudgets.of(names, keeps, schedules.by_text(given.schedule), protocol=given.protocol)
+        ),
+        rounds=given.repeats or (SHORT_REPEATS if short else REPEATS),
         gallery=given.gallery,
         report=not given.no_report,
     )
@@ -67,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--keep",
         nargs="+",
         type=cli.keep,
-        default=[128, 64],
         metavar="FRACTION|COUNT",
-        help="budgets: with a point a fraction of the visual tokens, without one a count (default: 128 64)",
+        help="budgets: with a point a fraction of the visual tokens, without one a count (default: "
+        f"{' '.join(map(str, KEEPS))})",
     )
     parser.add_argument(
         "--methods",
@@ -85,11 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="judge every method beyond its accuracy: against random tokens and the down-sampled image, on questions "
         "that down-sampling gets wrong, in other layers, on a second question, at other positions; on "
-        f"{PROTOCOL_SCENES} scenes unless --limit says otherwise",
+        f"{PROTOCOL_SCENES} scenes unless --limit says otherwise; with {SHORT_SCENES} or fewer the defaults are a few "
+        f"methods ({', '.join(SHORT['methods'])}), {SHORT['keep'][0]} tokens and {SHORT_REPEATS} repeats",
     )
-    parser.add_argument(
-        "--repeats", type=cli.positive, default=9, help="how often all are timed, by turns (default: %(default)s)"
-    )
+    parser.add_argument("--repeats", type=cli.positive, help=f"how often all are timed, by turns (default: {REPEATS})")
     parser.add_argument(
         "--out",
         type=Path,

@@ -2,13 +2,15 @@
 
 import csv
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments import compare
-from experiments.comparison.cells import COMPUTE
+from experiments.compare import SHORT
+from experiments.comparison.cells import COMPUTE, DOWNSAMPLED, default_methods
 from experiments.core import loading
 from experiments.core.results import format_seconds
 from experiments.data.scene_questions import SceneQuestions
@@ -17,6 +19,8 @@ from experiments.evaluation.worker import ModelWorker
 from experiments.metrics.summary import wilson
 from experiments.reports import html as html_report
 from experiments.reports.tables import with_interval
+from models.engine import prefill as engine
+from models.errors import CommandError
 from tests.commands import VISUAL, answer_alone, failure, save_checkpoint
 from tests.test_own_method import METHOD
 from tokencarve_jax import plan
@@ -174,15 +178,20 @@ class TestCommand:
     def test_a_torn_run_goes_on_and_another_method_costs_its_own_work_alone(self, whole, flags, tmp_path, monkeypatch):
         lines = (whole / "measured.jsonl").read_bytes().splitlines(keepends=True)
         (tmp_path / "measured.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:20])
-        asked, original = [], ModelWorker.answer
+        asked, towers, original = [], [], ModelWorker.answer
 
         def answer(self, questions, indices, cells, **options):
             asked.append((indices, cells))
-            return original(self, questions, indices, cells, **options)
+            with mock.patch.object(engine, "see", side_effect=engine.see) as see:
+                entry = original(self, questions, indices, cells, **options)
+            towers.append(see.call_count)
+            return entry
 
         monkeypatch.setattr(ModelWorker, "answer", answer)
         assert compare.main([*flags, f"--out={tmp_path}", *METHODS, "--schedule", *SCHEDULE.split()]) == 0
         assert [list(indices) for indices, _ in asked] == [[8]]
+        assert len(asked[0][1]) > 6
+        assert towers == [2]  # the image as it is and down-sampled, whatever is cut behind the tower
         assert without_times(read(tmp_path)) == without_times(read(whole))
         # As where there are more cells than a process can hold the programs of.
         forgotten, forget = [], ModelWorker.forget
@@ -227,6 +236,24 @@ class TestCommand:
         assert compare.main([*flags, f"--out={tmp_path}", *METHODS, "--protocol"]) == 0
         assert not asked
         assert (tmp_path / "measured.jsonl").read_bytes() == lines  # nothing is asked twice, second questions included
+
+    @pytest.mark.parametrize(
+        ("argv", "rows"),
+        [
+            (["--protocol", "--limit=40"], {"tokencarve", *SHORT["methods"], "random", DOWNSAMPLED}),
+            (["--protocol", "--limit=40", "--methods", "norm"], {"tokencarve", "norm", "random", DOWNSAMPLED}),
+            (["--protocol", "--limit=41"], {*default_methods()}),
+            (["--limit=40"], {*default_methods()}),
+        ],
+    )
+    def test_the_protocols_short_form_is_for_few_scenes_and_for_what_is_not_said(self, argv, rows, monkeypatch):
+        monkeypatch.setattr(compare, "compare", mock.Mock(side_effect=CommandError("seen")))
+        assert compare.main(argv) == 1
+        (config,) = compare.compare.call_args.args
+        comparison, short = config.worker.comparison, "--protocol" in argv and "--limit=40" in argv
+        names = {method.name for method in comparison.methods} | ({DOWNSAMPLED} if comparison.downsampled else set())
+        assert names == rows
+        assert (comparison.keeps, config.rounds) == (((64,), 3) if short else ((128, 64), 9))
 
     def test_a_method_of_ones_own(self, flags, tmp_path):
         assert len(METHOD.splitlines()) <= 25

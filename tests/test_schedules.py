@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from models.engine import plan
 from models.engine.decode import DECODE_CAPACITY_BUCKET, decode_step
 from models.engine.official import pyramiddrop_schedule, sparsevlm_schedule
 from models.engine.plan import Cut
+from models.engine.prefill import see, tower_request
 from tests.recomputed import recompute
 from tests.tiny import PATCHES, make_inputs, make_llava
 from tokencarve_jax import COMPRESSORS, Compressor, Selection
@@ -134,6 +136,22 @@ def model():
 def test_decoding_goes_on_as_if_nothing_were_cached(model, name):
     images, schedule = SCHEDULES[name]
     check(model, schedule, images)
+
+
+@pytest.mark.parametrize("name", ["input-layer", "tower-layer"])
+def test_a_tower_that_ran_before_is_not_run_again(model, name):
+    """With evidence from it, and with a cut in it."""
+    images, schedule = SCHEDULES[name]
+    prompt = model.prompt(*inputs(images))
+    (given, seed), how = model.arguments(prompt, schedule, 3)
+    request = tower_request(model, prompt, plan=how["plan"], kernel=how["target"].kernel)
+    seen = see(model, given.pixel_values, seed, request=request)
+    whole = model.prefill(prompt, carve=schedule, seed=3)
+    made = model.prefill(dataclasses.replace(prompt, pixel_values=seen), carve=schedule, seed=3)
+    chex.assert_trees_all_close(made, whole, atol=1e-5)
+    other = dataclasses.replace(seen, tokens=-seen.tokens)
+    changed = model.prefill(dataclasses.replace(prompt, pixel_values=other), carve=schedule, seed=3)
+    assert np.abs(changed.logits - whole.logits).max() > 1e-2
 
 
 @pytest.mark.parametrize("name", OFFICIAL)

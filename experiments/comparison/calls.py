@@ -69,7 +69,7 @@ class Time:
                 worker.prefill(batch, worker.cells[name], worker.max_new_tokens)
         prefill_s, own_s = {}, {}
         for name in self.cells:
-            prefill = functools.partial(worker.prefill, batch, worker.cells[name], worker.max_new_tokens)
+            prefill = functools.partial(worker.prefill, batch, worker.cells[name], worker.max_new_tokens, anew=True)
             _, prefill_s[name] = timed(prefill)
             own_s[name] = alone[name]()
         return {"prefill_s": prefill_s, "own_s": own_s}

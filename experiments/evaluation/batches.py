@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from experiments.core.loading import BUCKET, Checkpoint, Inputs
 from experiments.data.ahead import Ahead
 from experiments.data.encoder import Encoder, Ready
 from experiments.data.questions import QuestionSource, Readable, Sample
+from experiments.evaluation.probe import reduced
+from models.engine import prefill as engine
 from models.engine.model import VisionLanguageModel
 from models.engine.plan import Schedule, has_budgets_per_image
 from models.engine.prompt import Prompt
+from models.engine.visual import TowerRequest, Visual
 
 EXAMPLE = Sample("", "What is this?", (np.zeros((8, 8, 3), np.uint8),), None, 0)
 """A question with an image, where those that will be asked are not known."""
@@ -34,6 +38,8 @@ class Batch:
     seed: int  # of methods that draw
     vanilla: np.ndarray | None = None  # [B, V] logits of the first token with all visual tokens, once they are known
     _packed: dict[bool, Prompt] = dataclasses.field(default_factory=dict)
+    _seen: dict[tuple[TowerRequest, int | None], Visual] = dataclasses.field(default_factory=dict)
+    _seeing: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     def prompt(self, model: VisionLanguageModel, cuts: Schedule) -> Prompt:
         """The prompts on the device, packed as the cuts need them."""
@@ -42,6 +48,28 @@ class Batch:
             packed = model.prompt(**self.inputs.named, per_image=per_image, bucket=BUCKET)
             self._packed[per_image] = jax.device_put(packed)
         return self._packed[per_image]
+
+    def seen(self, model: VisionLanguageModel, cuts: Schedule, side: int | None, *, anew: bool) -> Prompt:
+        """The prompts with what the tower gives for their images; once for all cells that ask the same of it.
+
+        Args:
+          model: the model.
+          cuts: of a cell.
+          side: patches in a row of the resolution to which its images are brought; None leaves them as they are.
+          anew: run the tower even where its result is known.
+        """
+        prompt = self.prompt(model, cuts)
+        if prompt.pixel_values is None:
+            return prompt
+        (given, seed), how = model.arguments(prompt, cuts, self.seed)
+        request = engine.tower_request(model, prompt, plan=how["plan"], kernel=how["target"].kernel)
+        with self._seeing:  # another cell may be about to compile the same
+            if anew or (request, side) not in self._seen:
+                pixels = given.pixel_values
+                if side is not None:
+                    pixels = reduced(pixels, size=side * model.config.vision.patch_size)
+                self._seen[request, side] = engine.see(model, pixels, seed, request=request)
+            return dataclasses.replace(prompt, pixel_values=self._seen[request, side])
 
 
 class Batches:

@@ -21,7 +21,7 @@ from experiments.evaluation import likelihood, pairs
 from experiments.evaluation.batches import EXAMPLE, Batch, Batches
 from experiments.evaluation.cells import Cell, Comparison
 from experiments.evaluation.entries import Found, new_entry
-from experiments.evaluation.probe import Probe, reduced
+from experiments.evaluation.probe import Probe
 from experiments.metrics.costs import prefill_flops
 from experiments.metrics.latency import timed as seconds_of
 from experiments.metrics.summary import divergence, probability_lost
@@ -179,7 +179,7 @@ class ModelWorker:
                 batch.vanilla = np.asarray(self.prefill(batch, self.cells[BASELINE], room).logits)
             if timed:
                 self._compile(entry, batch, cells, room)
-            work = functools.partial(self._answer, batch, room, beside_vanilla, probe)
+            work = functools.partial(self._answer, batch, room, beside_vanilla, probe, timed)
             found = self._each(entry, batch, cells, ("answer", room), work, 1 if timed else pairs.at_a_time())
             if timed:
                 entry["prefill_s"] = {name: one.prefill_s for name, one in found.items()}
@@ -209,18 +209,15 @@ class ModelWorker:
             self._each(entry, batch, cells, "loglikelihoods", functools.partial(self._judge, batch, given), 1)
         return entry
 
-    def prefill(self, batch: Batch, cell: Cell, max_new_tokens: int = 0, probe: Probe | None = None) -> Prefilled:
-        """A batch's prefill with a cell's cuts, complete on the device."""
-        return self._prefill(batch, cell, max_new_tokens, probe or Probe())[0]
+    def prefill(self, batch: Batch, cell: Cell, max_new_tokens: int = 0, *, anew: bool = False) -> Prefilled:
+        """A batch's prefill with a cell's cuts, complete on the device; `anew` as in `Batch.seen`."""
+        return self._prefill(batch, cell, max_new_tokens, Probe(), anew=anew)[0]
 
     def _prefill(
-        self, batch: Batch, cell: Cell, max_new_tokens: int, probe: Probe
+        self, batch: Batch, cell: Cell, max_new_tokens: int, probe: Probe, *, anew: bool
     ) -> tuple[Prefilled, Mapping[str, list[Any]]]:
         cuts = self._cuts(batch, cell)
-        prompt = batch.prompt(self.model, cuts)
-        if cell.side is not None and prompt.pixel_values is not None:
-            size = cell.side * self.model.config.vision.patch_size
-            prompt = dataclasses.replace(prompt, pixel_values=reduced(prompt.pixel_values, size=size))
+        prompt = batch.seen(self.model, cuts, cell.side, anew=anew)
         capacity = round_up(max_new_tokens, decode.DECODE_CAPACITY_BUCKET)
         made, measured = probe(
             self.model, prompt, cuts, indices=batch.indices, seed=batch.seed, decode_capacity=capacity
@@ -234,9 +231,9 @@ class ModelWorker:
         counts = (min(cut.keep, batch.most) if isinstance(cut.keep, int) else cut.keep for cut in cell.cuts)
         return tuple(dataclasses.replace(cut, keep=keep) for cut, keep in zip(cell.cuts, counts, strict=True))
 
-    def _answer(self, batch: Batch, room: int, beside_vanilla: bool, probe: Probe, name: str) -> Found:
+    def _answer(self, batch: Batch, room: int, beside_vanilla: bool, probe: Probe, timed: bool, name: str) -> Found:
         rows, start = len(batch.indices), time.perf_counter()
-        made, measured = self._prefill(batch, self.cells[name], room, probe)
+        made, measured = self._prefill(batch, self.cells[name], room, probe, anew=timed)
         prefill_s = time.perf_counter() - start
         columns, cache_bytes = dict(measured), made.cache.nbytes / self.config.batch_size
         if beside_vanilla:
@@ -262,7 +259,7 @@ class ModelWorker:
             entry["first_call_s"] = {}
             for name in cells:
                 _, entry["first_call_s"][name] = seconds_of(
-                    functools.partial(self.prefill, batch, self.cells[name], room)
+                    functools.partial(self.prefill, batch, self.cells[name], room, anew=True)
                 )
             self._compiled.add(key)
 

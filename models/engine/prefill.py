@@ -55,6 +55,26 @@ class Prefilled:
 _NO_CUTS = Plan()
 
 
+def tower_request(model: Any, prompt: Prompt, *, plan: Plan, kernel: str) -> TowerRequest:
+    """What a plan asks of the tower: plans for which that is the same see the same."""
+    reads = {what for what in plan.reads() if what[0] in model.evidence}
+    reads |= {FEATURES} if prompt.relevance is not None and plan.asks("relevance") else set()
+    return TowerRequest(tuple(sorted(reads)), plan.at(TOWER), kernel)
+
+
+@functools.partial(jax.jit, static_argnames=("request",))
+def see(model: Any, pixel_values: Any, seed: jax.Array, *, request: TowerRequest) -> Visual:
+    """Run the tower alone: a prompt that holds the result as its `pixel_values` is prefilled without it.
+
+    Several plans, or questions about the same images, can then share it. Arguments are as for `prefill`.
+    """
+    return model.visual(pixel_values, request, _tower_key(seed))
+
+
+def _tower_key(seed: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
+
+
 def embed(
     model: Any, prompt: Prompt, *, plan: Plan = _NO_CUTS, kernel: str = "blocks", key: jax.Array | None = None
 ) -> tuple[jax.Array, Sequence, tuple[CutRecord, ...]]:
@@ -87,9 +107,9 @@ def embed(
     if prompt.pixel_values is None:
         return hidden, sequence, ()
     cut = plan.at(TOWER)
-    reads = {what for what in plan.reads() if what[0] in model.evidence}
-    reads |= set() if sequence.questions is None else {FEATURES}
-    visual = model.visual(prompt.pixel_values, TowerRequest(tuple(sorted(reads)), cut, kernel), key)
+    visual = prompt.pixel_values
+    if not isinstance(visual, Visual):
+        visual = model.visual(visual, tower_request(model, prompt, plan=plan, kernel=kernel), key)
     if cut is not None:
         if prompt.border is not None or not prompt.whole:
             raise ValueError(
@@ -243,10 +263,8 @@ def enter(
     model: Any, prompt: Prompt, seed: jax.Array, *, plan: Plan, target: Target, flow: Callable[..., FlowT]
 ) -> tuple[jax.Array, FlowT, tuple[CutRecord, ...]]:
     """What enters decoder layer 0, before a cut there: hidden states, the flow, and the record of a tower cut."""
-    key = jax.random.key(seed)
-    tower_key = jax.random.fold_in(key, 2**31 - 1)
-    hidden, sequence, records = embed(model, prompt, plan=plan, kernel=target.kernel, key=tower_key)
-    return hidden, flow(model, hidden, sequence, plan, target.kernel, key), records
+    hidden, sequence, records = embed(model, prompt, plan=plan, kernel=target.kernel, key=_tower_key(seed))
+    return hidden, flow(model, hidden, sequence, plan, target.kernel, jax.random.key(seed)), records
 
 
 def trace(

@@ -30,9 +30,10 @@ class TowerRequest:
     kernel: str = "blocks"
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Visual:
-    """Visual tokens of a batch.
+    """Visual tokens of a batch. A pytree.
 
     Attributes:
       tokens: [features, D], to which `Prompt.feature_index` points; after a cut in the tower, the survivors.
