@@ -17,6 +17,7 @@ from typing import Any
 from models.engine.notation import Cut, with_options
 from models.engine.official import pyramiddrop_schedule, sparsevlm_schedule
 from models.engine.plan import TOKENCARVE_LAYER, Schedule, parse
+from models.engine.relevance import RELEVANCE
 from models.errors import CommandError
 from tokencarve_jax import COMPRESSORS, Compressor, check
 
@@ -174,7 +175,7 @@ def own(compressors: Iterable[Compressor]) -> dict[str, str]:
 def check_evidence(cuts: Schedule, *, clip: Any) -> None:
     """Raise ValueError, before the work, where a method needs a CLIP and there is none."""
     for one in cuts if clip is None else ():
-        if "relevance" in one.compressor.required:
+        if {*RELEVANCE} & {*one.compressor.required}:
             name = one.compressor.name
             raise ValueError(f"{name} needs to know how relevant tokens are to the question; pass --clip too")
 

@@ -22,6 +22,7 @@ METHODS = {
     "prumerge": (tower.prumerge, ("class_attention", "tower_keys"), SHAPES),
     "prumerge-plus": (tower.prumerge_plus, ("class_attention", "tower_keys"), SHAPES),
     "holov": (tower.holov, ("class_attention",), SHAPES),
+    "trim": (tower.trim, ("relevance_dot",), SHAPES),
 }
 
 
@@ -47,6 +48,7 @@ def batch(name, count, seed=0):
         "tower_keys": np.stack([near_duplicates(rng, decaying(rng, count, DEPTH)) for _ in range(SETS)]),
         "tower_features": np.stack([near_duplicates(rng, decaying(rng, count, DEPTH)) for _ in range(SETS)]),
     }
+    evidence["relevance_dot"] = rng.normal(size=(SETS, count))
     evidence = {key: evidence[key].astype(np.float32) for key in METHODS[name][1]}
     values = np.stack([near_duplicates(rng, decaying(rng, count, WIDTH)) for _ in range(SETS)])
     if name == "holov":  # the variance cancels out of a crop's score, but where it is tiny: nearly orthogonal tokens

@@ -201,6 +201,14 @@ def test_prumerge_plus_by_hand():
             options("prumerge", np.ones((8, 1)), 5, wrong, **given)
 
 
+def test_trim_by_hand():
+    # 1 and 4 are the most relevant; 0, 2 and 3 become their mean where 3 stood.
+    values, given = [[3.0], [10.0], [6.0], [0.0], [20.0]], {"relevance_dot": [-9.0, 2.0, -1.0, -1.0, 3.0]}
+    assert run("trim", values, 3, **given) == ([1, 3, 4], [1, 0, 1, 1, 2], [[10.0], [3.0], [20.0]])
+    assert run("trim", values, 4, **given) == ([1, 2, 3, 4], [2, 0, 1, 2, 3], [[10.0], [6.0], [1.5], [20.0]])
+    assert run("trim", values, 1, **given) == ([4], [0] * 5, [[pytest.approx(7.8)]])
+
+
 def test_holov_by_hand():
     # Two crops of three. The first are alike (variance 1/2), the second at right angles (none): 100 * 1.09 and 200,
     # shares 0.35 and 0.65. Of three that is 1.06 and 1.94, and the third goes to the second.

@@ -39,7 +39,7 @@ class Watching(Prefill):
             if cut.place == (index or INPUT):
                 compressor, known = cut.compressor, self.known(cut, index, hidden)
                 tokens, told = gather_evidence(cut, hidden, self.sequence, known, images=1)
-                if compressor.name == "visionzip":  # their sums are of the tower's features
+                if compressor.name in ("visionzip", "trim"):  # their sums are of the tower's features
                     tokens = Tokens.of(self.sequence.evidence["tower_features", -2])
                 left = compressor(tokens, keep=int(cut.keep), **told)
                 self.found[compressor.name, int(cut.keep)] = left.indices, left.tokens.values[..., 0]

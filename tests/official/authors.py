@@ -43,6 +43,7 @@ SOURCES = {
     "sparsevlm": ("SparseVLMs", "Gumpest/SparseVLMs", "llava/model/language_model/modelling_sparse_llama.py"),
     "tokencarve-svd": ("TokenCarve", "ShawnTan86/TokenCarve", "TokenCarve/modeling_llama.py"),
     "tome": ("ToMe", "facebookresearch/ToMe", "tome/merge.py"),
+    "trim": ("TRIM", "FreedomIntelligence/TRIM", "llava/model/multimodal_encoder/clip_encoder.py"),
     "v2drop": ("V2Drop", "xuyang-liu16/V2Drop", "llava/model/language_model/V2Drop.py"),
     "visionzip": ("VisionZip", "dvlab-research/VisionZip", "visionzip/clip_encoder.py"),
     "vispruner": ("VisPruner", "Theia-4869/VisPruner", LLAVA),

@@ -155,6 +155,18 @@ class Recorder:
         left = run(SimpleNamespace(vision_tower=tower, device="cpu", dtype=torch.float32), self.pixels)[0]
         return {"rows": left[:, -contextual:]}
 
+    def trim(self, keep: int) -> dict[str, Any]:
+        run, clip = functions(self.file("trim"), "CLIPVisionTower.token_reduction").token_reduction, inputs.clip()
+        vision = SimpleNamespace(post_layernorm=self.model.vision_tower.post_layernorm)
+        tower = SimpleNamespace(vision_model=vision, visual_projection=lambda x: x @ torch.tensor(clip["projection"]).T)
+        here = SimpleNamespace(token_reduce_func=f"TRIM:{(keep - 0.5) / inputs.PATCHES}", vision_tower=tower)
+        text = torch.tensor(clip["texts"]).mean(1)  # one there; the mean of products is that with the mean
+        with mock.patch.object(torch, "float16", torch.float32):  # which it rounds to
+            left, counts = run(here, self.features, None, text)
+        assert set(counts) == {keep}
+        same = (self.features[:, :, None] == left[:, None, : keep - 1]).all(-1).any(-1)
+        return {"kept": from_mask(same), "rows": left[:, keep - 1 : keep]}
+
     def fastv(self, keep: int) -> list[list[int]]:
         given = {"StaticCache": tuple, "DynamicCache": None, "BaseModelOutputWithPast": SimpleNamespace}
         run, found = functions(self.file("fastv"), "LlamaModel.fastv_forward", **given).fastv_forward, []

@@ -204,3 +204,17 @@ def prumerge(values, valid, usable, keep, sizes, *, class_attention, tower_keys,
 
 def prumerge_plus(*arguments, **told):
     return prumerge(*arguments, **told, spatial=True)
+
+
+def trim(values, valid, usable, keep, sizes, *, relevance_dot):
+    margin, values = Margin(), np.asarray(values, np.float64)
+    score = {i: float(relevance_dot[i]) for i in range(len(values)) if usable[i]}
+    stands = margin.top(score, keep - 1, EXACT)
+    others = [i for i in score if i not in stands]
+    joins, changed = {}, {}
+    if others:
+        last = max(others)
+        joins = {i: last for i in others if i != last}
+        changed = {last: sum(sizes[i] * values[i] for i in others) / sum(sizes[i] for i in others)}
+        stands = [*stands, last]
+    return *finish(values, filled(stands, keep, valid, usable), joins, changed), margin.smallest
