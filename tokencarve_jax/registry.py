@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from tokencarve_jax.compressor import Compressor
 from tokencarve_jax.methods import (
+    apet,
     cdpruner,
     controls,
     dart,
@@ -65,6 +66,7 @@ _ROWS = (
     Compressor("mmtok", mmtok.mmtok, at="input", paper="arXiv 2508.18264"),
     Compressor("zoo-prune", zoo_prune.zoo_prune, at="input", paper="arXiv 2509.24837"),
     Compressor("trim", trim.trim, at="input", paper="arXiv 2409.10994"),
+    Compressor("apet", apet.apet, at="input", paper="arXiv 2602.19870"),
     Compressor("otprune", otprune.otprune, at="input", paper="arXiv 2602.20205"),
     Compressor("uniform", uniform.uniform, at="input", reads_grid=True),
     Compressor("pooling", pooling.pooling, at="input", paper="arXiv 2406.20092", reads_grid=True),

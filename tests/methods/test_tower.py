@@ -1,5 +1,6 @@
 """Methods that read the vision tower against float64 oracles."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from tokencarve_jax.registry import COMPRESSORS
 SETS, WIDTH, DEPTH = 17, 24, 16  # of a batch, of a value, of a key
 SHAPES = ((48, 40), (37, 7), (33, 1))  # N, K
 HALVES = ((48, 40), (37, 19), (2, 1))
+KEY = jax.random.key(5)
 TIE = 3e-6  # float32 does not tell cosines apart that are closer
 
 METHODS = {
@@ -22,6 +24,7 @@ METHODS = {
     "prumerge": (tower.prumerge, ("class_attention", "tower_keys"), SHAPES),
     "prumerge-plus": (tower.prumerge_plus, ("class_attention", "tower_keys"), SHAPES),
     "holov": (tower.holov, ("class_attention",), SHAPES),
+    "apet": (tower.apet, (), SHAPES),
     "trim": (tower.trim, ("relevance_dot",), SHAPES),
 }
 
@@ -76,12 +79,14 @@ def check(name, count, keep):
     """Compare a batch with the oracle; gives how many sets were decided without a tie."""
     oracle = METHODS[name][0]
     tokens, evidence, usable = batch(name, count)
-    left = COMPRESSORS[name](tokens, keep=keep, **evidence)
+    draws = "key" in COMPRESSORS[name].evidence
+    left = COMPRESSORS[name](tokens, keep=keep, **evidence, **({"key": KEY} if draws else {}))
     clear = 0
     for lane in range(SETS):
         mine = [np.asarray(array[lane]) for array in (left.indices, left.assignment, left.tokens.values)]
         values, sizes = np.asarray(tokens.values[lane]), np.asarray(tokens.sizes[lane])
         told = {key: array[lane] for key, array in evidence.items()}
+        told |= {"drawn": float(jax.random.uniform(KEY))} if draws else {}
         valid = np.asarray(tokens.valid[lane])
         indices, assignment, rows, margin = oracle(values, valid, usable[lane], keep, sizes, **told)
         if margin < TIE:

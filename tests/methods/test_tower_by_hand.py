@@ -1,5 +1,6 @@
 """Methods that read the vision tower, on examples worked by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ def run(name, values, keep, **evidence):
 
 def options(name, values, keep, changed, **evidence):
     select = COMPRESSORS[name].replace("changed", **changed)
-    evidence = {key: jnp.asarray(value, jnp.float32) for key, value in evidence.items()}
+    evidence = {name: what if name == "key" else jnp.asarray(what, jnp.float32) for name, what in evidence.items()}
     return select(base.Tokens.of(jnp.asarray(values, jnp.float32)), keep=keep, **evidence)
 
 
@@ -207,6 +208,29 @@ def test_trim_by_hand():
     assert run("trim", values, 3, **given) == ([1, 3, 4], [1, 0, 1, 1, 2], [[10.0], [3.0], [20.0]])
     assert run("trim", values, 4, **given) == ([1, 2, 3, 4], [2, 0, 1, 2, 3], [[10.0], [6.0], [1.5], [20.0]])
     assert run("trim", values, 1, **given) == ([4], [0] * 5, [[pytest.approx(7.8)]])
+
+
+def test_apet_by_hand():
+    values = np.array([[4.0, 0, 0], [1, 0, 1], [0, 3, 0], [2, 1, 2], [3, 0, 0]])
+    keys = [jax.random.key(seed) for seed in range(40)]
+    first = next(key for key in keys if jax.random.uniform(key) < 0.2)  # of five, 0
+    fourth = next(key for key in keys if 0.6 < jax.random.uniform(key) < 0.8)
+    # 2 is the farthest from 0. Beyond their plane are 3, by 2, and 1, by 1; 0 is the first of those within it. 3 takes
+    # in what is below, and the others' rows become the basis.
+    left = options("apet", values, 3, {"basis": 2}, key=first)
+    assert left.indices.tolist() == [0, 1, 3]
+    assert left.assignment.tolist() == [0, 1, 2, 2, 2]
+    np.testing.assert_allclose(left.tokens.values, [[4, 0, 0], [0, 3, 0], [5 / 3, 4 / 3, 2 / 3]], rtol=1e-6)
+    assert left.tokens.sizes.tolist() == [1, 1, 3]
+    # Beyond the line of 3: 0 by sqrt(80) / 3, 4 by sqrt(45) / 3, 2 by sqrt(72) / 3; 0, 2 stand and 2 becomes 3.
+    left = options("apet", values, 2, {"basis": 1}, key=fourth)
+    assert left.indices.tolist() == [0, 2]
+    np.testing.assert_allclose(left.tokens.values, [[10 / 4, 1 / 4, 3 / 4], values[3]], rtol=1e-6)
+    # One row is the longest token's, and all join it.
+    left = options("apet", values, 1, {}, key=first)
+    assert (left.indices.tolist(), left.assignment.tolist()) == ([0], [0] * 5)
+    with pytest.raises(ValueError, match="basis must be 1 or more"):
+        options("apet", values, 3, {"basis": 0}, key=first)
 
 
 def test_holov_by_hand():

@@ -89,7 +89,9 @@ def ours() -> dict[str, Any]:
         for keep in budgets:
             with jax.enable_x64(name == "vispruner"):  # whose rounds go on from how similarities were rounded
                 wide = np.float64 if name == "vispruner" else np.float32
-                told = {kind: stacked[called[kind]].astype(wide) for kind in COMPRESSORS[name].evidence}
+                asked = COMPRESSORS[name].evidence
+                told = {kind: stacked[called[kind]].astype(wide) for kind in asked if kind != "key"}
+                told |= {"key": jax.random.key(inputs.SEED)} if "key" in asked else {}
                 left = COMPRESSORS[name](Tokens.of(stacked["values"].astype(wide)), keep=keep, **told)
             found[f"{name} {keep}"] = left.indices, left.tokens.values[..., 0]
     return jax.tree.map(np.asarray, found)

@@ -20,6 +20,7 @@ from tests.official import inputs
 
 LLAVA = "llava/model/llava_arch.py"
 SOURCES = {
+    "apet": ("ApET", "MaQianKun0/ApET", LLAVA),
     "cdpruner": ("CDPruner", "Theia-4869/CDPruner", LLAVA),
     "dart": (
         "DART",

@@ -14,7 +14,7 @@ ENGINE = {
     "sparsevlm-plus": (300, 66),
 }
 ARRAYS = {
-    **dict.fromkeys(("tokencarve-svd", "prumerge", "vispruner"), _BOTH),
+    **dict.fromkeys(("apet", "tokencarve-svd", "prumerge", "vispruner"), _BOTH),
     **dict.fromkeys(("cdpruner", "divprune"), (192,)),
     "tome": (400,),
     "v2drop": (288,),

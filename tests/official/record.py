@@ -5,6 +5,7 @@ its commit in FOLDER/NAME/COMMIT; needs torch and transformers. Functions are ta
 the files import other versions of transformers than there are; whatever else a function looks up is given here.
 """
 
+import functools
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import jax
 import torch
 import transformers
 from torch import nn
@@ -264,6 +266,21 @@ class Recorder:
         return [self.visual(one["cuts"][0][1]) for one in self.sparse(budget, "2_0")]
 
     # On arrays
+
+    def apet(self, keep: int) -> dict[str, Any]:
+        sample = functions(self.file("apet").parent / "utils.py", "fps").fps
+        run = functions(self.file("apet"), "encode_images", "token_merging", fps=sample)
+        features = torch.cat([case["values"] for case in self.arrays()])
+        seen, count = (F.pad(features, (0, 0, 1, 0)), None), {"get_visual_token_num": lambda: keep}
+        here = self.llava(*seen, projector=nn.Identity(), **count)
+        here.model, here.token_merging = SimpleNamespace(basis_token_num=10), functools.partial(run.token_merging, None)
+        first = int(jax.random.uniform(jax.random.key(inputs.SEED)) * inputs.PATCHES)  # there at random
+        with (
+            mock.patch.object(torch, "randint", return_value=torch.full((len(features),), first)),
+            mock.patch.object(torch.Tensor, "half", lambda x: x),
+        ):
+            left, mask = run.encode_images(here, None)
+        return {"kept": from_mask(mask), "rows": left[mask].reshape(len(left), keep, -1)}
 
     def tokencarve_svd(self, keep: int) -> dict[str, Any]:
         prepared = {"_prepare_4d_causal_attention_mask": causal, "DynamicCache": None, "Cache": tuple}

@@ -218,3 +218,34 @@ def trim(values, valid, usable, keep, sizes, *, relevance_dot):
         changed = {last: sum(sizes[i] * values[i] for i in others) / sum(sizes[i] for i in others)}
         stands = [*stands, last]
     return *finish(values, filled(stands, keep, valid, usable), joins, changed), margin.smallest
+
+
+def apet(values, valid, usable, keep, sizes, *, drawn, basis=10):
+    margin, values = Margin(), np.asarray(values, np.float64)
+    tokens = [i for i in range(len(values)) if usable[i]]
+    basis = min(basis, keep - 1)
+    x = {i: values[i] for i in tokens}
+    longest = max((np.linalg.norm(row) for row in x.values()), default=1.0)
+    picks = [tokens[int(drawn * len(tokens))]] if basis and tokens else []
+    while tokens and len(picks) < basis:
+        apart = {i: min(np.sum((x[i] - x[j]) ** 2) for j in picks) for i in tokens}
+        picks += margin.top(apart, 1, 0.3 / longest**2)
+    error = {}
+    for i in tokens:
+        span = np.array([x[j] for j in picks]).reshape(len(picks), values.shape[1]).T
+        # Of the basis, none: they come last, by index
+        error[i] = -longest * (i + 1) if i in picks else np.linalg.norm(x[i] - span @ np.linalg.lstsq(span, x[i])[0])
+    stands = margin.top(error, keep, 0.3 / longest)
+    if len(tokens) <= keep:
+        return *finish(values, filled(stands, keep, valid, usable), {}), margin.smallest
+    hosts = margin.top(error, keep - basis, 0.3 / longest)
+    key, joins, changed = dict(zip(tokens, unit([x[i] for i in tokens]), strict=True)), {}, {}
+    for i in tokens:
+        if i not in stands:
+            joins[i] = margin.top({j: float(key[i] @ key[j]) for j in hosts}, 1)[0]
+    for host in set(joins.values()):
+        group = [host, *(i for i in joins if joins[i] == host)]
+        changed[host] = sum(sizes[i] * values[i] for i in group) / sum(sizes[i] for i in group)
+    for place, pick in zip(sorted(set(stands) - set(hosts)), picks, strict=True):
+        changed[place] = values[pick]
+    return *finish(values, stands, joins, changed), margin.smallest
