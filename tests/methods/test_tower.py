@@ -24,6 +24,7 @@ METHODS = {
     "prumerge": (tower.prumerge, ("class_attention", "tower_keys"), SHAPES),
     "prumerge-plus": (tower.prumerge_plus, ("class_attention", "tower_keys"), SHAPES),
     "holov": (tower.holov, ("class_attention",), SHAPES),
+    "prunesid": (tower.prunesid, ("class_attention", "tower_features"), SHAPES),
     "apet": (tower.apet, (), SHAPES),
     "trim": (tower.trim, ("relevance_dot",), SHAPES),
 }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tokencarve_jax import tokens as base
+from tokencarve_jax.methods.prunesid import quotas
 from tokencarve_jax.methods.tome import block_counts
 from tokencarve_jax.registry import COMPRESSORS
 
@@ -208,6 +209,35 @@ def test_trim_by_hand():
     assert run("trim", values, 3, **given) == ([1, 3, 4], [1, 0, 1, 1, 2], [[10.0], [3.0], [20.0]])
     assert run("trim", values, 4, **given) == ([1, 2, 3, 4], [2, 0, 1, 2, 3], [[10.0], [6.0], [1.5], [20.0]])
     assert run("trim", values, 1, **given) == ([4], [0] * 5, [[pytest.approx(7.8)]])
+
+
+def test_prunesid_by_hand():
+    # n = 8: two components, a quarter of the mean cosine. Rows of one sign pattern are one group: 0 to 5, and 6 to 9.
+    wide, thin = np.array([1.0, -1, 1, -1]), np.array([1.0, 1, -1, -1])
+    features = np.stack([*[3 * wide] * 4, 3 * wide + 1, 3 * wide + 1, *[thin] * 4])
+    attention = [0.10, 0.11, 0.12, 0.13, 0.14, 0.05, 0.04, 0.01, 0.02, 0.03]
+    given = {"class_attention": attention, "tower_features": features}
+    # All of a group are alike: one distinct token each. Both bounds, 1, are raised until they add up to 8: 4 and 4. Of
+    # the 5 that are left after one each, round(5 / 2) = 2 and 3 more, so 3 and 4 by attention.
+    assert run("prunesid", np.eye(10), 7, **given)[0] == [2, 3, 4, 6, 7, 8, 9]
+    # At K = 1 and n = 2 there is one group, and the highest attention.
+    assert run("prunesid", np.eye(10), 1, **given)[0] == [4]
+
+
+def test_prunesid_quotas_by_hand():
+    # One each of 11, and of the other 8 as 14 : 4 : 4, so 5, 2, 1. The first has more than 5, which goes to the second.
+    distinct = jnp.array([14, 4, 4])
+    assert quotas(distinct, distinct, 12).tolist() == [5, 4, 2]
+    # Bounds of 5, 1 and 1 come to 7: raised by 3 to 8, 2 and 4, as the second has no more; 8 : 1 : 1 is 6, 1, 1.
+    assert quotas(jnp.array([14, 2, 4]), jnp.array([8, 1, 1]), 12).tolist() == [7, 2, 2]
+
+
+def test_prunesid_takes_the_distinct_first():
+    # One group at n = 4. The mean cosine of 0, 0, 90 and 90 degrees is 1/3, and an eighth of it lets 2 stay beside 0.
+    given = {"class_attention": [0.4, 0.3, 0.2, 0.1], "tower_features": direction(0, 0, 90, 90)}
+    assert run("prunesid", np.eye(4), 3, **given)[0] == [0, 1, 2]
+    more = {"class_attention": [0.4, 0.3, 0.2, 0.25, 0.1], "tower_features": direction(0, 0, 0, 0, 90)}
+    assert run("prunesid", np.eye(5), 2, **more)[0] == [0, 4]
 
 
 def test_apet_by_hand():

@@ -39,6 +39,7 @@ SOURCES = {
     "mmtok": ("MMTok", "Ironieser/MMTok", "mmtok/core/semantic_selector.py"),
     "otprune": ("OTPrune", "xiwenc1/OTPrune", f"LLaVA/{LLAVA}"),
     "prumerge": ("LLaVA-PruMerge", "42Shawn/LLaVA-PruMerge", "llava/model/multimodal_encoder/clip_encoder.py"),
+    "prunesid": ("PruneSID", "ZhengyaoFang/PruneSID", "prunesid/prunesid_llava/clip_encoder.py"),
     "pyramiddrop": ("PyramidDrop", "Cooperx521/PyramidDrop", "llava/model/modeling_llama_pdrop.py"),
     "scope": ("SCOPE", "kinredon/SCOPE", "scope/clip_encoder.py"),
     "sparsevlm": ("SparseVLMs", "Gumpest/SparseVLMs", "llava/model/language_model/modelling_sparse_llama.py"),

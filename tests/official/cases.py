@@ -16,6 +16,7 @@ ENGINE = {
 ARRAYS = {
     **dict.fromkeys(("apet", "tokencarve-svd", "prumerge", "vispruner"), _BOTH),
     **dict.fromkeys(("cdpruner", "divprune"), (192,)),
+    "prunesid": (127, 63),
     "tome": (400,),
     "v2drop": (288,),
 }

@@ -318,6 +318,21 @@ class Recorder:
             rows.append((merge(given["values"][None] * size, mode="sum") / merge(size, mode="sum"))[0])
         return {"rows": torch.stack(rows)}
 
+    def prunesid(self, keep: int) -> list[list[int]]:
+        def exact(matrix: torch.Tensor, q: int) -> tuple[torch.Tensor, ...]:
+            left, sizes, right = torch.linalg.svd(matrix - matrix.mean(-2, keepdim=True), full_matrices=False)
+            return left[..., :q], sizes[..., :q], right[..., :q, :].mT
+
+        run = functions(self.file("prunesid"), "forward", "batch_pca", "batch_similarity_nms").forward
+        found = []
+        for case in self.arrays():
+            hidden, attention = F.pad(case["values"], (0, 0, 1, 0)), F.pad(case["attention"][:, None, None], (1, 0))
+            seen = Returning(out=SimpleNamespace(hidden_states=(hidden, hidden), attentions=(attention, attention)))
+            here = SimpleNamespace(vision_tower=seen, need_token_num=keep + 1, device="cpu", dtype=torch.float32)
+            with mock.patch.object(torch, "pca_lowrank", exact):  # which starts at random
+                found.append(kept(run(here, hidden)[1][0, 1:] - 1))
+        return found
+
     def prumerge(self, keep: int) -> dict[str, Any]:
         hooks: dict[str, Any] = {}
         given = {"outputs": hooks, "outlier_dectection": None, "hook_k": "k", "hook_q": "q"}

@@ -5,6 +5,7 @@ It gives indices, assignment and rows, and the margin of its closest decision: b
 to decide another way.
 """
 
+import fractions
 import itertools
 import math
 
@@ -249,3 +250,49 @@ def apet(values, valid, usable, keep, sizes, *, drawn, basis=10):
     for place, pick in zip(sorted(set(stands) - set(hosts)), picks, strict=True):
         changed[place] = values[pick]
     return *finish(values, stands, joins, changed), margin.smallest
+
+
+def prunesid(values, valid, usable, keep, sizes, *, class_attention, tower_features):
+    margin, n = Margin(), keep + 1
+    tokens = [i for i in range(len(values)) if usable[i]]
+    attention = {i: float(class_attention[i]) for i in tokens}
+    for i, j in itertools.pairwise(sorted(attention, key=lambda i: (-attention[i], i))):
+        margin.note(EXACT * (attention[i] - attention[j]))
+    if len(tokens) <= keep:
+        return *finish(values, filled(tokens, keep, valid, usable), {}), margin.smallest
+    told = 1 / (1 + np.exp(-np.asarray(tower_features, np.float64)[tokens]))
+    components = max(1, n // 4)
+    _, spread, loading = np.linalg.svd((told - told.mean(1, keepdims=True)).T, full_matrices=False)
+    members = {c: [] for c in range(components)}
+    for place, i in enumerate(tokens):
+        members[margin.top({c: abs(loading[c, place]) for c in range(components)}, 1, 0.01)[0]].append(i)
+    for larger, smaller in itertools.pairwise(spread[: components + 1]):  # close ones mix in float32
+        margin.note(0.01 * (larger - smaller) / spread[0])
+
+    key = dict(zip(tokens, unit(np.asarray(tower_features, np.float64)[tokens]), strict=True))
+    threshold = n / 32 * np.mean([key[i] @ key[j] for i, j in itertools.combinations(tokens, 2)])
+    lines, distinct = {}, {}
+    for c, group in members.items():
+        line, left = [], sorted(group, key=lambda i: (-attention[i], i))
+        while left:
+            line.append(left.pop(0))
+            for i in left:
+                margin.note((key[i] @ key[line[-1]] - threshold) * 0.1)
+            left = [i for i in left if key[i] @ key[line[-1]] <= threshold]
+        distinct[c] = len(line)
+        lines[c] = line + sorted(set(group) - set(line), key=lambda i: (-attention[i], i))
+
+    most = {c: min(5 * math.ceil(n / 64), distinct[c]) for c in members}
+    while sum(most.values()) < n:
+        most = {c: min(most[c] + 1, len(members[c])) for c in members}
+    quota = {c: min(1, len(members[c])) for c in members}
+    more, so_far, before = keep - sum(quota.values()), 0, 0
+    for c in members:
+        so_far += distinct[c]
+        until = round(fractions.Fraction(so_far * more, sum(distinct.values())))  # half to even
+        quota[c] = min(quota[c] + until - before, most[c])
+        before = until
+    for c in sorted(members, key=lambda c: (-distinct[c], c)):
+        quota[c] += min(most[c] - quota[c], keep - sum(quota.values()))
+    stands = [i for c in members for i in lines[c][: quota[c]]]
+    return *finish(values, stands, {}), margin.smallest
