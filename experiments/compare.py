@@ -48,7 +48,7 @@ PROTOCOL_SCENES = 100  # unless --limit says otherwise: it asks each question so
 def _config(given: argparse.Namespace, command: Sequence[str]) -> CompareConfig:
     if given.protocol and given.limit is None and given.questions == registry.SCENES:
         given.limit = PROTOCOL_SCENES
-    own, named = schedules.by_text(given.schedule), given.methods or default_methods()
+    own, named = schedules.by_text(given.schedule), given.methods or default_methods(clip=bool(given.clip))
     comparison = AtBudgets.of(named, given.keep, own, protocol=given.protocol)
     return CompareConfig(
         run=flags.run(given, given.out, command),
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"of: {', '.join([*methods.choices(), *methods.OFFICIAL, DOWNSAMPLED])}; or your own, as "
         "package.module:object or path/to/file.py:object; divprune,kept is a method with an option of its "
         "cut, as in --schedule; nothing else but tokencarve, at whose cost compute is equal (default: all but "
-        "TokenCarve's variants)",
+        "TokenCarve's variants, and without --clip trim)",
     )
     parser.add_argument(
         "--protocol",
