@@ -18,9 +18,8 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.comparison.cells import DOWNSAMPLED, AtBudgets, default_methods
 from experiments.comparison.run import CompareConfig, compare
@@ -47,22 +46,20 @@ _EXAMPLES = """examples:
 KEEPS = (128, 64)
 REPEATS = 9
 PROTOCOL_SCENES = 100  # unless --limit says otherwise: it asks each question some 160 times
-SHORT_SCENES = 40  # with so many or fewer, the protocol takes what follows unless told otherwise
-SHORT: dict[str, Sequence[Any]] = {"methods": ("fastv", "visionzip", "divprune"), "keep": KEEPS[-1:]}
-SHORT_REPEATS = 3
+SHORT_SCENES = 40  # with so many or fewer, the protocol takes these and the smaller budget unless told otherwise
+SHORT_METHODS, SHORT_REPEATS = ("fastv", "visionzip", "divprune"), 3
 
 
 def _config(given: argparse.Namespace, command: Sequence[str]) -> CompareConfig:
     if given.protocol and given.limit is None and given.questions == registry.SCENES:
         given.limit = PROTOCOL_SCENES
     short = given.protocol and given.limit is not None and given.limit <= SHORT_SCENES
-    usual: Mapping[str, Sequence[Any]] = SHORT if short else {"methods": default_methods(), "keep": KEEPS}
-    names, keeps = given.methods or usual["methods"], given.keep or usual["keep"]
+    names = given.methods or (SHORT_METHODS if short else default_methods(clip=bool(given.clip)))
+    keeps, own = given.keep or (KEEPS[-1:] if short else KEEPS), schedules.by_text(given.schedule)
+    comparison = AtBudgets.of(names, keeps, own, protocol=given.protocol)
     return CompareConfig(
         run=flags.run(given, given.out, command),
-        worker=flags.worker(
-            given, AtBudgets.of(names, keeps, schedules.by_text(given.schedule), protocol=given.protocol)
-        ),
+        worker=flags.worker(given, comparison),
         rounds=given.repeats or (SHORT_REPEATS if short else REPEATS),
         gallery=given.gallery,
         report=not given.no_report,
@@ -88,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"of: {', '.join([*methods.choices(), *methods.OFFICIAL, DOWNSAMPLED])}; or your own, as "
         "package.module:object or path/to/file.py:object; divprune,kept is a method with an option of its "
         "cut, as in --schedule; nothing else but tokencarve, at whose cost compute is equal (default: all but "
-        "TokenCarve's variants)",
+        "TokenCarve's variants, and without --clip trim)",
     )
     parser.add_argument(
         "--protocol",
@@ -96,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="judge every method beyond its accuracy: against random tokens and the down-sampled image, on questions "
         "that down-sampling gets wrong, in other layers, on a second question, at other positions; on "
         f"{PROTOCOL_SCENES} scenes unless --limit says otherwise; with {SHORT_SCENES} or fewer the defaults are a few "
-        f"methods ({', '.join(SHORT['methods'])}), {SHORT['keep'][0]} tokens and {SHORT_REPEATS} repeats",
+        f"methods ({', '.join(SHORT_METHODS)}), {KEEPS[-1]} tokens and {SHORT_REPEATS} repeats",
     )
     parser.add_argument("--repeats", type=cli.positive, help=f"how often all are timed, by turns (default: {REPEATS})")
     parser.add_argument(

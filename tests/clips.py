@@ -53,12 +53,13 @@ def make_llava(folder: Path, clip: transformers.CLIPModel, **llava: Any) -> tran
 
 
 def relevance(
-    clip: transformers.CLIPModel, pixels: torch.Tensor, pieces: torch.Tensor, mask: torch.Tensor
+    clip: transformers.CLIPModel, pixels: torch.Tensor, pieces: torch.Tensor, mask: torch.Tensor, *, cosine: bool = True
 ) -> torch.Tensor:
-    """Of every patch of images [I, 3, H, W] to one question in pieces [T, S], as CDPruner's paper and code have it."""
+    """Of every patch of images [I, 3, H, W] to one question in pieces [T, S], as CDPruner's code has it, or TRIM's."""
     with torch.no_grad():
         states = clip.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
         patches = clip.visual_projection(clip.vision_model.post_layernorm(states))
         texts = clip.get_text_features(pieces, attention_mask=mask).pooler_output
-    patches, texts = (x / x.norm(dim=-1, keepdim=True) for x in (patches, texts))
+    if cosine:
+        patches, texts = (x / x.norm(dim=-1, keepdim=True) for x in (patches, texts))
     return (-(patches @ texts.T)).mean(-1)

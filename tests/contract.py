@@ -21,6 +21,7 @@ class Limits:
 
 LIMITS: Mapping[str, Limits] = {
     "tome": Limits(least=lambda n: (n + 1) // 2),  # every other token joins one of the rest
+    "apet": Limits(plain=False),  # rows become other tokens
     "prumerge": Limits(plain=False),  # rows are sums over neighbours that may be in several
     "prumerge-plus": Limits(plain=False),
 }

@@ -127,7 +127,7 @@ def evaluation(folder: Path, *, scenes: int = 3) -> dict[str, Any]:
 def comparison(folder: Path) -> dict[str, Any]:
     """Write the folder of a made-up comparison of all methods; gives what results.json holds."""
     report, rng = evaluation(folder), np.random.default_rng(1)
-    names = dict.fromkeys(["tokencarve", *default_methods()])
+    names = dict.fromkeys(["tokencarve", *default_methods(clip=True)])
     rows = [cell("vanilla", budget=None, basis=None, tokens=EVERY, right=0.97)]
     for budget in (128, 64):
         for basis, more in (("count", 0), ("compute", 200)):

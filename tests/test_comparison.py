@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments import compare
-from experiments.compare import SHORT
+from experiments.compare import SHORT_METHODS
 from experiments.comparison.cells import COMPUTE, DOWNSAMPLED, default_methods
 from experiments.core import loading
 from experiments.core.results import format_seconds
@@ -240,10 +240,10 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("argv", "rows"),
         [
-            (["--protocol", "--limit=40"], {"tokencarve", *SHORT["methods"], "random", DOWNSAMPLED}),
+            (["--protocol", "--limit=40"], {"tokencarve", *SHORT_METHODS, "random", DOWNSAMPLED}),
             (["--protocol", "--limit=40", "--methods", "norm"], {"tokencarve", "norm", "random", DOWNSAMPLED}),
-            (["--protocol", "--limit=41"], {*default_methods()}),
-            (["--limit=40"], {*default_methods()}),
+            (["--protocol", "--limit=41"], {*default_methods(clip=False)}),
+            (["--limit=40"], {*default_methods(clip=False)}),
         ],
     )
     def test_the_protocols_short_form_is_for_few_scenes_and_for_what_is_not_said(self, argv, rows, monkeypatch):

@@ -4,10 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.comparison.cells import COMPUTE, COUNT, GIVEN, AtBudgets, Line
+from experiments.comparison.cells import COMPUTE, COUNT, GIVEN, AtBudgets, Line, default_methods
 from experiments.comparison.rows import rows
 from experiments.core import loading, schedules
 from experiments.core.journal import Journal
+from experiments.core.methods import find, needs_clip
 from experiments.data.questions import QuestionSet, Sample
 from experiments.evaluation.answers import Answers
 from experiments.evaluation.probe import reduced
@@ -85,6 +86,11 @@ class TestCells:
         assert line.key is None
         assert "72 or more of 576" in line.why_not
         assert cell(found, "tome", COMPUTE, 64).tokens >= 72
+
+    def test_without_a_clip_nothing_is_compared_that_needs_one(self):
+        names = default_methods(clip=False)
+        assert not any(needs_clip(find(name)) for name in names[:-4])
+        assert {*default_methods(clip=True)} - {*names} == {"trim"}
 
     def test_official_schedules_and_ones_own(self):
         names = ["pyramiddrop-schedule", "sparsevlm-schedule"]

@@ -246,7 +246,7 @@ def test_all_methods_run_or_are_refused_by_name(pair):
         run = functools.partial(prefill.prefill, plan=plan, decode_capacity=0, target=CPU)
         out = jax.eval_shape(run, ours, prompt, jnp.uint32(0))
         assert out.cuts[0].indices.shape == (1, 9)
-    assert refused == {"hiprune"}
+    assert refused == {"hiprune", "trim"}
 
 
 def test_the_grid_of_an_image_reaches_the_methods(pair):

@@ -44,6 +44,7 @@ EVIDENCE: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "text_valid": ("T",),  # bool, True for those behind the image: the question
         "text_relevance": ("T",),  # each one's share of the image at the decoder's input: sparsevlm.word_shares
         "relevance": ("N",),  # to the question, higher is more relevant, by another model (CLIP's text tower)
+        "relevance_dot": ("N",),  # the same by dot products, where cosines leave lengths out
         "key": (),  # a PRNG key
     }
 )

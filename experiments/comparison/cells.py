@@ -86,9 +86,13 @@ FORMS = {"renumbered": "", "kept": ",kept", "median": ",median"}
 """What a cut before the decoder does to the positions of its survivors, and how its method is then called."""
 
 
-def default_methods() -> list[str]:
-    """Every published method and control; of TokenCarve's variants the exact one and the calibrated one alone."""
+def default_methods(*, clip: bool) -> list[str]:
+    """Every published method and control; of TokenCarve's variants the exact one and the calibrated one alone.
+
+    Without a `clip` those are left out that cannot do without one.
+    """
     names = [name for name in methods.choices() if not name.startswith(f"{REFERENCE}-")]
+    names = [name for name in names if clip or not methods.needs_clip(methods.find(name))]
     return [*names, f"{REFERENCE}-svd", f"{REFERENCE}-calibrated", *methods.OFFICIAL, DOWNSAMPLED]
 
 

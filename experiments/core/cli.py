@@ -96,8 +96,8 @@ def add_clip_flags(parser: argparse.ArgumentParser) -> None:
         "--clip",
         metavar="FOLDER|ID",
         help="the CLIP that the model's vision tower is from, such as openai/clip-vit-large-patch14-336: a folder in "
-        "Hugging Face format or a model id on the hub; tells methods that can use it (cdpruner) how relevant each "
-        "visual token is to the question (default: they are not told)",
+        "Hugging Face format or a model id on the hub; tells methods that can use it (cdpruner, trim) how relevant "
+        "each visual token is to the question (default: they are not told)",
     )
     parser.add_argument(
         "--clip-revision",

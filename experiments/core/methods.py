@@ -17,6 +17,7 @@ from typing import Any
 from models.engine.notation import Cut, with_options
 from models.engine.official import pyramiddrop_schedule, sparsevlm_schedule
 from models.engine.plan import TOKENCARVE_LAYER, Schedule, parse
+from models.engine.relevance import RELEVANCE
 from models.errors import CommandError
 from tokencarve_jax import COMPRESSORS, Compressor, check
 
@@ -171,10 +172,15 @@ def own(compressors: Iterable[Compressor]) -> dict[str, str]:
     return {one.name: changing for one in compressors if (changing := version(one))}
 
 
+def needs_clip(compressor: Compressor) -> bool:
+    """Whether it cannot do without relevance to the question."""
+    return not {*RELEVANCE}.isdisjoint(compressor.required)
+
+
 def check_evidence(cuts: Schedule, *, clip: Any) -> None:
     """Raise ValueError, before the work, where a method needs a CLIP and there is none."""
     for one in cuts if clip is None else ():
-        if "relevance" in one.compressor.required:
+        if needs_clip(one.compressor):
             name = one.compressor.name
             raise ValueError(f"{name} needs to know how relevant tokens are to the question; pass --clip too")
 

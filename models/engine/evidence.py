@@ -53,6 +53,7 @@ def of_text(sequence: Sequence) -> dict[str, Callable[[], Any]]:
     questions = sequence.questions
     if questions is not None:
         known["relevance"] = lambda: questions.relevance(sequence.evidence[FEATURES], sequence.visual_valid)
+        known["relevance_dot"] = lambda: questions.dot(sequence.evidence[FEATURES], sequence.visual_valid)
     return known
 
 

@@ -18,7 +18,7 @@ from tokencarve_jax import plan as count
 TOKENCARVE_LAYER = 2  # the paper's choice for LLaVA-1.5, as in its released code
 _READ_IN_TOWER = ("class_attention", "global_attention", "middle_attention", "tower_keys", "tower_features")
 OF_TOWER = (*_READ_IN_TOWER, "projector", "key")
-_OF_INPUT = (*OF_TOWER, "text", "text_valid", "text_relevance", "relevance")
+_OF_INPUT = (*OF_TOWER, "text", "text_valid", "text_relevance", "relevance", "relevance_dot")
 _OF_BLOCK = ("tower_keys",)
 Schedule = tuple[Cut, ...]
 Carve = Any  # None, a keep, one cut or a tuple of them: Cut, (place, name or Compressor, keep) or text
@@ -45,9 +45,9 @@ class Plan:
         found = {(name, cut.compressor.tower_layer) for cut in self.cuts for name in cut.compressor.evidence}
         return tuple(sorted((name, layer) for name, layer in found if name in _READ_IN_TOWER))
 
-    def asks(self, name: str) -> bool:
-        """Whether a cut after the tower declares this evidence."""
-        return any(name in cut.compressor.evidence for cut in self.cuts if cut.place != TOWER)
+    def asks(self, *names: str) -> bool:
+        """Whether a cut after the tower declares one of these kinds of evidence."""
+        return any(set(names) & {*cut.compressor.evidence} for cut in self.cuts if cut.place != TOWER)
 
 
 def parse(carve: Carve, *, num_layers: int) -> Schedule:

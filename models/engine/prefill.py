@@ -25,7 +25,7 @@ from models.engine.cache import Cache, KeyValue, Segment
 from models.engine.loop import Flow, run_layers
 from models.engine.plan import INPUT, TOWER, Cut, Plan
 from models.engine.prompt import Prompt
-from models.engine.relevance import FEATURES
+from models.engine.relevance import FEATURES, RELEVANCE
 from models.engine.sequence import CutRecord, Sequence, Survivors
 from models.engine.sharding import by_batch
 from models.engine.target import Target
@@ -101,7 +101,7 @@ def embed(
         evidence={},
         text=hidden[:, :0],
         text_relevance=None,
-        questions=prompt.relevance if plan.asks("relevance") else None,
+        questions=prompt.relevance if plan.asks(*RELEVANCE) else None,
     )
     sequence = dataclasses.replace(sequence, text=rows(hidden, sequence.text_slots))
     if prompt.pixel_values is None:

@@ -1,4 +1,4 @@
-"""The evidence `relevance`, of each visual token to the question, by CLIP.
+"""The evidence `relevance` and `relevance_dot`, of each visual token to the question, by CLIP.
 
 Axis letters: B batch, T pieces of a question, N visual tokens, C width of the tower, P width of CLIP's space.
 """
@@ -18,7 +18,8 @@ from models.engine.sharding import place_batch
 from models.nn.clip_config import VisionConfig
 from models.nn.clip_text import PatchEmbedding
 
-FEATURES = ("tower_features", -2)  # read in the tower for it
+RELEVANCE = ("relevance", "relevance_dot")
+FEATURES = ("tower_features", -2)  # read in the tower for them
 _HOW = "pass relevance=models.relevance.Relevance.from_pretrained(CLIP)(questions)"
 
 
@@ -76,11 +77,20 @@ class QuestionEmbeddings:
             (LLaVA-NeXT's newline), which then counts as the row's least relevant one.
           valid: [B, N] bool, False where a row has fewer tokens.
         """
-        patches, texts = _unit(self.patches(features)), _unit(self.texts)
-        cosine = jnp.einsum("bnp,btp->bnt", patches, texts, precision=jax.lax.Precision.HIGHEST)
-        relevance = -jnp.mean(cosine, axis=-1, where=self.valid[:, None])
+        return self._mean(_unit(self.patches(features)), _unit(self.texts), features, valid)
+
+    def dot(self, features: jax.Array, valid: jax.Array) -> jax.Array:
+        """The same with patch and piece as long as CLIP makes them, as in TRIM's code: [B, N] float32."""
+        patches, texts = (x.astype(jnp.float32) for x in (self.patches(features), self.texts))
+        return self._mean(patches, texts, features, valid)
+
+    def _mean(self, patches: jax.Array, texts: jax.Array, features: jax.Array, valid: jax.Array) -> jax.Array:
+        """MINUS the mean over pieces of the products of patches [B, N, P] and texts [B, T, P]."""
+        product = jnp.einsum("bnp,btp->bnt", patches, texts, precision=jax.lax.Precision.HIGHEST)
+        relevance = -jnp.mean(product, axis=-1, where=self.valid[:, None])
         of_patch = valid & (features != 0).any(-1)
-        return jnp.where(of_patch, relevance, relevance.min(-1, keepdims=True, where=of_patch, initial=1))
+        most = jnp.finfo(relevance.dtype).max
+        return jnp.where(of_patch, relevance, relevance.min(-1, keepdims=True, where=of_patch, initial=most))
 
 
 def attach(questions: QuestionEmbeddings | None, prompt: Prompt, model: Any) -> Prompt:
@@ -105,9 +115,9 @@ def without_unused_questions(prompt: Prompt, schedule: Schedule) -> Prompt:
       ValueError: a cut needs questions, and the prompt has none.
     """
     for cut in schedule if prompt.relevance is None else ():
-        if "relevance" in cut.compressor.required:
+        if {*RELEVANCE} & {*cut.compressor.required}:
             raise ValueError(f"cut {cut}: {cut.compressor.name} needs relevance to the question; {_HOW}")
-    return prompt if Plan(schedule).asks("relevance") else dataclasses.replace(prompt, relevance=None)
+    return prompt if Plan(schedule).asks(*RELEVANCE) else dataclasses.replace(prompt, relevance=None)
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -17,6 +17,7 @@ from flax import nnx
 from models.config import Fields, special_tokens
 from models.engine.model import VisionLanguageModel
 from models.engine.prompt import Prompt, make_prompt, round_up
+from models.engine.relevance import RELEVANCE
 from models.engine.visual import TowerRequest, Visual
 from models.errors import ConfigError
 from models.families.tables import decoder_table, qwen_vision_table
@@ -91,7 +92,7 @@ class Qwen25VL(VisionLanguageModel):
 
     model_type = "qwen2_5_vl"
     square = False
-    evidence = frozenset(EVIDENCE) - {"middle_attention", "relevance"}  # few blocks see whole frames; no CLIP
+    evidence = frozenset(EVIDENCE) - {"middle_attention", *RELEVANCE}  # few blocks see whole frames; no CLIP
 
     def __init__(self, config: Qwen25VLConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         self.config = config

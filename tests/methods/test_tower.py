@@ -1,5 +1,6 @@
 """Methods that read the vision tower against float64 oracles."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from tokencarve_jax.registry import COMPRESSORS
 SETS, WIDTH, DEPTH = 17, 24, 16  # of a batch, of a value, of a key
 SHAPES = ((48, 40), (37, 7), (33, 1))  # N, K
 HALVES = ((48, 40), (37, 19), (2, 1))
+KEY = jax.random.key(5)
 TIE = 3e-6  # float32 does not tell cosines apart that are closer
 
 METHODS = {
@@ -22,6 +24,9 @@ METHODS = {
     "prumerge": (tower.prumerge, ("class_attention", "tower_keys"), SHAPES),
     "prumerge-plus": (tower.prumerge_plus, ("class_attention", "tower_keys"), SHAPES),
     "holov": (tower.holov, ("class_attention",), SHAPES),
+    "prunesid": (tower.prunesid, ("class_attention", "tower_features"), SHAPES),
+    "apet": (tower.apet, (), SHAPES),
+    "trim": (tower.trim, ("relevance_dot",), SHAPES),
 }
 
 
@@ -47,6 +52,7 @@ def batch(name, count, seed=0):
         "tower_keys": np.stack([near_duplicates(rng, decaying(rng, count, DEPTH)) for _ in range(SETS)]),
         "tower_features": np.stack([near_duplicates(rng, decaying(rng, count, DEPTH)) for _ in range(SETS)]),
     }
+    evidence["relevance_dot"] = rng.normal(size=(SETS, count))
     evidence = {key: evidence[key].astype(np.float32) for key in METHODS[name][1]}
     values = np.stack([near_duplicates(rng, decaying(rng, count, WIDTH)) for _ in range(SETS)])
     if name == "holov":  # the variance cancels out of a crop's score, but where it is tiny: nearly orthogonal tokens
@@ -74,12 +80,14 @@ def check(name, count, keep):
     """Compare a batch with the oracle; gives how many sets were decided without a tie."""
     oracle = METHODS[name][0]
     tokens, evidence, usable = batch(name, count)
-    left = COMPRESSORS[name](tokens, keep=keep, **evidence)
+    draws = "key" in COMPRESSORS[name].evidence
+    left = COMPRESSORS[name](tokens, keep=keep, **evidence, **({"key": KEY} if draws else {}))
     clear = 0
     for lane in range(SETS):
         mine = [np.asarray(array[lane]) for array in (left.indices, left.assignment, left.tokens.values)]
         values, sizes = np.asarray(tokens.values[lane]), np.asarray(tokens.sizes[lane])
         told = {key: array[lane] for key, array in evidence.items()}
+        told |= {"drawn": float(jax.random.uniform(KEY))} if draws else {}
         valid = np.asarray(tokens.valid[lane])
         indices, assignment, rows, margin = oracle(values, valid, usable[lane], keep, sizes, **told)
         if margin < TIE:

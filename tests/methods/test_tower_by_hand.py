@@ -1,10 +1,12 @@
 """Methods that read the vision tower, on examples worked by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tokencarve_jax import tokens as base
+from tokencarve_jax.methods.prunesid import quotas
 from tokencarve_jax.methods.tome import block_counts
 from tokencarve_jax.registry import COMPRESSORS
 
@@ -18,7 +20,7 @@ def run(name, values, keep, **evidence):
 
 def options(name, values, keep, changed, **evidence):
     select = COMPRESSORS[name].replace("changed", **changed)
-    evidence = {key: jnp.asarray(value, jnp.float32) for key, value in evidence.items()}
+    evidence = {name: what if name == "key" else jnp.asarray(what, jnp.float32) for name, what in evidence.items()}
     return select(base.Tokens.of(jnp.asarray(values, jnp.float32)), keep=keep, **evidence)
 
 
@@ -199,6 +201,66 @@ def test_prumerge_plus_by_hand():
     for wrong in ({"spatial": 2.0}, {"nearest": -1}):
         with pytest.raises(ValueError, match="must be"):
             options("prumerge", np.ones((8, 1)), 5, wrong, **given)
+
+
+def test_trim_by_hand():
+    # 1 and 4 are the most relevant; 0, 2 and 3 become their mean where 3 stood.
+    values, given = [[3.0], [10.0], [6.0], [0.0], [20.0]], {"relevance_dot": [-9.0, 2.0, -1.0, -1.0, 3.0]}
+    assert run("trim", values, 3, **given) == ([1, 3, 4], [1, 0, 1, 1, 2], [[10.0], [3.0], [20.0]])
+    assert run("trim", values, 4, **given) == ([1, 2, 3, 4], [2, 0, 1, 2, 3], [[10.0], [6.0], [1.5], [20.0]])
+    assert run("trim", values, 1, **given) == ([4], [0] * 5, [[pytest.approx(7.8)]])
+
+
+def test_prunesid_by_hand():
+    # n = 8: two components, a quarter of the mean cosine. Rows of one sign pattern are one group: 0 to 5, and 6 to 9.
+    wide, thin = np.array([1.0, -1, 1, -1]), np.array([1.0, 1, -1, -1])
+    features = np.stack([*[3 * wide] * 4, 3 * wide + 1, 3 * wide + 1, *[thin] * 4])
+    attention = [0.10, 0.11, 0.12, 0.13, 0.14, 0.05, 0.04, 0.01, 0.02, 0.03]
+    given = {"class_attention": attention, "tower_features": features}
+    # All of a group are alike: one distinct token each. Both bounds, 1, are raised until they add up to 8: 4 and 4. Of
+    # the 5 that are left after one each, round(5 / 2) = 2 and 3 more, so 3 and 4 by attention.
+    assert run("prunesid", np.eye(10), 7, **given)[0] == [2, 3, 4, 6, 7, 8, 9]
+    # At K = 1 and n = 2 there is one group, and the highest attention.
+    assert run("prunesid", np.eye(10), 1, **given)[0] == [4]
+
+
+def test_prunesid_quotas_by_hand():
+    # One each of 11, and of the other 8 as 14 : 4 : 4, so 5, 2, 1. The first has more than 5, which goes to the second.
+    distinct = jnp.array([14, 4, 4])
+    assert quotas(distinct, distinct, 12).tolist() == [5, 4, 2]
+    # Bounds of 5, 1 and 1 come to 7: raised by 3 to 8, 2 and 4, as the second has no more; 8 : 1 : 1 is 6, 1, 1.
+    assert quotas(jnp.array([14, 2, 4]), jnp.array([8, 1, 1]), 12).tolist() == [7, 2, 2]
+
+
+def test_prunesid_takes_the_distinct_first():
+    # One group at n = 4. The mean cosine of 0, 0, 90 and 90 degrees is 1/3, and an eighth of it lets 2 stay beside 0.
+    given = {"class_attention": [0.4, 0.3, 0.2, 0.1], "tower_features": direction(0, 0, 90, 90)}
+    assert run("prunesid", np.eye(4), 3, **given)[0] == [0, 1, 2]
+    more = {"class_attention": [0.4, 0.3, 0.2, 0.25, 0.1], "tower_features": direction(0, 0, 0, 0, 90)}
+    assert run("prunesid", np.eye(5), 2, **more)[0] == [0, 4]
+
+
+def test_apet_by_hand():
+    values = np.array([[4.0, 0, 0], [1, 0, 1], [0, 3, 0], [2, 1, 2], [3, 0, 0]])
+    keys = [jax.random.key(seed) for seed in range(40)]
+    first = next(key for key in keys if jax.random.uniform(key) < 0.2)  # of five, 0
+    fourth = next(key for key in keys if 0.6 < jax.random.uniform(key) < 0.8)
+    # 2 is the farthest from 0. Beyond their plane are 3, by 2, and 1, by 1; 0 is the first of those within it. 3 takes
+    # in what is below, and the others' rows become the basis.
+    left = options("apet", values, 3, {"basis": 2}, key=first)
+    assert left.indices.tolist() == [0, 1, 3]
+    assert left.assignment.tolist() == [0, 1, 2, 2, 2]
+    np.testing.assert_allclose(left.tokens.values, [[4, 0, 0], [0, 3, 0], [5 / 3, 4 / 3, 2 / 3]], rtol=1e-6)
+    assert left.tokens.sizes.tolist() == [1, 1, 3]
+    # Beyond the line of 3: 0 by sqrt(80) / 3, 4 by sqrt(45) / 3, 2 by sqrt(72) / 3; 0, 2 stand and 2 becomes 3.
+    left = options("apet", values, 2, {"basis": 1}, key=fourth)
+    assert left.indices.tolist() == [0, 2]
+    np.testing.assert_allclose(left.tokens.values, [[10 / 4, 1 / 4, 3 / 4], values[3]], rtol=1e-6)
+    # One row is the longest token's, and all join it.
+    left = options("apet", values, 1, {}, key=first)
+    assert (left.indices.tolist(), left.assignment.tolist()) == ([0], [0] * 5)
+    with pytest.raises(ValueError, match="basis must be 1 or more"):
+        options("apet", values, 3, {"basis": 0}, key=first)
 
 
 def test_holov_by_hand():

@@ -39,7 +39,7 @@ class Watching(Prefill):
             if cut.place == (index or INPUT):
                 compressor, known = cut.compressor, self.known(cut, index, hidden)
                 tokens, told = gather_evidence(cut, hidden, self.sequence, known, images=1)
-                if compressor.name == "visionzip":  # their sums are of the tower's features
+                if compressor.name in ("visionzip", "trim"):  # their sums are of the tower's features
                     tokens = Tokens.of(self.sequence.evidence["tower_features", -2])
                 left = compressor(tokens, keep=int(cut.keep), **told)
                 self.found[compressor.name, int(cut.keep)] = left.indices, left.tokens.values[..., 0]
@@ -89,7 +89,9 @@ def ours() -> dict[str, Any]:
         for keep in budgets:
             with jax.enable_x64(name == "vispruner"):  # whose rounds go on from how similarities were rounded
                 wide = np.float64 if name == "vispruner" else np.float32
-                told = {kind: stacked[called[kind]].astype(wide) for kind in COMPRESSORS[name].evidence}
+                asked = COMPRESSORS[name].evidence
+                told = {kind: stacked[called[kind]].astype(wide) for kind in asked if kind != "key"}
+                told |= {"key": jax.random.key(inputs.SEED)} if "key" in asked else {}
                 left = COMPRESSORS[name](Tokens.of(stacked["values"].astype(wide)), keep=keep, **told)
             found[f"{name} {keep}"] = left.indices, left.tokens.values[..., 0]
     return jax.tree.map(np.asarray, found)

@@ -20,6 +20,7 @@ from tests.official import inputs
 
 LLAVA = "llava/model/llava_arch.py"
 SOURCES = {
+    "apet": ("ApET", "MaQianKun0/ApET", LLAVA),
     "cdpruner": ("CDPruner", "Theia-4869/CDPruner", LLAVA),
     "dart": (
         "DART",
@@ -38,11 +39,13 @@ SOURCES = {
     "mmtok": ("MMTok", "Ironieser/MMTok", "mmtok/core/semantic_selector.py"),
     "otprune": ("OTPrune", "xiwenc1/OTPrune", f"LLaVA/{LLAVA}"),
     "prumerge": ("LLaVA-PruMerge", "42Shawn/LLaVA-PruMerge", "llava/model/multimodal_encoder/clip_encoder.py"),
+    "prunesid": ("PruneSID", "ZhengyaoFang/PruneSID", "prunesid/prunesid_llava/clip_encoder.py"),
     "pyramiddrop": ("PyramidDrop", "Cooperx521/PyramidDrop", "llava/model/modeling_llama_pdrop.py"),
     "scope": ("SCOPE", "kinredon/SCOPE", "scope/clip_encoder.py"),
     "sparsevlm": ("SparseVLMs", "Gumpest/SparseVLMs", "llava/model/language_model/modelling_sparse_llama.py"),
     "tokencarve-svd": ("TokenCarve", "ShawnTan86/TokenCarve", "TokenCarve/modeling_llama.py"),
     "tome": ("ToMe", "facebookresearch/ToMe", "tome/merge.py"),
+    "trim": ("TRIM", "FreedomIntelligence/TRIM", "llava/model/multimodal_encoder/clip_encoder.py"),
     "v2drop": ("V2Drop", "xuyang-liu16/V2Drop", "llava/model/language_model/V2Drop.py"),
     "visionzip": ("VisionZip", "dvlab-research/VisionZip", "visionzip/clip_encoder.py"),
     "vispruner": ("VisPruner", "Theia-4869/VisPruner", LLAVA),

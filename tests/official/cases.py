@@ -8,14 +8,15 @@ SPARSE_KEPT = {309: 300, 312: 303, 249: 238, 82: 66}  # the others are means
 _BOTH = (128, 64)
 ENGINE = {
     **dict.fromkeys(("fastervlm", "hiprune", "cdpruner", "divprune", "scope", "mmtok", "holov", "otprune"), _BOTH),
-    **dict.fromkeys(("visionzip", "fastv", "pyramiddrop"), _BOTH),
+    **dict.fromkeys(("visionzip", "trim", "fastv", "pyramiddrop"), _BOTH),
     "dart": (132, 68),
     "sparsevlm": (309, 249, 82),
     "sparsevlm-plus": (300, 66),
 }
 ARRAYS = {
-    **dict.fromkeys(("tokencarve-svd", "prumerge", "vispruner"), _BOTH),
+    **dict.fromkeys(("apet", "tokencarve-svd", "prumerge", "vispruner"), _BOTH),
     **dict.fromkeys(("cdpruner", "divprune"), (192,)),
+    "prunesid": (127, 63),
     "tome": (400,),
     "v2drop": (288,),
 }

@@ -5,6 +5,7 @@ its commit in FOLDER/NAME/COMMIT; needs torch and transformers. Functions are ta
 the files import other versions of transformers than there are; whatever else a function looks up is given here.
 """
 
+import functools
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import jax
 import torch
 import transformers
 from torch import nn
@@ -155,6 +157,18 @@ class Recorder:
         left = run(SimpleNamespace(vision_tower=tower, device="cpu", dtype=torch.float32), self.pixels)[0]
         return {"rows": left[:, -contextual:]}
 
+    def trim(self, keep: int) -> dict[str, Any]:
+        run, clip = functions(self.file("trim"), "CLIPVisionTower.token_reduction").token_reduction, inputs.clip()
+        vision = SimpleNamespace(post_layernorm=self.model.vision_tower.post_layernorm)
+        tower = SimpleNamespace(vision_model=vision, visual_projection=lambda x: x @ torch.tensor(clip["projection"]).T)
+        here = SimpleNamespace(token_reduce_func=f"TRIM:{(keep - 0.5) / inputs.PATCHES}", vision_tower=tower)
+        text = torch.tensor(clip["texts"]).mean(1)  # one there; the mean of products is that with the mean
+        with mock.patch.object(torch, "float16", torch.float32):  # which it rounds to
+            left, counts = run(here, self.features, None, text)
+        assert set(counts) == {keep}
+        same = (self.features[:, :, None] == left[:, None, : keep - 1]).all(-1).any(-1)
+        return {"kept": from_mask(same), "rows": left[:, keep - 1 : keep]}
+
     def fastv(self, keep: int) -> list[list[int]]:
         given = {"StaticCache": tuple, "DynamicCache": None, "BaseModelOutputWithPast": SimpleNamespace}
         run, found = functions(self.file("fastv"), "LlamaModel.fastv_forward", **given).fastv_forward, []
@@ -253,6 +267,21 @@ class Recorder:
 
     # On arrays
 
+    def apet(self, keep: int) -> dict[str, Any]:
+        sample = functions(self.file("apet").parent / "utils.py", "fps").fps
+        run = functions(self.file("apet"), "encode_images", "token_merging", fps=sample)
+        features = torch.cat([case["values"] for case in self.arrays()])
+        seen, count = (F.pad(features, (0, 0, 1, 0)), None), {"get_visual_token_num": lambda: keep}
+        here = self.llava(*seen, projector=nn.Identity(), **count)
+        here.model, here.token_merging = SimpleNamespace(basis_token_num=10), functools.partial(run.token_merging, None)
+        first = int(jax.random.uniform(jax.random.key(inputs.SEED)) * inputs.PATCHES)  # there at random
+        with (
+            mock.patch.object(torch, "randint", return_value=torch.full((len(features),), first)),
+            mock.patch.object(torch.Tensor, "half", lambda x: x),
+        ):
+            left, mask = run.encode_images(here, None)
+        return {"kept": from_mask(mask), "rows": left[mask].reshape(len(left), keep, -1)}
+
     def tokencarve_svd(self, keep: int) -> dict[str, Any]:
         prepared = {"_prepare_4d_causal_attention_mask": causal, "DynamicCache": None, "Cache": tuple}
         prepared["BaseModelOutputWithPast"] = SimpleNamespace
@@ -288,6 +317,21 @@ class Recorder:
             size = torch.ones(1, inputs.PATCHES, 1)
             rows.append((merge(given["values"][None] * size, mode="sum") / merge(size, mode="sum"))[0])
         return {"rows": torch.stack(rows)}
+
+    def prunesid(self, keep: int) -> list[list[int]]:
+        def exact(matrix: torch.Tensor, q: int) -> tuple[torch.Tensor, ...]:
+            left, sizes, right = torch.linalg.svd(matrix - matrix.mean(-2, keepdim=True), full_matrices=False)
+            return left[..., :q], sizes[..., :q], right[..., :q, :].mT
+
+        run = functions(self.file("prunesid"), "forward", "batch_pca", "batch_similarity_nms").forward
+        found = []
+        for case in self.arrays():
+            hidden, attention = F.pad(case["values"], (0, 0, 1, 0)), F.pad(case["attention"][:, None, None], (1, 0))
+            seen = Returning(out=SimpleNamespace(hidden_states=(hidden, hidden), attentions=(attention, attention)))
+            here = SimpleNamespace(vision_tower=seen, need_token_num=keep + 1, device="cpu", dtype=torch.float32)
+            with mock.patch.object(torch, "pca_lowrank", exact):  # which starts at random
+                found.append(kept(run(here, hidden)[1][0, 1:] - 1))
+        return found
 
     def prumerge(self, keep: int) -> dict[str, Any]:
         hooks: dict[str, Any] = {}

@@ -29,6 +29,7 @@ _LOOKS_AT = {  # evidence, as `tokencarve_jax.EVIDENCE` names it, in words
     "tower_features": "the tower's features",
     "text": "the question's words",
     "relevance": "relevance to the question",
+    "relevance_dot": "relevance to the question",
     "key": "chance",
 }
 _LARGEST_GRID = 256

@@ -5,6 +5,7 @@ It gives indices, assignment and rows, and the margin of its closest decision: b
 to decide another way.
 """
 
+import fractions
 import itertools
 import math
 
@@ -204,3 +205,94 @@ def prumerge(values, valid, usable, keep, sizes, *, class_attention, tower_keys,
 
 def prumerge_plus(*arguments, **told):
     return prumerge(*arguments, **told, spatial=True)
+
+
+def trim(values, valid, usable, keep, sizes, *, relevance_dot):
+    margin, values = Margin(), np.asarray(values, np.float64)
+    score = {i: float(relevance_dot[i]) for i in range(len(values)) if usable[i]}
+    stands = margin.top(score, keep - 1, EXACT)
+    others = [i for i in score if i not in stands]
+    joins, changed = {}, {}
+    if others:
+        last = max(others)
+        joins = {i: last for i in others if i != last}
+        changed = {last: sum(sizes[i] * values[i] for i in others) / sum(sizes[i] for i in others)}
+        stands = [*stands, last]
+    return *finish(values, filled(stands, keep, valid, usable), joins, changed), margin.smallest
+
+
+def apet(values, valid, usable, keep, sizes, *, drawn, basis=10):
+    margin, values = Margin(), np.asarray(values, np.float64)
+    tokens = [i for i in range(len(values)) if usable[i]]
+    basis = min(basis, keep - 1)
+    x = {i: values[i] for i in tokens}
+    longest = max((np.linalg.norm(row) for row in x.values()), default=1.0)
+    picks = [tokens[int(drawn * len(tokens))]] if basis and tokens else []
+    while tokens and len(picks) < basis:
+        apart = {i: min(np.sum((x[i] - x[j]) ** 2) for j in picks) for i in tokens}
+        picks += margin.top(apart, 1, 0.3 / longest**2)
+    error = {}
+    for i in tokens:
+        span = np.array([x[j] for j in picks]).reshape(len(picks), values.shape[1]).T
+        # Of the basis, none: they come last, by index
+        error[i] = -longest * (i + 1) if i in picks else np.linalg.norm(x[i] - span @ np.linalg.lstsq(span, x[i])[0])
+    stands = margin.top(error, keep, 0.3 / longest)
+    if len(tokens) <= keep:
+        return *finish(values, filled(stands, keep, valid, usable), {}), margin.smallest
+    hosts = margin.top(error, keep - basis, 0.3 / longest)
+    key, joins, changed = dict(zip(tokens, unit([x[i] for i in tokens]), strict=True)), {}, {}
+    for i in tokens:
+        if i not in stands:
+            joins[i] = margin.top({j: float(key[i] @ key[j]) for j in hosts}, 1)[0]
+    for host in set(joins.values()):
+        group = [host, *(i for i in joins if joins[i] == host)]
+        changed[host] = sum(sizes[i] * values[i] for i in group) / sum(sizes[i] for i in group)
+    for place, pick in zip(sorted(set(stands) - set(hosts)), picks, strict=True):
+        changed[place] = values[pick]
+    return *finish(values, stands, joins, changed), margin.smallest
+
+
+def prunesid(values, valid, usable, keep, sizes, *, class_attention, tower_features):
+    margin, n = Margin(), keep + 1
+    tokens = [i for i in range(len(values)) if usable[i]]
+    attention = {i: float(class_attention[i]) for i in tokens}
+    for i, j in itertools.pairwise(sorted(attention, key=lambda i: (-attention[i], i))):
+        margin.note(EXACT * (attention[i] - attention[j]))
+    if len(tokens) <= keep:
+        return *finish(values, filled(tokens, keep, valid, usable), {}), margin.smallest
+    told = 1 / (1 + np.exp(-np.asarray(tower_features, np.float64)[tokens]))
+    components = max(1, n // 4)
+    _, spread, loading = np.linalg.svd((told - told.mean(1, keepdims=True)).T, full_matrices=False)
+    members = {c: [] for c in range(components)}
+    for place, i in enumerate(tokens):
+        members[margin.top({c: abs(loading[c, place]) for c in range(components)}, 1, 0.01)[0]].append(i)
+    for larger, smaller in itertools.pairwise(spread[: components + 1]):  # close ones mix in float32
+        margin.note(0.01 * (larger - smaller) / spread[0])
+
+    key = dict(zip(tokens, unit(np.asarray(tower_features, np.float64)[tokens]), strict=True))
+    threshold = n / 32 * np.mean([key[i] @ key[j] for i, j in itertools.combinations(tokens, 2)])
+    lines, distinct = {}, {}
+    for c, group in members.items():
+        line, left = [], sorted(group, key=lambda i: (-attention[i], i))
+        while left:
+            line.append(left.pop(0))
+            for i in left:
+                margin.note((key[i] @ key[line[-1]] - threshold) * 0.1)
+            left = [i for i in left if key[i] @ key[line[-1]] <= threshold]
+        distinct[c] = len(line)
+        lines[c] = line + sorted(set(group) - set(line), key=lambda i: (-attention[i], i))
+
+    most = {c: min(5 * math.ceil(n / 64), distinct[c]) for c in members}
+    while sum(most.values()) < n:
+        most = {c: min(most[c] + 1, len(members[c])) for c in members}
+    quota = {c: min(1, len(members[c])) for c in members}
+    more, so_far, before = keep - sum(quota.values()), 0, 0
+    for c in members:
+        so_far += distinct[c]
+        until = round(fractions.Fraction(so_far * more, sum(distinct.values())))  # half to even
+        quota[c] = min(quota[c] + until - before, most[c])
+        before = until
+    for c in sorted(members, key=lambda c: (-distinct[c], c)):
+        quota[c] += min(most[c] - quota[c], keep - sum(quota.values()))
+    stands = [i for c in members for i in lines[c][: quota[c]]]
+    return *finish(values, stands, {}), margin.smallest
