@@ -1,4 +1,4 @@
-"""LLaVA, Qwen2.5-VL and their relatives in Flax NNX, from Hugging Face checkpoints."""
+"""LLaVA, Qwen-VL and their relatives in Flax NNX, from Hugging Face checkpoints."""
 
 from typing import Any
 

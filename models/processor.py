@@ -15,7 +15,7 @@ from models.config import Fields
 from models.errors import CommandError
 from models.io.hub import transformers
 from models.io.untrusted import file_problem, limited, parsing, read_json
-from models.qwen_processor import CLASS, QwenProcessor
+from models.qwen_processor import CLASSES, QwenProcessor
 
 _FILES = (
     "tokenizer.json",
@@ -28,7 +28,7 @@ _FILES = (
 )
 # transformers has hundreds of others, of which some ask the hub, and some take gigabytes for a small image.
 _TYPES = {
-    "processor_class": "(Llava|LlavaNext|Qwen2_5_VL)Processor",
+    "processor_class": "(Llava|LlavaNext|Qwen2_5_VL|Qwen3VL)Processor",
     "image_processor_type": "(CLIP|Llava|LlavaNext|Qwen2VL)(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
     "feature_extractor_type": "(CLIP|Llava|LlavaNext|Qwen2VL)(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
 }
@@ -42,7 +42,7 @@ _MOST_CHARACTERS = 10**7  # of a rendered prompt
 def load_processor(folder: Path) -> Any:
     """A processor with image processor and chat template, tried on a small image and a short question.
 
-    It is transformers', or for Qwen2.5-VL a `QwenProcessor`. Only the folder's chat template is run, in Jinja's
+    It is transformers', or for Qwen-VL a `QwenProcessor`. Only the folder's chat template is run, in Jinja's
     sandbox; the hub is not asked.
 
     Raises:
@@ -54,7 +54,7 @@ def load_processor(folder: Path) -> Any:
         with parsing(folder, CommandError):
             # Pillow's resizing, also where torchvision is installed: the same pixels on every machine.
             processor: Any
-            if CLASS in classes:
+            if CLASSES & classes:
                 processor = QwenProcessor.from_pretrained(folder, **local)
             else:
                 processor = transformers().AutoProcessor.from_pretrained(folder, backend="pil", **local)

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's processor for images and text: transformers' own parts, put together without torchvision.
+"""Qwen2.5-VL's and Qwen3-VL's processor for images and text: transformers' own parts, put together without torchvision.
 
 transformers' class cannot be made without its video processor, which asks for torchvision even where there is no video.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from models.io.hub import transformers
 from models.io.untrusted import read_json
 
-CLASS = "Qwen2_5_VLProcessor"
+CLASSES = {"Qwen2_5_VLProcessor", "Qwen3VLProcessor"}  # which do the same with images
 
 
 class QwenProcessor:

@@ -1,4 +1,4 @@
-"""Small random Qwen2.5-VL checkpoints of the real structure and key layout, made by transformers, and batches."""
+"""Small random Qwen-VL checkpoints of the real structure and key layout, made by transformers, and batches."""
 
 import copy
 import json
@@ -18,6 +18,11 @@ IMAGE, VIDEO = WORDS, WORDS + 1
 PATCH, MERGE, TEMPORAL, CHANNELS = 6, 2, 2, 3
 # Frames, rows and columns of patches; a window has 6 x 6.
 TALL, WIDE, SQUARE = (1, 14, 4), (1, 6, 16), (1, 10, 10)
+FAMILIES = {
+    "qwen2_5_vl": (transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration),
+    "qwen3_vl": (transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration),
+}
+PROCESSORS = {"qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
 CONFIG: dict[str, Any] = {
     "text_config": {
         "vocab_size": WORDS + 64,
@@ -39,10 +44,7 @@ CONFIG: dict[str, Any] = {
         "intermediate_size": 52,
         "num_heads": 2,
         "patch_size": PATCH,
-        "window_size": PATCH * MERGE * 3,
-        "fullatt_block_indexes": [1],
         "out_hidden_size": 64,
-        "tokens_per_second": 3,
         "rope_parameters": {"rope_type": "axial", "rope_theta": 99.0},
     },
     "image_token_id": IMAGE,
@@ -51,47 +53,73 @@ CONFIG: dict[str, Any] = {
     "vision_end_token_id": WORDS + 3,
     "tie_word_embeddings": False,
 }
+# What the families do not have in common, by part.
+SPECIAL: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {
+        "vision_config": {"window_size": PATCH * MERGE * 3, "fullatt_block_indexes": [1], "tokens_per_second": 3}
+    },
+    "qwen3_vl": {
+        "text_config": {
+            "head_dim": 20,
+            "rope_parameters": CONFIG["text_config"]["rope_parameters"] | {"mrope_section": [5, 3, 2]},
+        },
+        "vision_config": {"num_position_embeddings": 49, "deepstack_visual_indexes": [0, 2]},
+    },
+}
 
 
-def hf_config(**outer: Any) -> Any:
+def hf_config(family: str = "qwen2_5_vl", **outer: Any) -> Any:
     """As transformers reads it."""
-    return transformers.Qwen2_5_VLConfig(**copy.deepcopy(CONFIG | outer))
+    parts = {
+        part: CONFIG[part] | SPECIAL[family].get(part, {}) | outer.get(part, {})
+        for part in ("text_config", "vision_config")
+    }
+    return FAMILIES[family][0](**copy.deepcopy(CONFIG | outer | parts))
 
 
-def build(**outer: Any) -> Any:
+def build(family: str = "qwen2_5_vl", **outer: Any) -> Any:
     """A random model of transformers."""
-    model = transformers.Qwen2_5_VLForConditionalGeneration(hf_config(**outer)).eval()
+    model = FAMILIES[family][1](hf_config(family, **outer)).eval()
     randomise(model, 0)
     return model
 
 
-def published(key: str) -> str:
+def published(key: str, family: str = "qwen2_5_vl") -> str:
     """A key of transformers' memory as published files have it."""
+    if family == "qwen3_vl":
+        return key
     return re.sub(r"^model\.visual\.", "visual.", re.sub(r"^model\.language_model\.", "model.", key))
 
 
-def make(folder: Path, *, memory: bool = False, shards: int = 3, words: bool = False, **outer: Any) -> Any:
+def make(
+    folder: Path,
+    family: str = "qwen2_5_vl",
+    *,
+    memory: bool = False,
+    shards: int = 3,
+    words: bool = False,
+    **outer: Any,
+) -> Any:
     """Save a model as a checkpoint, in the published keys or those of transformers' `memory`; gives it.
 
     With `words` it has a processor too, with the shipped model's words and template.
     """
     outer |= {"image_token_id": VOCABULARY.index("<image>")} if words else {}
-    model = build(**outer)
+    model = build(family, **outer)
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
     if words:
         tokenizer = build_tokenizer()
         tokenizer.chat_template = CHAT_TEMPLATE
         tokenizer.save_pretrained(folder)
-        images = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor"}
+        images = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": PROCESSORS[family]}
         images |= {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": TEMPORAL}
         images |= {"min_pixels": 24**2, "max_pixels": 96**2}
         (folder / "preprocessor_config.json").write_text(json.dumps(images))
     tied = model.config.tie_word_embeddings
     state = {key: value for key, value in model.state_dict().items() if not (tied and key == "lm_head.weight")}
-    write(
-        folder, {key if memory else published(key): x.clone().contiguous() for key, x in state.items()}, shards=shards
-    )
+    spelled = {key if memory else published(key, family): x.clone().contiguous() for key, x in state.items()}
+    write(folder, spelled, shards=shards)
     return model
 
 
@@ -101,8 +129,13 @@ def patches(grids: list[tuple[int, int, int]], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, CHANNELS * TEMPORAL * PATCH**2)).astype(np.float32)
 
 
-def batch(*rows: list[Any], seconds: float | None = None, side: str = "left") -> dict[str, np.ndarray]:
-    """Rows of words (how many), images and videos (their grids), padded on one side, as the processor gives them."""
+def batch(
+    *rows: list[Any], seconds: float | None = None, side: str = "left", family: str = "qwen2_5_vl"
+) -> dict[str, np.ndarray]:
+    """Rows of words (how many), images and videos (their grids), padded on one side, as the processor gives them.
+
+    Each frame of a video for Qwen3-VL stands by itself, behind two words that tell its time.
+    """
     rng, made = np.random.default_rng(0), []
     images, videos = list[tuple[int, int, int]](), list[tuple[int, int, int]]()
     for row in rows:
@@ -113,7 +146,11 @@ def batch(*rows: list[Any], seconds: float | None = None, side: str = "left") ->
                 continue
             still = piece[0] == 1
             (images if still else videos).append(piece)
-            tokens += [WORDS + 2, *[IMAGE if still else VIDEO] * (int(np.prod(piece)) // MERGE**2), WORDS + 3]
+            apart = piece[0] if family == "qwen3_vl" else 1
+            for _ in range(apart):
+                tokens += [] if apart == 1 else list(rng.integers(3, WORDS, 2))
+                placeholders = [IMAGE if still else VIDEO] * (int(np.prod(piece)) // MERGE**2 // apart)
+                tokens += [WORDS + 2, *placeholders, WORDS + 3]
         made.append(tokens)
     width = max(map(len, made))
     out = {name: np.zeros((len(made), width), np.int64) for name in ("input_ids", "attention_mask")}
@@ -125,7 +162,7 @@ def batch(*rows: list[Any], seconds: float | None = None, side: str = "left") ->
         out |= {"pixel_values": patches(images, 1), "image_grid_thw": np.array(images)}
     if videos:
         out |= {"pixel_values_videos": patches(videos, 2), "video_grid_thw": np.array(videos)}
-        if seconds is not None:
+        if seconds is not None and family == "qwen2_5_vl":
             out["second_per_grid_ts"] = np.full(len(videos), seconds, np.float32)
     return out
 

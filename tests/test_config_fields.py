@@ -45,8 +45,10 @@ TEXT_FIELDS = {
     "rope_theta": (778.0, OTHER),
     "rope_factor": (1.01, OTHER),
     "rope_sections": ((2, 3), OTHER),
+    "rope_interleaved": (True, "tests/test_rotary.py"),  # there is one axis here
     "attention_bias": (True, MISFIT),
     "output_bias": (True, MISFIT),
+    "head_norms": (True, MISFIT),
     "mlp_bias": (True, MISFIT),
     "tie_word_embeddings": (True, OTHER),
     "sliding_window": (30, OTHER),

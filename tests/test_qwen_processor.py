@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's processor without torchvision, and the commands on a folder of that family."""
+"""The processor of Qwen2.5-VL and Qwen3-VL without torchvision, and the commands on a folder of these families."""
 
 import json
 
@@ -21,11 +21,25 @@ from tests.commands import failure
 TEXTS = ["USER: <image>\n what is on the sign? ASSISTANT:", "where <image> and <image> is"]
 
 
+PROCESSORS = {
+    "qwen2_5_vl": transformers.Qwen2_5_VLProcessor,
+    "qwen3_vl": transformers.Qwen3VLProcessor,
+}
+
+
+@pytest.fixture(scope="module", params=PROCESSORS)
+def family(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("qwen")
-    qwen.make(path, words=True)
+def folder(family, tmp_path_factory):
+    path = tmp_path_factory.mktemp(family)
+    qwen.make(path, family, words=True)
     return path
+
+
+first_family = pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)  # the second runs the same code
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +52,9 @@ def inputs_of(folder, photographs):
     return load_processor(folder)(images=photographs, text=TEXTS, padding=True, return_tensors="np")
 
 
-def test_gives_what_transformers_gives(folder, photographs):
+def test_gives_what_transformers_gives(family, folder, photographs):
     got, ours = inputs_of(folder, photographs), load_processor(folder)
-    theirs = object.__new__(transformers.Qwen2_5_VLProcessor)  # its constructor asks for torchvision
+    theirs = object.__new__(PROCESSORS[family])  # its constructor asks for torchvision
     theirs.tokenizer, theirs.image_processor, theirs.chat_template = ours.tokenizer, ours.image_processor, "x"
     theirs.image_token, theirs.image_token_id = "<image>", qwen.VOCABULARY.index("<image>")
     theirs.video_token, theirs.video_token_id = "<video>", -1
@@ -51,10 +65,10 @@ def test_gives_what_transformers_gives(folder, photographs):
     assert got["image_grid_thw"].tolist() == [[1, 14, 16], [1, 28, 8], [1, 6, 32]]
 
 
-def test_what_it_gives_is_what_the_model_takes(folder, photographs):
+def test_what_it_gives_is_what_the_model_takes(family, folder, photographs):
     inputs = inputs_of(folder, photographs)
     model = models.from_pretrained(folder)
-    theirs = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    theirs = qwen.FAMILIES[family][1].from_pretrained(folder)
     with torch.no_grad():
         want = theirs(**{name: torch.tensor(array) for name, array in inputs.items()}).logits.numpy()
     real = inputs["attention_mask"].astype(bool)
@@ -62,11 +76,13 @@ def test_what_it_gives_is_what_the_model_takes(folder, photographs):
     assert model.generate(**inputs, max_new_tokens=16, carve=0.222).shape == (2, 16)
 
 
+@first_family
 def test_placeholders_and_images_must_be_as_many(folder, photographs):
     with pytest.raises(ValueError, match="holds 3 times <image> for 2 images"):
         inputs_of(folder, photographs[:2])
 
 
+@first_family
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -90,7 +106,7 @@ def test_agrees_with_transformers_on_a_photograph(folder, capsys):
     assert capsys.readouterr().out.rstrip().endswith("PASS")
 
 
-def test_the_command_answers(folder, photographs, tmp_path, capsys):
+def test_the_command_answers(family, folder, photographs, tmp_path, capsys):
     image = tmp_path / "wide.png"
     photographs[2].save(image)
     argv = [f"--model={folder}", f"--image={image}", "--prompt=What is on the sign?", "--max-new-tokens=4"]
@@ -99,10 +115,10 @@ def test_the_command_answers(folder, photographs, tmp_path, capsys):
     assert generate.main([*argv, "--keep=0.5", "--method=divprune"]) == 0
     capsys.readouterr()
     for more, said in (
-        (["--keep=9", "--method=hiprune"], "hiprune needs middle_attention, which qwen2_5_vl models do not have"),
+        (["--keep=9", "--method=hiprune"], f"hiprune needs middle_attention, which {family} models do not have"),
         (["--keep=9", f"--picture={tmp_path}/x.png"], "a picture shows images that the tower sees as one square"),
         (["--image-aspect-ratio=pad"], "the checkpoint's own way is to keep their shape"),
     ):
         assert said in failure(generate.main, [*argv, *more], capsys)
     argv = [f"--model={folder}", f"--out={tmp_path}/out", "--keep=9", "--limit=1"]
-    assert "is a qwen2_5_vl, which this command does not know" in failure(evaluate.main, argv, capsys)
+    assert f"is a {family}, which this command does not know" in failure(evaluate.main, argv, capsys)

@@ -16,8 +16,8 @@ from models.engine.plan import Cut, Schedule
 from models.engine.prompt import Prompt
 from models.engine.relevance import without_unused_questions
 from models.engine.sequence import CutRecord, Sequence, Survivors
-from tokencarve_jax import EVIDENCE, Tokens
-from tokencarve_jax.tokens import rows
+from tokencarve_jax import EVIDENCE, Selection, Tokens
+from tokencarve_jax.tokens import gather, rows
 
 _SHARED = ("key", "projector")  # the same for all images
 
@@ -80,7 +80,10 @@ def apply(
         record = CutRecord.of_images(left.indices, left.assignment)
         values, sizes = values.reshape(batch, -1, values.shape[-1]), sizes.reshape(batch, -1)
     found = {what: rows(array, record.indices) for what, array in sequence.evidence.items()}
-    return sequence.shorten(hidden, Survivors(record, values, sizes, found), cut, images=parts)
+    joined = Selection(record.indices, record.assignment)
+    rest = [Tokens(x, sequence.preferred, sequence.sizes, sequence.positions[:, :0]) for x in sequence.deepstack]
+    deepstack = tuple(gather(tokens, joined).tokens.values for tokens in rest)
+    return sequence.shorten(hidden, Survivors(record, values, sizes, found, deepstack), cut, images=parts)
 
 
 def _for_each_image(name: str, value: Any, images: int) -> Any:

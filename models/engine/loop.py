@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 
+from models.engine.sequence import Sequence
 from models.nn.attention import attend, window_mask
 from models.nn.llama import Decoder, DecoderLayer
 from models.nn.rotary import Rotation
@@ -56,6 +57,19 @@ class Flow:
         """[B, S, D] that comes out of a layer; `added` is what its attention added."""
         del index, added
         return hidden
+
+
+class Whole(Flow):
+    """The flow of a whole sequence that has visual tokens."""
+
+    def __init__(self, decoder: Decoder, sequence: Sequence, *, kernel: str):
+        super().__init__(decoder, sequence.positions, sequence.lengths, kernel=kernel)
+        self.sequence = sequence
+
+    def after_layer(self, index: int, added: jax.Array, hidden: jax.Array) -> jax.Array:
+        """[B, S, D], and what is added behind the layer."""
+        del added
+        return self.sequence.deepened(index, hidden)
 
 
 def run_layers(layers: list[DecoderLayer], hidden: jax.Array, flow: Flow) -> jax.Array:

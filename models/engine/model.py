@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from models.engine import decode, plan, prefill
 from models.engine.cuts import without_unused
-from models.engine.loop import Flow, run_layers
+from models.engine.loop import Whole, run_layers
 from models.engine.prefill import Prefilled
 from models.engine.prompt import BUCKET, Prompt, pack_order, round_up, within_context
 from models.engine.relevance import QuestionEmbeddings, attach
@@ -38,7 +38,7 @@ from tokencarve_jax import EVIDENCE
 def score(model: VisionLanguageModel, prompt: Prompt, *, target: Target = CPU) -> jax.Array:
     """Logits [B, S, V] of every token of a packed batch, without cache and cuts."""
     hidden, sequence, _ = prefill.embed(model, prompt, kernel=target.kernel)
-    flow = Flow(model.decoder, sequence.positions, sequence.lengths, kernel=target.kernel)
+    flow = Whole(model.decoder, sequence, kernel=target.kernel)
     return model.decoder.logits(run_layers(model.decoder.layers, hidden, flow))
 
 

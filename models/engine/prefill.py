@@ -121,7 +121,8 @@ def embed(
     features = jnp.take(visual.tokens, prompt.feature_index, axis=0)
     batch = jnp.arange(hidden.shape[0])[:, None]
     hidden = hidden.at[batch, prompt.visual_slots].set(features.astype(hidden.dtype), unique_indices=True)
-    return by_batch(hidden, model.mesh), dataclasses.replace(sequence, evidence=found), ()
+    deepstack = tuple(jnp.take(array, prompt.feature_index, axis=0) for array in visual.deepstack)
+    return by_batch(hidden, model.mesh), dataclasses.replace(sequence, evidence=found, deepstack=deepstack), ()
 
 
 def _spread(
@@ -243,7 +244,7 @@ class Prefill(Flow):
         """[B, S, D]; a cut before the next layer may use what is recorded here."""
         layer, key = self.decoder.layers[index], self.builders[-1].layers[-1][0]
         self.trace = evidence.LayerTrace(layer, self.hidden, self.query, key, added)
-        return by_batch(hidden, self.model.mesh)
+        return by_batch(self.sequence.deepened(index, hidden), self.model.mesh)
 
     def cache(self, *, decode_capacity: int, merge: bool) -> Cache:
         """The cache of all layers, with `decode_capacity` free slots."""

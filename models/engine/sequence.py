@@ -56,17 +56,19 @@ class Survivors:
       values: [B, K, D].
       sizes: [B, K] float32.
       evidence: arrays [B, K, ...] from the tower, by name and layer.
+      deepstack: arrays [B, K, D], see `Sequence`.
     """
 
     record: CutRecord
     values: jax.Array
     sizes: jax.Array
     evidence: dict[tuple[str, int], jax.Array]
+    deepstack: tuple[jax.Array, ...] = ()
 
     def reordered(self, order: jax.Array) -> Survivors:
         """The same in another order [B, K]."""
-        evidence = {what: rows(array, order) for what, array in self.evidence.items()}
-        return Survivors(self.record.reordered(order), rows(self.values, order), rows(self.sizes, order), evidence)
+        aligned = (self.values, self.sizes, self.evidence, self.deepstack)
+        return Survivors(self.record.reordered(order), *jax.tree.map(lambda array: rows(array, order), aligned))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,10 @@ class Sequence:
       text: [B, T, D] embeddings of all tokens that are not visual.
       text_relevance: [B, T] float32, each word's share of the visual tokens that enter the decoder, or None.
       questions: as CLIP embeds them, where a cut asks for relevance; `evidence` then has the features for it.
+      deepstack: arrays [B, N, D], added to the visual tokens behind decoder layer 0, 1, ... (DeepStack, arXiv
+        2406.04334). A cut shortens them with the tokens: those of a group become their mean by sizes, so that where
+        the tokens' own mean is by sizes too, merging before an addition is merging behind it. A method with weights or
+        values of its own (visionzip, prumerge, sparsevlm) has them for the tokens alone.
     """
 
     positions: jax.Array
@@ -102,6 +108,15 @@ class Sequence:
     text: jax.Array
     text_relevance: jax.Array | None
     questions: QuestionEmbeddings | None
+    deepstack: tuple[jax.Array, ...] = ()
+
+    def deepened(self, index: int, hidden: jax.Array) -> jax.Array:
+        """What decoder layer `index` gives, [B, S, D], with what is added behind it."""
+        if index >= len(self.deepstack):
+            return hidden
+        batch = jnp.arange(len(hidden))[:, None]
+        added = self.deepstack[index].astype(hidden.dtype)
+        return hidden.at[batch, self.visual_slots].add(added, unique_indices=True)
 
     @property
     def is_real(self) -> jax.Array:
@@ -194,6 +209,7 @@ class Sequence:
             sizes=left.sizes,
             weighed=self.weighed or cut.weighs,
             evidence=left.evidence,
+            deepstack=left.deepstack,
         )
         return hidden, shorter, kept, left.record
 

@@ -41,6 +41,7 @@ class Visual:
       indices: [images, K] int32, which of an image's N survive a cut in the tower; None without one.
       sizes: [images, K] float32, how many each stands for.
       assignment: [images, N] int32, which of the K each lives on in, or -1.
+      deepstack: arrays [features, D]: what is added to the visual tokens behind decoder layer 0, 1, ...
     """
 
     tokens: jax.Array
@@ -48,6 +49,7 @@ class Visual:
     indices: jax.Array | None = None
     sizes: jax.Array | None = None
     assignment: jax.Array | None = None
+    deepstack: tuple[jax.Array, ...] = ()
 
 
 def projection(projector: Any) -> jax.tree_util.Partial:

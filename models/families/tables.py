@@ -11,7 +11,7 @@ LLaVA-NeXT adds `image_newline` (`model.image_newline` in memory).
 Exports are written in the first.
 
 Qwen2.5-VL's published files say `visual.*` and `model.*`, transformers 5 in its memory `model.visual.*` and
-`model.language_model.*`; `lm_head.*` is the same.
+`model.language_model.*`; `lm_head.*` is the same. Qwen3-VL's say everywhere what transformers 5 has in memory.
 
 CLIP's keys, for relevance, have one spelling: `text_model.*`, `vision_model.*`, and two projections.
 """
@@ -23,10 +23,10 @@ import re
 from models.io.table import AS_IS, Ignored, Row, Table, Transform
 from models.nn.clip_config import VisionConfig
 from models.nn.llama_config import TextConfig
-from models.nn.qwen_vision import QwenVisionConfig
+from models.nn.qwen_vision import QwenTowerConfig
 
 # The values of a field in a key template; names that the model does not have are found when paths are compared.
-_FIELDS = {"layer": "0|[1-9][0-9]*"}
+_FIELDS = {"layer": "0|[1-9][0-9]*", "head_norm": "[qk]_norm", "projection": "[qkvo]_proj", "block_norm": "norm[12]"}
 _NAME = "[a-z0-9_]+"
 
 _TOWER = r"(?:model\.)?vision_tower\.(?:vision_model\.)?"
@@ -38,7 +38,8 @@ _DECODERS = {
         (r"(?:language_model\.model|model\.language_model)\.", "language_model.model."),
         (r"(?:language_model\.)?lm_head\.", "language_model.lm_head."),
     ),
-    "qwen": ((r"model\.(?:language_model\.)?", "model."), (r"lm_head\.", "lm_head.")),
+    "qwen2": ((r"model\.(?:language_model\.)?", "model."), (r"lm_head\.", "lm_head.")),
+    "qwen3": ((r"model\.language_model\.", "model.language_model."), (r"lm_head\.", "lm_head.")),
 }
 _POSITION_IDS = "it is 0, 1, 2, ... and positions are read in order"
 
@@ -103,21 +104,29 @@ def projector_table() -> Table:
     return _rows(_PROJECTOR, "multi_modal_projector.", "projector.", lines)
 
 
-def qwen_vision_table(config: QwenVisionConfig) -> Table:
-    """Qwen2.5-VL's tower and merger, at `vision_tower` and `projector` of the model."""
+def _qwen_tower_lines(config: QwenTowerConfig) -> list[tuple[str, str, Transform]]:
+    """What the towers of Qwen2.5-VL and Qwen3-VL have in common."""
     block, own = "blocks.{layer}.", "vision_tower.layers.{layer}."
     pixels = (config.num_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
     kernel = Transform(load=lambda x: x.reshape(x.shape[0], -1), save=lambda x: x.reshape(-1, *pixels))
     three = Transform(load=lambda x: x.reshape(3, -1, *x.shape[1:]), save=lambda x: x.reshape(-1, *x.shape[2:]))
-    lines = [
+    return [
         ("patch_embed.proj.weight", "vision_tower.patch_embedding.weight", kernel),
         (block + "{norm}.weight", own + "{norm}.scale", AS_IS),
         (block + "attn.qkv.weight", own + "qkv.weight", three),
         (block + "attn.qkv.bias", own + "qkv.bias", three),
         (block + "attn.proj.weight", own + "out_proj.weight", AS_IS),
         (block + "attn.proj.bias", own + "out_proj.bias", AS_IS),
-        (block + "mlp.{linear}.weight", own + "mlp.{linear}.weight", AS_IS),
-        (block + "mlp.{linear}.bias", own + "mlp.{linear}.bias", AS_IS),
+    ]
+
+
+def qwen_vision_table(config: QwenTowerConfig) -> Table:
+    """Qwen2.5-VL's tower and merger, at `vision_tower` and `projector` of the model."""
+    mlp, own = "blocks.{layer}.mlp.{linear}.", "vision_tower.layers.{layer}.mlp.{linear}."
+    lines = [
+        *_qwen_tower_lines(config),
+        (mlp + "weight", own + "weight", AS_IS),
+        (mlp + "bias", own + "bias", AS_IS),
         ("merger.ln_q.weight", "projector.norm.scale", AS_IS),
         ("merger.mlp.0.weight", "projector.linear_1.weight", AS_IS),
         ("merger.mlp.0.bias", "projector.linear_1.bias", AS_IS),
@@ -125,6 +134,28 @@ def qwen_vision_table(config: QwenVisionConfig) -> Table:
         ("merger.mlp.2.bias", "projector.linear_2.bias", AS_IS),
     ]
     return _rows(r"(?:model\.)?visual\.", "visual.", "", lines)
+
+
+def qwen3_vision_table(config: QwenTowerConfig) -> Table:
+    """Qwen3-VL's tower and mergers, at `vision_tower`, `projector` and `deepstack` of the model."""
+    block, own = "blocks.{layer}.", "vision_tower.layers.{layer}."
+    mergers = (("merger.", "projector."), ("deepstack_merger_list.{layer}.", "deepstack.{layer}."))
+    lines = [
+        *_qwen_tower_lines(config),
+        ("patch_embed.proj.bias", "vision_tower.patch_embedding.bias", AS_IS),
+        ("pos_embed.weight", "vision_tower.position_embedding", AS_IS),
+        (block + "{block_norm}.bias", own + "{block_norm}.bias", AS_IS),
+        (block + "mlp.linear_{linear}.weight", own + "mlp.{linear}.weight", AS_IS),
+        (block + "mlp.linear_{linear}.bias", own + "mlp.{linear}.bias", AS_IS),
+    ]
+    for merger, target in mergers:
+        lines += [
+            (merger + "norm.weight", target + "norm.scale", AS_IS),
+            (merger + "norm.bias", target + "norm.bias", AS_IS),
+            (merger + "linear_fc{number}.weight", target + "linear_{number}.weight", AS_IS),
+            (merger + "linear_fc{number}.bias", target + "linear_{number}.bias", AS_IS),
+        ]
+    return _rows(r"model\.visual\.", "model.visual.", "", lines)
 
 
 def decoder_table(config: TextConfig, *, spelling: str = "llava") -> Table:
@@ -135,8 +166,9 @@ def decoder_table(config: TextConfig, *, spelling: str = "llava") -> Table:
         ("embed_tokens.weight", "embed_tokens.embedding", AS_IS),
         ("norm.weight", "norm.scale", AS_IS),
         (layer + "{norm}.weight", "layers.{layer}.{norm}.scale", AS_IS),
-        (layer + "self_attn.{linear}.weight", "layers.{layer}.self_attn.{linear}.weight", AS_IS),
-        (layer + "self_attn.{linear}.bias", "layers.{layer}.self_attn.{linear}.bias", AS_IS),
+        (layer + "self_attn.{projection}.weight", "layers.{layer}.self_attn.{projection}.weight", AS_IS),
+        (layer + "self_attn.{projection}.bias", "layers.{layer}.self_attn.{projection}.bias", AS_IS),
+        (layer + "self_attn.{head_norm}.weight", "layers.{layer}.self_attn.{head_norm}.scale", AS_IS),
         (layer + "mlp.{linear}.weight", "layers.{layer}.mlp.{linear}.weight", AS_IS),
         (layer + "mlp.{linear}.bias", "layers.{layer}.mlp.{linear}.bias", AS_IS),
     ]

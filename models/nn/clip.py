@@ -57,10 +57,10 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """Two linear layers."""
 
-    def __init__(self, config: EncoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.activation = config.activation
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size, use_bias=True, dtype=dtype, rngs=rngs)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size, use_bias=True, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, inner: int, *, activation: str, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.activation = activation
+        self.fc1 = Linear(width, inner, use_bias=True, dtype=dtype, rngs=rngs)
+        self.fc2 = Linear(inner, width, use_bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, N, D] -> [B, N, D]."""
@@ -81,7 +81,9 @@ class EncoderLayer(nnx.Module):
         self.layer_norm1 = layer_norm(config, dtype, rngs)
         self.self_attn = Attention(config, dtype=dtype, rngs=rngs)
         self.layer_norm2 = layer_norm(config, dtype, rngs)
-        self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(
+            config.hidden_size, config.intermediate_size, activation=config.activation, dtype=dtype, rngs=rngs
+        )
 
     def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, N, D] -> queries, keys and values of the block, each [B, N, H, d]."""

@@ -1,4 +1,4 @@
-"""The Llama decoder family (arXiv 2302.13971; with Mistral and Qwen2) in Flax NNX, with Hugging Face's attribute names.
+"""The Llama decoder family (arXiv 2302.13971; Mistral, Qwen2, Qwen3) in Flax NNX, with Hugging Face's attribute names.
 
 A layer is pure pieces around attention, so that `models.engine.loop` decides what is attended to and what is cached::
 
@@ -20,7 +20,7 @@ from models.nn.rotary import Rotation, rotate, rotation
 
 
 class Attention(nnx.Module):
-    """The four projections of grouped-query attention."""
+    """The four projections of grouped-query attention; where the config says so, norms of each head's query and key."""
 
     def __init__(self, config: TextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         width, bias = config.hidden_size, config.attention_bias
@@ -29,6 +29,8 @@ class Attention(nnx.Module):
         self.k_proj = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
         self.v_proj = Linear(width, keys, use_bias=bias, dtype=dtype, rngs=rngs)
         self.o_proj = Linear(queries, width, use_bias=config.output_bias, dtype=dtype, rngs=rngs)
+        self.q_norm = _rms_norm(config.head_dim, config, dtype, rngs) if config.head_norms else None
+        self.k_norm = _rms_norm(config.head_dim, config, dtype, rngs) if config.head_norms else None
 
 
 class Mlp(nnx.Module):
@@ -45,8 +47,8 @@ class Mlp(nnx.Module):
         return self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
 
 
-def _rms_norm(config: TextConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, param_dtype=dtype, rngs=rngs)
+def _rms_norm(width: int, config: TextConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(width, epsilon=config.rms_norm_eps, param_dtype=dtype, rngs=rngs)
 
 
 class DecoderLayer(nnx.Module):
@@ -54,9 +56,9 @@ class DecoderLayer(nnx.Module):
 
     def __init__(self, config: TextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.head_dim = config.head_dim
-        self.input_layernorm = _rms_norm(config, dtype, rngs)
+        self.input_layernorm = _rms_norm(config.hidden_size, config, dtype, rngs)
         self.self_attn = Attention(config, dtype=dtype, rngs=rngs)
-        self.post_attention_layernorm = _rms_norm(config, dtype, rngs)
+        self.post_attention_layernorm = _rms_norm(config.hidden_size, config, dtype, rngs)
         self.mlp = Mlp(
             config.hidden_size,
             config.intermediate_size,
@@ -66,18 +68,20 @@ class DecoderLayer(nnx.Module):
             rngs=rngs,
         )
 
-    def _heads(self, x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:2], -1, self.head_dim)
+    def _heads(self, x: jax.Array, norm: nnx.RMSNorm | None = None) -> jax.Array:
+        heads = x.reshape(*x.shape[:2], -1, self.head_dim)
+        return heads if norm is None else norm(heads)
 
     def query(self, x: jax.Array, at: Rotation) -> jax.Array:
         """[B, S, D] -> rotated queries [B, S, H, d]."""
-        return rotate(self._heads(self.self_attn.q_proj(self.input_layernorm(x))), at)
+        attention = self.self_attn
+        return rotate(self._heads(attention.q_proj(self.input_layernorm(x)), attention.q_norm), at)
 
     def key_value(self, x: jax.Array, at: Rotation) -> tuple[jax.Array, jax.Array]:
         """[B, S, D] -> rotated keys and values, each [B, S, G, d]."""
-        normed = self.input_layernorm(x)
-        key, value = self.self_attn.k_proj(normed), self.self_attn.v_proj(normed)
-        return rotate(self._heads(key), at), self._heads(value)
+        attention, normed = self.self_attn, self.input_layernorm(x)
+        key = self._heads(attention.k_proj(normed), attention.k_norm)
+        return rotate(key, at), self._heads(attention.v_proj(normed))
 
     def finish(self, x: jax.Array, added: jax.Array) -> jax.Array:
         """The layer's output [B, S, D] from its input and what attention added, output projection included."""
@@ -92,7 +96,7 @@ class Decoder(nnx.Module):
         self.config = config
         self.embed_tokens = nnx.Embed(config.vocab_size, config.hidden_size, param_dtype=dtype, rngs=rngs)
         self.layers = nnx.List([DecoderLayer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
-        self.norm = _rms_norm(config, dtype, rngs)
+        self.norm = _rms_norm(config.hidden_size, config, dtype, rngs)
         self.lm_head = (  # a tied head has no weights of its own
             None
             if config.tie_word_embeddings
@@ -108,6 +112,7 @@ class Decoder(nnx.Module):
             theta=config.rope_theta,
             factor=config.rope_factor,
             sections=config.rope_sections,
+            interleaved=config.rope_interleaved,
         )
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -15,8 +15,9 @@ class TextConfig:
     """A Llama-family decoder.
 
     `rope_factor` divides positions (1.0 without rotary scaling); `rope_sections` are how many of the head_dim / 2
-    wavelengths follow each axis of the positions; `attention_bias` is of queries, keys and values, `output_bias` of
-    what leaves attention; `max_positions` is the longest sequence it was trained for.
+    wavelengths follow each axis of the positions, `rope_interleaved` is whether in turn; `attention_bias` is of
+    queries, keys and values, `output_bias` of what leaves attention; `head_norms` is whether each head's query and key
+    have a norm; `max_positions` is the longest sequence it was trained for.
     """
 
     vocab_size: int
@@ -31,8 +32,10 @@ class TextConfig:
     rope_theta: float
     rope_factor: float
     rope_sections: tuple[int, ...]
+    rope_interleaved: bool
     attention_bias: bool
     output_bias: bool
+    head_norms: bool
     mlp_bias: bool
     tie_word_embeddings: bool
     sliding_window: int | None
@@ -41,9 +44,10 @@ class TextConfig:
 
 def text_config(hf: Any) -> TextConfig:
     """`TextConfig` from the config of one of transformers' decoders; ConfigError with all that is unsupported."""
-    if hf.model_type not in ("llama", "mistral", "qwen2_5_vl_text"):
+    if hf.model_type not in ("llama", "mistral", "qwen2_5_vl_text", "qwen3_vl_text"):
         raise ConfigError(f"text_config.model_type is {hf.model_type!r}; supported are 'llama' and 'mistral'")
-    qwen = hf.model_type == "qwen2_5_vl_text"  # has a bias on queries, keys and values, and no fields that say so
+    # What they have without a field that says so: Qwen2 a bias on queries, keys and values, Qwen3 norms of heads.
+    qwen2, qwen3 = hf.model_type == "qwen2_5_vl_text", hf.model_type == "qwen3_vl_text"
     read = Fields(hf, "text_config.")
     # transformers 5 folds the older `rope_theta` and `rope_scaling` in here
     rope = Fields(read.get("rope_parameters") or {}, "text_config.rope_parameters.")
@@ -60,9 +64,13 @@ def text_config(hf: Any) -> TextConfig:
     if not read.problems and (head_dim < 2 or head_dim % 2):
         read.wrong("head_dim", head_dim, "expected an even number, for rotary embedding")
     half = head_dim // 2
-    sections = rope.wholes("mrope_section", 0, half) if qwen or rope.get("mrope_section") else (half,)
-    if qwen and not read.problems and (len(sections) != 3 or sum(sections) != half):
+    sections = rope.wholes("mrope_section", 0, half) if qwen2 or qwen3 or rope.get("mrope_section") else (half,)
+    if (qwen2 or qwen3) and not read.problems and (len(sections) != 3 or sum(sections) != half):
         rope.wrong("mrope_section", sections, f"expected three numbers that add up to {half}")
+    elif qwen3 and any(axis + 3 * (count - 1) >= half for axis, count in enumerate(sections[1:], 1)):
+        rope.wrong("mrope_section", sections, f"three axes cannot take turns so over {half} wavelengths")
+    if rope.get("mrope_interleaved") not in (None, qwen3):
+        rope.wrong("mrope_interleaved", rope.get("mrope_interleaved"), f"supported is {str(qwen3).lower()}")
     if read.flag("use_sliding_window"):
         read.wrong("use_sliding_window", True, "supported is false")
     config = TextConfig(
@@ -78,8 +86,10 @@ def text_config(hf: Any) -> TextConfig:
         rope_theta=rope.number("rope_theta", 1, 1e12),
         rope_factor=rope.number("factor", 1e-3, 1e6) if rope.get("rope_type") == "linear" else 1.0,
         rope_sections=sections,
-        attention_bias=qwen or read.flag("attention_bias"),
+        rope_interleaved=qwen3,
+        attention_bias=qwen2 or read.flag("attention_bias"),
         output_bias=read.flag("attention_bias"),
+        head_norms=qwen3,
         mlp_bias=read.flag("mlp_bias"),
         tie_word_embeddings=read.flag("tie_word_embeddings"),
         sliding_window=read.whole_or_none("sliding_window", 1, 2**31 - 1),

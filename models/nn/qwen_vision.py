@@ -1,5 +1,7 @@
 """Qwen2.5-VL's vision tower (arXiv 2502.13923) in Flax NNX: frames of any size, most blocks within windows.
 
+`models.nn.qwen3_vision` has what is different in Qwen3-VL's.
+
 Four neighbouring patches (`merge_size` squared) become one visual token, a unit. A frame is laid out by windows of
 units, all as large as each other, with holes where its border cuts a window: shapes depend on how many there are.
 
@@ -25,9 +27,9 @@ from models.nn.rotary import Rotation, rotate, rotation
 NORM_EPS = 1e-6  # transformers' constant, in no config
 
 
-@dataclasses.dataclass(frozen=True)
-class QwenVisionConfig:
-    """A tower and its merger.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QwenTowerConfig:
+    """A tower and its merger, what Qwen2.5-VL and Qwen3-VL have in common.
 
     Attributes:
       hidden_size: D.
@@ -43,7 +45,6 @@ class QwenVisionConfig:
       activation: of the MLPs.
       rope_theta: base of the wavelengths.
       out_hidden_size: width of visual tokens.
-      tokens_per_second: of video, by which positions in time go.
     """
 
     hidden_size: int
@@ -59,7 +60,6 @@ class QwenVisionConfig:
     activation: str
     rope_theta: float
     out_hidden_size: int
-    tokens_per_second: int
 
     @property
     def patch_width(self) -> int:
@@ -72,39 +72,55 @@ class QwenVisionConfig:
         return self.patch_width, 1
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QwenVisionConfig(QwenTowerConfig):
+    """Qwen2.5-VL's.
+
+    Attributes:
+      tokens_per_second: of video, by which positions in time go.
+    """
+
+    tokens_per_second: int
+
+
 def qwen_vision_config(hf: Any) -> QwenVisionConfig:
     """From transformers' `Qwen2_5_VLVisionConfig`; ConfigError with all that is unsupported."""
     read = Fields(hf, "vision_config.")
+    common = read_tower(read)
+    unit = common["patch_size"] * common["merge_size"]
+    config = QwenVisionConfig(
+        **common,
+        window_units=read.whole("window_size", unit, 2**13) // unit,
+        full_blocks=read.wholes("fullatt_block_indexes", 0, common["num_layers"] - 1),
+        tokens_per_second=read.whole("tokens_per_second", 1, 2**10),
+    )
+    read.check()
+    return config
+
+
+def read_tower(read: Fields) -> dict[str, Any]:
+    """Fields of `QwenTowerConfig` that have the same name in all configs; problems are noted in `read`."""
     rope = Fields(read.get("rope_parameters") or {}, "vision_config.rope_parameters.")
     if rope.get("rope_type") != "axial":
         rope.wrong("rope_type", rope.get("rope_type"), "supported is 'axial'")
     width, heads = read.whole("hidden_size", 1, 2**16), read.whole("num_heads", 1, 2**10)
     if not read.problems and (width % heads or width // heads % 4):
         read.wrong("num_heads", heads, f"expected to divide {width} into heads with a multiple of 4")
-    depth, patch, merge = (
-        read.whole("depth", 1, MAX_LAYERS),
-        read.whole("patch_size", 1, 2**10),
-        read.whole("spatial_merge_size", 1, 16),
-    )
-    config = QwenVisionConfig(
-        hidden_size=width,
-        intermediate_size=read.whole("intermediate_size", 1, 2**18),
-        num_layers=depth,
-        num_heads=heads,
-        num_channels=read.whole("in_channels", 1, 16),
-        patch_size=patch,
-        temporal_patch_size=read.whole("temporal_patch_size", 1, 16),
-        merge_size=merge,
-        window_units=read.whole("window_size", patch * merge, 2**13) // (patch * merge),
-        full_blocks=read.wholes("fullatt_block_indexes", 0, depth - 1),
-        activation=read.one_of("hidden_act", ACTIVATIONS),
-        rope_theta=rope.number("rope_theta", 1, 1e12),
-        out_hidden_size=read.whole("out_hidden_size", 1, 2**17),
-        tokens_per_second=read.whole("tokens_per_second", 1, 2**10),
-    )
+    common = {
+        "hidden_size": width,
+        "intermediate_size": read.whole("intermediate_size", 1, 2**18),
+        "num_layers": read.whole("depth", 1, MAX_LAYERS),
+        "num_heads": heads,
+        "num_channels": read.whole("in_channels", 1, 16),
+        "patch_size": read.whole("patch_size", 1, 2**10),
+        "temporal_patch_size": read.whole("temporal_patch_size", 1, 16),
+        "merge_size": read.whole("spatial_merge_size", 1, 16),
+        "activation": read.one_of("hidden_act", ACTIVATIONS),
+        "rope_theta": rope.number("rope_theta", 1, 1e12),
+        "out_hidden_size": read.whole("out_hidden_size", 1, 2**17),
+    }
     read.problems += rope.problems
-    read.check()
-    return config
+    return common
 
 
 @jax.tree_util.register_dataclass
@@ -123,7 +139,7 @@ class Frames:
     places: Any
 
 
-class _Qkv(nnx.Module):
+class Qkv(nnx.Module):
     """Queries, keys and values in one matrix [3, D, D], so that each can be split by heads."""
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -136,20 +152,21 @@ class _Qkv(nnx.Module):
         return jnp.einsum("fsi,coi->cfso", x, self.weight[...]) + self.bias[...][:, None, None]
 
 
-def _norm(width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+def rms_norm(width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """The norm of this tower."""
     return nnx.RMSNorm(width, epsilon=NORM_EPS, param_dtype=dtype, rngs=rngs)
 
 
 class Block(nnx.Module):
     """One pre-norm transformer block."""
 
-    def __init__(self, config: QwenVisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: QwenTowerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         width = config.hidden_size
         self.num_heads = config.num_heads
-        self.norm1 = _norm(width, dtype, rngs)
-        self.qkv = _Qkv(width, dtype=dtype, rngs=rngs)
+        self.norm1 = rms_norm(width, dtype, rngs)
+        self.qkv = Qkv(width, dtype=dtype, rngs=rngs)
         self.out_proj = Linear(width, width, use_bias=True, dtype=dtype, rngs=rngs)
-        self.norm2 = _norm(width, dtype, rngs)
+        self.norm2 = rms_norm(width, dtype, rngs)
         self.mlp = Mlp(
             width, config.intermediate_size, activation=config.activation, use_bias=True, dtype=dtype, rngs=rngs
         )
@@ -170,26 +187,41 @@ class Block(nnx.Module):
 class QwenVisionTower(nnx.Module):
     """Frames to hidden states of patches. Random weights until a checkpoint is loaded."""
 
-    def __init__(self, config: QwenVisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: QwenTowerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.config = config
         self.patch_embedding = Linear(config.patch_width, config.hidden_size, use_bias=False, dtype=dtype, rngs=rngs)
         self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
 
+    def patch_places(self, places: jax.Array) -> jax.Array:
+        """Rows and columns [F, W, U, P, 2] of the patches of units at `places` [F, W, U, 2]."""
+        side = self.config.merge_size
+        within = jnp.stack(jnp.divmod(jnp.arange(side**2, dtype=jnp.int32), side), axis=-1)
+        return places[..., None, :] * side + within
+
     def rotation(self, places: jax.Array) -> Rotation:
         """Angles [F, W * U * P, d/2] of the patches of units at `places` [F, W, U, 2]: rows, then columns."""
-        config, side = self.config, self.config.merge_size
+        config, at = self.config, self.patch_places(places).reshape(len(places), -1, 2)
         width = config.hidden_size // config.num_heads // 2
-        within = jnp.stack(jnp.divmod(jnp.arange(side**2, dtype=jnp.int32), side), axis=-1)
-        at = (places[..., None, :] * side + within).reshape(len(places), -1, 2)
         row, column = (
-            rotation(at[..., axis, None], head_dim=width, theta=config.rope_theta, factor=1.0, sections=(width // 2,))
+            rotation(
+                at[..., axis, None],
+                head_dim=width,
+                theta=config.rope_theta,
+                factor=1.0,
+                sections=(width // 2,),
+                interleaved=False,
+            )
             for axis in (0, 1)
         )
         cosine, sine = (jnp.concatenate(pair, axis=-1) for pair in zip(row, column, strict=True))
         return cosine, sine
 
-    def __call__(self, frames: Frames, *, reads: Collection[str] = ()) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Hidden states of patches, and evidence about units; those of holes mean nothing.
+    def embed(self, frames: Frames) -> jax.Array:
+        """Patches as they enter the first block, [F, W, U, P, D] in the weights' dtype."""
+        return self.patch_embedding(frames.patches.astype(self.patch_embedding.weight[...].dtype))
+
+    def __call__(self, frames: Frames, *, reads: Collection[str] = ()) -> tuple[list[jax.Array], dict[str, jax.Array]]:
+        """Hidden states of patches behind each block, and evidence about units; those of holes mean nothing.
 
         Evidence is of the last block that attends to whole frames, the mean over a unit's patches. There is no class
         token: in its place stands the attention that a patch receives from all patches of its frame.
@@ -198,18 +230,17 @@ class QwenVisionTower(nnx.Module):
           frames: by windows.
           reads: any of "class_attention" and "global_attention", which are the same here: [F, W, U] float32, softmax,
             the sum over the patches that attend, mean over heads; and "tower_keys" [F, W, U, d], rotated, mean over
-            heads. "tower_features" are what comes out, a unit's patches side by side: [F, W, U, P * D].
+            heads. "tower_features" are what comes out of the last block.
 
         Returns:
-          [F, W, U, P, D], and the evidence by name.
+          Of each block a unit's patches side by side, [F, W, U, P * D]; and the evidence by name.
         """
-        dtype, config = self.patch_embedding.weight[...].dtype, self.config
-        x = self.patch_embedding(frames.patches.astype(dtype))
+        config, x = self.config, self.embed(frames)
         shape, at = x.shape, self.rotation(frames.places)
         x = x.reshape(len(x), -1, config.hidden_size)
         inside = jnp.repeat(frames.inside, config.merge_size**2, axis=2)
         by_window, whole = inside.reshape(-1, inside.shape[2]), inside.reshape(len(x), -1)
-        found = dict[str, jax.Array]()
+        states, found = list[jax.Array](), dict[str, jax.Array]()
         for index, block in enumerate(self.layers):
             if index == max(config.full_blocks) and set(reads) & {*_ATTENTION, "tower_keys"}:
                 query, key, _ = block.heads(x, at)
@@ -217,9 +248,10 @@ class QwenVisionTower(nnx.Module):
                 found = {name: received for name in _ATTENTION if received is not None} | {"tower_keys": key.mean(2)}
                 found = {name: _by_unit(array, shape) for name, array in found.items() if name in reads}
             x = block(x, at, whole if index in config.full_blocks else by_window)
+            states.append(x.reshape(*shape[:3], -1))
         if "tower_features" in reads:
-            found["tower_features"] = x.reshape(*shape[:3], -1)
-        return x.reshape(shape), found
+            found["tower_features"] = states[-1]
+        return states, found
 
 
 _ATTENTION = ("class_attention", "global_attention")
@@ -245,11 +277,11 @@ def _received(query: jax.Array, key: jax.Array, inside: jax.Array) -> jax.Array:
 
 
 class Merger(nnx.Module):
-    """Patches of a unit to one visual token."""
+    """Patches of a unit to one visual token. A norm as wide as several patches is of them together."""
 
-    def __init__(self, config: QwenVisionConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: QwenTowerConfig, norm: Any, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         width = config.hidden_size * config.merge_size**2
-        self.norm = _norm(config.hidden_size, dtype, rngs)
+        self.norm = norm
         self.linear_1 = Linear(width, width, use_bias=True, dtype=dtype, rngs=rngs)
         self.linear_2 = Linear(width, config.out_hidden_size, use_bias=True, dtype=dtype, rngs=rngs)
 

@@ -12,8 +12,22 @@ import numpy as np
 Rotation = tuple[jax.Array, jax.Array]  # cosine and sine, each [B, S, d/2] float32
 
 
+def _axes(sections: tuple[int, ...], *, interleaved: bool) -> np.ndarray:
+    """The axis that each wavelength follows, the shortest first: one axis after the other, or in turn.
+
+    >>> _axes((4, 2, 1), interleaved=False).tolist(), _axes((4, 2, 1), interleaved=True).tolist()
+    ([0, 0, 0, 0, 1, 1, 2], [0, 1, 2, 0, 1, 0, 0])
+    """
+    axis = np.repeat(np.arange(len(sections)), sections)
+    if interleaved:  # the first axis has every turn that no other takes
+        axis[:] = 0
+        for index, count in enumerate(sections[1:], 1):
+            axis[index : count * len(sections) : len(sections)] = index
+    return axis
+
+
 def rotation(
-    positions: jax.Array, *, head_dim: int, theta: float, factor: float, sections: tuple[int, ...]
+    positions: jax.Array, *, head_dim: int, theta: float, factor: float, sections: tuple[int, ...], interleaved: bool
 ) -> Rotation:
     """Rotary angles of the given positions (RoFormer, arXiv 2104.09864; `factor` as in linear scaling).
 
@@ -22,22 +36,24 @@ def rotation(
       head_dim: d, even.
       theta: base of the geometric series of wavelengths.
       factor: divides positions.
-      sections: how many of the d/2 wavelengths follow each axis of the positions, the shortest first (M-RoPE, arXiv
-        2409.12191). With one axis, all of them.
+      sections: how many of the d/2 wavelengths follow each axis of the positions (M-RoPE, arXiv 2409.12191). With one
+        axis, all of them.
+      interleaved: axes take turns (Qwen3-VL, arXiv 2511.21631); otherwise the wavelengths of each stand together.
 
     Returns:
       Cosine and sine, [B, S, d/2] float32.
 
     Raises:
-      ValueError: there are not as many sections as axes, or they do not add up to d/2.
+      ValueError: there are not as many sections as axes, or they do not add up to d/2 or interleave.
     """
-    if sum(sections) != head_dim // 2 or len(sections) != positions.shape[-1]:
+    axis = _axes(sections, interleaved=interleaved)
+    found = np.bincount(axis, minlength=len(sections)).tolist()
+    if len(axis) != head_dim // 2 or len(sections) != positions.shape[-1] or found != list(sections):
         raise ValueError(
             f"{len(sections)} sections of {sections} wavelengths do not fit positions with {positions.shape[-1]} axes "
             f"and heads of width {head_dim}"
         )
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim) / factor
-    axis = np.repeat(np.arange(len(sections)), sections)
     angle = jnp.take(positions, axis, axis=-1).astype(jnp.float32) * frequency[None, None]
     return jnp.cos(angle), jnp.sin(angle)
 

@@ -40,6 +40,11 @@ def _entering(
 ) -> tuple[jax.Array, jax.Array]:
     """[B, I * K, D] visual tokens that enter decoder layer 0, and [B, I * K] bool, which of them there are."""
     hidden, flow, _ = prefill.enter(model, prompt, seed, plan=plan, target=target, flow=prefill.Prefill)
+    if flow.sequence.deepstack:
+        raise ValueError(
+            f"{model.model_type} models add to their visual tokens behind decoder layers too, which what enters the "
+            "decoder leaves out"
+        )
     hidden = flow.before_layer(0, hidden)
     return rows(hidden, flow.sequence.visual_slots), flow.sequence.visual_valid
 
@@ -58,7 +63,7 @@ def image_embeds(
     """The visual tokens of images, cut as `model.generate` cuts them before its decoder.
 
     Args:
-      model: any family.
+      model: any family whose images enter the decoder as a whole (not Qwen3-VL).
       input_ids: [B, S] integers, image placeholders expanded, as the checkpoint's processor gives them. What the text
         says has no influence.
       pixel_values: of all rows in order, as the processor gives them.

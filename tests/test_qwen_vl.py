@@ -1,4 +1,4 @@
-"""Qwen2.5-VL equal to transformers part by part and as a whole, carved decoding, and what is refused."""
+"""Qwen2.5-VL and Qwen3-VL equal to transformers in parts and as a whole, carved decoding, and what is refused."""
 
 import contextlib
 import functools
@@ -17,30 +17,38 @@ from models.engine import prefill
 from models.engine.plan import Cut, resolve
 from models.engine.relevance import check_tower
 from models.engine.target import CPU
+from models.engine.visual import TowerRequest
+from models.serving import image_embeds
 from tests import qwen
 from tests.qwen import SQUARE, TALL, WIDE, as_torch, batch
 from tokencarve_jax import COMPRESSORS
 
 TOLERANCE = 1e-4
-BATCHES = {
+OF_IMAGES = {
     "one image": batch([7, TALL, 30]),
     "unequal": batch([40, WIDE, 3, TALL, 500], [5], [2, SQUARE, 9]),
     "right": batch([4, WIDE, 3], [2, TALL, 1, SQUARE, 60], side="right"),
-    "video": batch([3, (5, 8, 6), 20, TALL, 4], [9, WIDE, (2, 4, 10), 3], seconds=1.1),
 }
+BATCHES = {
+    family: OF_IMAGES
+    | {"video": batch([3, (5, 8, 6), 20, TALL, 4], [9, WIDE, (2, 4, 10), 3], seconds=1.1, family=family)}
+    for family in qwen.FAMILIES
+}
+NAMES = ("one image", "unequal", "right", "video")
+first_family = pytest.mark.parametrize("pair", ["qwen2_5_vl"], indirect=True)  # the second runs the same code
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
+@pytest.fixture(scope="module", params=qwen.FAMILIES)
+def pair(request, tmp_path_factory):
     """Ours and transformers', from one folder."""
-    folder = tmp_path_factory.mktemp("qwen")
-    theirs = qwen.make(folder)
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs = qwen.make(folder, request.param)
     return models.from_pretrained(folder), theirs
 
 
 @contextlib.contextmanager
-def theirs_seen(theirs):
-    """What the last full block of transformers' tower attends to, by their own projections and rotation."""
+def theirs_seen(theirs, block):
+    """What a full block of transformers' tower attends to, by their own projections and rotation."""
     seen = {}
 
     def look(attention, args, given):
@@ -55,7 +63,7 @@ def theirs_seen(theirs):
         seen["received"] = torch.cat(received).reshape(-1, 4).mean(1)
         seen["keys"] = key.mean(1).reshape(-1, 4, key.shape[-1]).mean(1)
 
-    handle = theirs.model.visual.blocks[1].attn.register_forward_pre_hook(look, with_kwargs=True)
+    handle = theirs.model.visual.blocks[block].attn.register_forward_pre_hook(look, with_kwargs=True)
     try:
         yield seen
     finally:
@@ -66,17 +74,21 @@ def theirs_seen(theirs):
 def test_tower_and_merger(pair, name):
     """Every frame's patches and visual tokens, whatever its size, in the order of the processor."""
     ours, theirs = pair
-    inputs = BATCHES[name]
+    inputs, full = BATCHES[ours.model_type][name], max(ours.config.vision.full_blocks)
     prompt = ours.prompt(**inputs)
     names = ("class_attention", "global_attention", "tower_keys", "tower_features")
-    tower = jax.jit(lambda model, frames: model.vision_tower(frames, reads=names))
-    hidden, evidence = jax.tree.map(np.asarray, tower(ours, prompt.pixel_values))
-    tokens = np.asarray(ours.projector(hidden.reshape(*hidden.shape[:3], -1))).reshape(-1, 64)
+
+    def see(model, frames):
+        visual = model.visual(frames, TowerRequest())
+        states, evidence = model.vision_tower(frames, reads=names)
+        return states[-1], evidence, visual.tokens, visual.deepstack
+
+    hidden, evidence, tokens, deepstack = jax.tree.map(np.asarray, jax.jit(see)(ours, prompt.pixel_values))
     whole = prompt.feature_index, prompt.visual_valid
     for pixels, grids in (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")):
         if pixels not in inputs:
             continue
-        with torch.no_grad(), theirs_seen(theirs) as seen:
+        with torch.no_grad(), theirs_seen(theirs, full) as seen:
             out = theirs.model.visual(torch.tensor(inputs[pixels]), grid_thw=torch.tensor(inputs[grids]))
         kind = qwen.IMAGE if grids == "image_grid_thw" else qwen.VIDEO
         ids = inputs["input_ids"][inputs["attention_mask"].astype(bool)]
@@ -84,18 +96,20 @@ def test_tower_and_merger(pair, name):
         own = stands[ids[np.isin(ids, [qwen.IMAGE, qwen.VIDEO])] == kind]
         np.testing.assert_allclose(tokens[own], out.pooler_output, rtol=0, atol=TOLERANCE)
         assert np.asarray(out.pooler_output).std() > 0.5
-        if len(own) == len(stands):  # theirs is by windows too, without holes
+        for later, want in zip(deepstack, getattr(out, "deepstack_features", ()), strict=True):
+            np.testing.assert_allclose(later[own], want, rtol=0, atol=TOLERANCE)
+        if len(own) == len(stands):  # theirs is in the same order, without holes
             inside = prompt.pixel_values.inside
             np.testing.assert_allclose(hidden[inside].reshape(-1, 32), out.last_hidden_state, rtol=0, atol=TOLERANCE)
-            np.testing.assert_array_equal(evidence["tower_features"][inside], hidden[inside].reshape(-1, 128))
+            np.testing.assert_array_equal(evidence["tower_features"][inside], hidden[inside])
             for kind, want in zip(names[:3], (seen["received"], seen["received"], seen["keys"]), strict=True):
                 np.testing.assert_allclose(evidence[kind][inside], want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("name", NAMES)
 def test_positions(pair, name):
     ours, theirs = pair
-    inputs = BATCHES[name]
+    inputs = BATCHES[ours.model_type][name]
     told = {key: value for key, value in as_torch(inputs).items() if not key.startswith("pixel")}
     want, delta = theirs.model.get_rope_index(**told)
     prompt = ours.prompt(**inputs)
@@ -106,10 +120,10 @@ def test_positions(pair, name):
         assert prompt.next_position[row] == delta[row] + length
 
 
-@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("name", NAMES)
 def test_logits(pair, name):
     ours, theirs = pair
-    inputs = BATCHES[name]
+    inputs = BATCHES[ours.model_type][name]
     with torch.no_grad():
         want = theirs(**as_torch(inputs)).logits.numpy()
     got, real = np.asarray(ours(**inputs)), inputs["attention_mask"].astype(bool)
@@ -129,7 +143,7 @@ def test_logits_without_images(pair):
 @pytest.mark.parametrize("name", ["unequal", "video"])
 def test_greedy_tokens(pair, name):
     ours, theirs = pair
-    inputs = BATCHES[name]
+    inputs = BATCHES[ours.model_type][name]
     want = theirs.generate(**as_torch(inputs), max_new_tokens=64, do_sample=False).numpy()
     want = want[:, inputs["input_ids"].shape[1] :]
     assert want.shape[1] == 64
@@ -140,7 +154,7 @@ def test_greedy_tokens(pair, name):
 
 
 def torch_carved(theirs, inputs, prompt, record, layer, steps):
-    """Greedy tokens of one row by transformers' own layers, the sequence shortened at the entry of `layer`."""
+    """Logits of one row and greedy tokens by transformers' own layers, the sequence shortened before `layer`."""
     told = {key: value for key, value in as_torch(inputs).items() if not key.startswith("pixel")}
     position, delta = theirs.model.get_rope_index(**told)
     hidden = theirs.get_input_embeddings()(told["input_ids"])
@@ -148,31 +162,39 @@ def torch_carved(theirs, inputs, prompt, record, layer, steps):
         see, pixels, grid = theirs.model.get_image_features, inputs["pixel_values"], told["image_grid_thw"]
     else:
         see, pixels, grid = theirs.model.get_video_features, inputs["pixel_values_videos"], told["video_grid_thw"]
-    features = see(torch.tensor(pixels), grid).pooler_output
+    features = see(torch.tensor(pixels), grid)
+    later = [torch.cat(level) for level in getattr(features, "deepstack_features", ())]
     slots = torch.tensor(prompt.visual_slots[0][prompt.visual_valid[0]]).long()
-    hidden[0, slots] = torch.cat(features)
+    hidden[0, slots] = torch.cat(features.pooler_output)
     decoder, cache = theirs.model.language_model, transformers.DynamicCache()
 
-    def run(layers, hidden, position):
+    def run(layers, hidden, position, slots=None):
         at = decoder.rotary_emb(hidden, position)
-        for one in layers:
-            hidden = one(hidden, cache=cache, position_embeddings=at)
+        for index in layers:
+            hidden = decoder.layers[index](hidden, cache=cache, position_embeddings=at)
+            if slots is not None and index < len(later):
+                hidden[0, slots] += later[index]
         return hidden
 
-    hidden = run(decoder.layers[:layer], hidden, position)
+    count = len(decoder.layers)
+    hidden = run(range(layer), hidden, position, slots)
     indices, assignment = (np.asarray(part[0]) for part in (record.indices, record.assignment))
-    for row, index in enumerate(indices):  # whoever lives on in a survivor is in its mean
-        hidden[0, slots[index]] = hidden[0, slots[np.flatnonzero(assignment[: len(slots)] == row)]].mean(0)
+    groups = [np.flatnonzero(assignment[: len(slots)] == row) for row in range(len(indices))]
+    for index, group in zip(indices, groups, strict=True):  # whoever lives on in a survivor is in its mean
+        hidden[0, slots[index]] = hidden[0, slots[group]].mean(0)
+    later = [torch.stack([level[group].mean(0) for group in groups]) for level in later]
     gone = np.delete(slots.numpy(), indices)
     kept = torch.tensor(np.setdiff1d(np.arange(hidden.shape[1]), gone))
     for one in cache.layers[:layer]:
         one.keys, one.values = one.keys[:, :, kept], one.values[:, :, kept]
-    hidden, tokens = run(decoder.layers[layer:], hidden[:, kept], position[:, :, kept]), []
+    standing = torch.searchsorted(kept, slots[indices.copy()])
+    hidden, tokens = run(range(layer, count), hidden[:, kept], position[:, :, kept], standing), []
+    first = theirs.lm_head(decoder.norm(hidden[:, -1]))
     for step in range(steps):
         tokens.append(int(theirs.lm_head(decoder.norm(hidden[:, -1])).argmax()))
         following = torch.full((3, 1, 1), inputs["input_ids"].shape[1] + int(delta) + step)
-        hidden = run(decoder.layers, theirs.get_input_embeddings()(torch.tensor([[tokens[-1]]])), following)
-    return tokens
+        hidden = run(range(count), theirs.get_input_embeddings()(torch.tensor([[tokens[-1]]])), following)
+    return first, tokens
 
 
 @pytest.mark.parametrize(
@@ -181,22 +203,28 @@ def torch_carved(theirs, inputs, prompt, record, layer, steps):
         ("divprune@input=9", [12, WIDE, 5, TALL, 30]),
         ("fastv@2=9", [12, (5, 8, 6), 3]),
         ("tokencarve@2=9", [12, WIDE, 5, TALL, 30]),
+        ("tokencarve@1=9", [12, WIDE, 5, TALL, 30]),
     ],
 )
 def test_cached_decoding_goes_on_at_the_original_positions(pair, carve, media):
-    """Images, and a video whose last frame stands behind the text that follows it."""
+    """Images, and a video; Qwen2.5-VL's last frame stands behind the text that follows it.
+
+    Before layer 1 there is still something to add to Qwen3-VL's tokens, those that merged too.
+    """
     ours, theirs = pair
-    inputs = batch(media, seconds=3.3)
+    inputs = batch(media, seconds=3.3, family=ours.model_type)
     prompt = ours.prompt(**inputs)
-    record = ours.prefill(prompt, carve=carve).cuts[0]
+    prefilled = ours.prefill(prompt, carve=carve)
     got = ours.generate(**inputs, max_new_tokens=24, carve=carve)[0].tolist()
-    layer = 0 if "input" in carve else 2
+    layer = 0 if "input" in carve else int(carve[-3])
     with torch.no_grad():
-        want = torch_carved(theirs, inputs, prompt, record, layer, 24)
+        logits, want = torch_carved(theirs, inputs, prompt, prefilled.cuts[0], layer, 24)
+    np.testing.assert_allclose(prefilled.logits, logits, rtol=0, atol=TOLERANCE)
     assert got == want
     assert got != ours.generate(**inputs, max_new_tokens=24)[0].tolist()
 
 
+@first_family
 def test_images_of_many_shapes_share_a_program(pair):
     ours, _ = pair
     shapes = [TALL, (1, 12, 4), (1, 10, 6), (1, 12, 6), (1, 6, 12)]
@@ -210,24 +238,29 @@ def test_images_of_many_shapes_share_a_program(pair):
     assert prefill.prefill._cache_size() == before + 3
 
 
-METHODS = ["tokencarve", "fastv", "divprune", "visionzip", "vispruner", "uniform", "pooling", "random"]
+METHODS = ["tokencarve", "fastv", "divprune", "visionzip", "vispruner", "pyramiddrop", "dart"]
+OF_ROWS = ["uniform", "pooling", "random"]  # whose choice depends on how much room there is beside a row's tokens
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *OF_ROWS])
 def test_methods(pair, name):
-    """All kept changes nothing; and a row is answered as by itself, whatever stands beside it."""
+    """All kept changes nothing; and a row is carved as by itself, whatever stands beside it."""
     ours, _ = pair
-    place = COMPRESSORS[name].at if COMPRESSORS[name].at == "input" else 2
+    place = COMPRESSORS[name].at if COMPRESSORS[name].at == "input" else 1
     rows = [[30, WIDE, 3, TALL, 4], [9, SQUARE, 2]]
-    inputs, alone = batch(*rows), batch(rows[0])
-    free = ours.generate(**inputs, max_new_tokens=8)
-    np.testing.assert_array_equal(ours.generate(**inputs, max_new_tokens=8, carve=((place, name, 1.0),)), free)
-    both = ours.generate(**inputs, max_new_tokens=8, carve=((place, name, 10),))
-    assert (np.asarray(both) != np.asarray(free)).any()
-    if name in METHODS[:5]:
-        np.testing.assert_array_equal(ours.generate(**alone, max_new_tokens=8, carve=((place, name, 10),))[0], both[0])
+    whole = ours.prompt(**batch(*rows))
+    free = np.asarray(ours.prefill(whole).logits)
+    np.testing.assert_array_equal(ours.prefill(whole, carve=((place, name, 1.0),)).logits, free)
+    both = ours.prefill(whole, carve=((place, name, 10),))
+    assert both.cuts[0].indices.shape == (2, 10)
+    assert (np.abs(both.logits - free).max(1) > 0.01).all()
+    if name in METHODS:
+        alone = ours.prefill(ours.prompt(**batch(rows[0])), carve=((place, name, 10),))
+        np.testing.assert_array_equal(alone.cuts[0].indices[0], both.cuts[0].indices[0])
+        np.testing.assert_allclose(alone.logits[0], both.logits[0], rtol=0, atol=TOLERANCE)
 
 
+@first_family
 def test_all_methods_run_or_are_refused_by_name(pair):
     """Shapes alone: what each does is tested elsewhere."""
     ours, _ = pair
@@ -249,12 +282,17 @@ def test_all_methods_run_or_are_refused_by_name(pair):
     assert refused == {"hiprune", "trim"}
 
 
+def test_the_grid_of_images_and_videos(pair):
+    ours, _ = pair
+    assert ours.prompt(**batch([3, (4, 6, 4), 4], family=ours.model_type)).grid == (4, 3, 2)
+    assert ours.prompt(**batch([3, TALL, 4], [2, WIDE])).grid is None
+
+
+@first_family
 def test_the_grid_of_an_image_reaches_the_methods(pair):
     ours, _ = pair
     prompt = ours.prompt(**batch([3, (1, 8, 20), 4]))
     assert prompt.grid == (1, 4, 10)
-    assert ours.prompt(**batch([3, (4, 6, 4), 4])).grid == (4, 3, 2)
-    assert ours.prompt(**batch([3, TALL, 4], [2, WIDE])).grid is None
     left = ours.prefill(prompt, carve="uniform@input=10").cuts[0].indices[0]
     assert np.asarray(left).tolist() == [11, 13, 15, 17, 19, 31, 33, 35, 37, 39]
     each = (Cut("input", COMPRESSORS["uniform"], 2, scope="image"),)
@@ -266,16 +304,16 @@ def test_the_grid_of_an_image_reaches_the_methods(pair):
 @pytest.mark.parametrize(
     ("carve", "said"),
     [
-        ("hiprune@input=9", "hiprune needs middle_attention, which qwen2_5_vl models do not have"),
-        ("tome@tower=9", "qwen2_5_vl models cannot be cut in the tower"),
-        ("uniform@tower=9", "qwen2_5_vl models cannot be cut in the tower; cut at 'input'"),
-        ("fastv@2=9,renumbered", "qwen2_5_vl models have 3 axes and cannot be renumbered"),
+        ("hiprune@input=9", "hiprune needs middle_attention, which {} models do not have"),
+        ("tome@tower=9", "{} models cannot be cut in the tower"),
+        ("uniform@tower=9", "{} models cannot be cut in the tower; cut at 'input'"),
+        ("fastv@2=9,renumbered", "{} models have 3 axes and cannot be renumbered"),
     ],
 )
 def test_cuts_that_are_refused(pair, carve, said):
     ours, _ = pair
-    with pytest.raises(ValueError, match=said):
-        ours.generate(**BATCHES["one image"], max_new_tokens=1, carve=carve)
+    with pytest.raises(ValueError, match=said.format(ours.model_type)):
+        ours.generate(**OF_IMAGES["one image"], max_new_tokens=1, carve=carve)
 
 
 @pytest.mark.parametrize(
@@ -285,15 +323,16 @@ def test_cuts_that_are_refused(pair, carve, said):
         ({"image_grid_thw": np.array([[1, 14, 6]])}, r"pixel_values has shape \(56, 216\); .* \(84, 216\)"),
         ({"image_grid_thw": None}, "image_grid_thw is None"),
         ({"input_ids": np.array([[3, qwen.IMAGE]]), "attention_mask": None}, r"holds \[1\] image placeholders"),
-        ({"second_per_grid_ts": [1.0]}, "expected one of 0 videos"),
+        ({"second_per_grid_ts": [1.0]}, "expected one of 0 videos|qwen3_vl models do not take second_per_grid_ts"),
     ],
 )
 def test_inputs_that_are_refused(pair, change, said):
     ours, _ = pair
-    with pytest.raises(ValueError, match=said):
-        ours.prompt(**BATCHES["one image"] | change)
+    with pytest.raises((ValueError, TypeError), match=said):
+        ours.prompt(**OF_IMAGES["one image"] | change)
 
 
+@first_family
 def test_a_placeholder_that_does_not_enter_is_refused(pair):
     ours, _ = pair
     inputs = batch([7, TALL, 30])
@@ -302,7 +341,14 @@ def test_a_placeholder_that_does_not_enter_is_refused(pair):
         ours.prompt(**inputs)
 
 
+@pytest.mark.parametrize("pair", ["qwen3_vl"], indirect=True)
+def test_embeddings_that_would_leave_something_out_are_refused(pair):
+    ours, _ = pair
+    with pytest.raises(ValueError, match="qwen3_vl models add to their visual tokens behind decoder layers too"):
+        image_embeds(ours, **OF_IMAGES["one image"], method="divprune", keep=4)
+
+
 def test_a_clip_does_not_go_with_this_tower(pair):
     ours, _ = pair
-    with pytest.raises(ValueError, match="qwen2_5_vl models do not have relevance"):
+    with pytest.raises(ValueError, match=f"{ours.model_type} models do not have relevance"):
         check_tower(ours, ours.config.vision)
