@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +20,9 @@ from experiments.data.image_files import open_image
 from models.engine.notation import Cut
 from models.errors import CommandError
 from models.llava import Llava
-from models.serving import Answer, ask, before_decoder, image_embeds
+from models.serving import Answer, ask, before_decoder, image_embeds, plugin
 from models.serving.client import as_file
+from models.serving.request import of_config
 from tests import families, tiny
 from tests.commands import VISUAL, failure
 from tokencarve_jax import COMPRESSORS
@@ -111,9 +113,70 @@ def test_which_methods_can_be_had():
     assert "mmtok needs text, text_valid" in refused["mmtok"]
 
 
-def test_neither_torch_nor_an_engine_is_imported():
-    code = "import sys, models.serving; sys.exit(bool({'torch', 'vllm', 'sglang'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_what_is_imported():
+    """vLLM imports the plugin in all its processes, and what cuts in those of a LLaVA, where there is no Flax."""
+    code = """if True:
+        import sys
+        import models.serving.plugin
+        first = {"jax", "numpy"} & set(sys.modules)
+        sys.modules["flax"] = None
+        import models.nn.tower_reads, models.serving.request
+        del sys.modules["flax"]
+        models.serving.image_embeds, models.serving.ask
+        sys.exit(str(first or {"torch", "vllm", "sglang"} & set(sys.modules) or ""))"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+
+
+def of(carve, tower="clip_vision_model"):
+    return of_config(SimpleNamespace(carve=carve, vision_config=SimpleNamespace(model_type=tower)))
+
+
+def test_what_a_config_asks_for():
+    assert of_config(SimpleNamespace()) is None
+    assert of(None, "pixtral") is None
+    assert of(["visionzip", 64]) == of(("visionzip", 64)) == Cut("input", COMPRESSORS["visionzip"], 64, scope="image")
+
+
+@pytest.mark.parametrize(
+    ("carve", "line"),
+    [
+        (["fastv", 64], "carve 'fastv': fastv needs query_attention: what is asked, or a layer of the decoder"),
+        (["mmtok", 64], "carve 'mmtok': mmtok needs text, text_valid"),
+        (["tome", 64], "carve 'tome' merges in the tower's blocks"),
+        (["nosuch", 64], "carve 'nosuch': no method is named 'nosuch'"),
+        (["visionzip", 0], "carve is ['visionzip', 0]; expected a registered method and how many tokens"),
+        (["visionzip", True], 'such as ["visionzip", 64]'),
+        (["visionzip", 0.5], "a count of at least 1"),
+        (["visionzip"], "carve is ['visionzip']"),
+        ([64, "visionzip"], "carve is [64, 'visionzip']"),
+        ("visionzip", "carve is 'visionzip'"),
+    ],
+)
+def test_what_the_plugin_refuses(carve, line):
+    with pytest.raises(ValueError, match="carve") as error:
+        of(carve)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_plugin_knows_clip_only():
+    with pytest.raises(ValueError, match="the tower is a siglip_vision_model; expected CLIP's"):
+        of(["divprune", 64], "siglip_vision_model")
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1+cpu", "0.33.0", "0.3.2", "1.32.0"])
+def test_the_plugin_is_for_the_versions_that_were_tried(monkeypatch, version):
+    classes = {}
+    engine = SimpleNamespace(__version__=version, ModelRegistry=SimpleNamespace(register_model=classes.__setitem__))
+    monkeypatch.setitem(sys.modules, "vllm", engine)
+    if version.startswith("0.32."):
+        plugin.register()
+        assert set(classes) == {"LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"}
+    else:
+        with pytest.raises(RuntimeError, match=rf"for vLLM 0.32, and this is {version}; install .* VLLM_PLUGINS= in"):
+            plugin.register()
+        assert classes == {}
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from models.nn.clip_config import VisionConfig, vision_config
 from models.nn.linear import ACTIVATIONS, Linear
 from models.nn.llama import Decoder
 from models.nn.llama_config import TextConfig, text_config
+from models.nn.tower_reads import IN_BLOCKS, block_of
 from tokencarve_jax import Compressed, Tokens
 from tokencarve_jax.methods.tome import block_counts
 from tokencarve_jax.tokens import rows
@@ -215,13 +216,19 @@ class Llava(VisionLanguageModel):
         out = self.vision_tower(
             pixel_values,
             feature_layers=config.feature_layers,
-            reads=tuple(dict.fromkeys(_block(what, config) for what in request.evidence if what[0] in _IN_BLOCKS)),
+            reads=tuple(
+                dict.fromkeys(
+                    block_of(what, config.vision.num_layers) for what in request.evidence if what[0] in IN_BLOCKS
+                )
+            ),
             cut=None if cut is None or cut.compressor.at != "tower" else _block_cut(cut, config),
             kernel=request.kernel,
         )
         features = out.features[:, first:]
         evidence = {
-            what: out.evidence[_block(what, config)][:, first:] if what[0] in _IN_BLOCKS else features
+            what: out.evidence[block_of(what, config.vision.num_layers)][:, first:]
+            if what[0] in IN_BLOCKS
+            else features
             for what in request.evidence
         }
         left = out.merged
@@ -239,18 +246,6 @@ class Llava(VisionLanguageModel):
         if left is None:
             return Visual(tokens, flat)
         return Visual(tokens, flat, left.indices, left.tokens.sizes, left.assignment)
-
-
-_IN_BLOCKS = ("class_attention", "global_attention", "middle_attention", "tower_keys")
-
-
-def _block(what: tuple[str, int], config: LlavaConfig) -> tuple[str, int]:
-    """The name and block under which the tower records evidence."""
-    name, layer = what
-    depth = config.vision.num_layers
-    if name == "middle_attention":
-        return "global_attention", max(0, 3 * depth // 8 - 1)  # HiPrune's: the 9th of 24, index 8
-    return name, max(0, depth + layer)
 
 
 def _block_cut(cut: Any, config: LlavaConfig) -> BlockCut:

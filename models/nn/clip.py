@@ -16,7 +16,8 @@ from flax import nnx
 from models.nn.attention import attend, log_sizes
 from models.nn.clip_config import EncoderConfig, VisionConfig
 from models.nn.linear import ACTIVATIONS, Linear
-from tokencarve_jax import Compressed, Tokens, last_query_attention
+from models.nn.tower_reads import READS
+from tokencarve_jax import Compressed, Tokens
 from tokencarve_jax.tokens import rows
 
 
@@ -182,7 +183,7 @@ class ClipVisionTower(nnx.Module):
                 sizes = jnp.concatenate([jnp.ones((batch, 1)), left.tokens.sizes], axis=1)
             for name, block in reads:
                 if block == index:
-                    evidence[name, block] = _READS[name](query, key)
+                    evidence[name, block] = READS[name](query, key)
             if index >= last:
                 continue  # only its attention is read
             x = x + layer.self_attn.out_proj(attend(query, key, value, bias=log_sizes(sizes), kernel=kernel))
@@ -201,27 +202,6 @@ class ClipVisionTower(nnx.Module):
         """`encode` for whole images [B, C, image_size, image_size], normalised as the checkpoint's processor does."""
         patches = self.embed(patchify(images, self.config.patch_size))
         return self.encode(patches, feature_layers=feature_layers, **options)
-
-
-def _global_attention(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Mean attention [B, S] of all queries [B, S, H, d] to keys [B, S, H, d]; the map of one head at a time."""
-
-    def add(total: jax.Array, head: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        asks, answers = (part.astype(jnp.float32) for part in head)
-        logits = jnp.einsum("bqd,bkd->bqk", asks, answers, precision=jax.lax.Precision.HIGHEST)
-        return total + jax.nn.softmax(logits * query.shape[-1] ** -0.5, axis=-1).mean(1), None
-
-    heads = jnp.moveaxis(query, 2, 0), jnp.moveaxis(key, 2, 0)
-    total, _ = jax.lax.scan(add, jnp.zeros(key.shape[:2], jnp.float32), heads)
-    return total / query.shape[2]
-
-
-# What blocks can record, from their queries and keys.
-_READS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "class_attention": lambda query, key: last_query_attention(query[:, 0], key),
-    "global_attention": _global_attention,
-    "tower_keys": lambda _, key: key.mean(2),
-}
 
 
 def _after(first: Compressed, second: Compressed) -> Compressed:

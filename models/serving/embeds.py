@@ -13,25 +13,12 @@ import numpy as np
 
 from models.engine import plan, prefill
 from models.engine.model import VisionLanguageModel
-from models.engine.notation import INPUT, TOWER, Cut, named
+from models.engine.notation import named
 from models.engine.prompt import Prompt
 from models.engine.target import Target
+from models.serving.request import before_decoder
 from tokencarve_jax import Compressor
 from tokencarve_jax.tokens import rows
-
-
-def before_decoder(compressor: Compressor, keep: float | int) -> Cut:
-    """The cut by which a compressor shortens each image by itself, before the decoder.
-
-    Raises:
-      ValueError: the compressor needs the question, or a layer of the decoder.
-    """
-    if missing := [name for name in compressor.required if name not in plan.OF_TOWER]:
-        raise ValueError(
-            f"{compressor.name} needs {', '.join(missing)}: what is asked, or a layer of the decoder, which the server "
-            "runs later; name a method that sees the image alone, such as visionzip or divprune"
-        )
-    return Cut(TOWER if compressor.at == TOWER else INPUT, compressor, keep, scope="image")
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "target"))
