@@ -41,8 +41,8 @@ class TextConfig:
 
 def text_config(hf: Any) -> TextConfig:
     """`TextConfig` from the config of one of transformers' decoders; ConfigError with all that is unsupported."""
-    if hf.model_type not in ("llama", "mistral", "qwen2_5_vl_text"):
-        raise ConfigError(f"text_config.model_type is {hf.model_type!r}; supported are 'llama' and 'mistral'")
+    if hf.model_type not in ("llama", "mistral", "qwen2", "qwen2_5_vl_text"):
+        raise ConfigError(f"text_config.model_type is {hf.model_type!r}; supported are 'llama', 'mistral' and 'qwen2'")
     qwen = hf.model_type == "qwen2_5_vl_text"  # has a bias on queries, keys and values, and no fields that say so
     read = Fields(hf, "text_config.")
     # transformers 5 folds the older `rope_theta` and `rope_scaling` in here
@@ -78,7 +78,7 @@ def text_config(hf: Any) -> TextConfig:
         rope_theta=rope.number("rope_theta", 1, 1e12),
         rope_factor=rope.number("factor", 1e-3, 1e6) if rope.get("rope_type") == "linear" else 1.0,
         rope_sections=sections,
-        attention_bias=qwen or read.flag("attention_bias"),
+        attention_bias=qwen or hf.model_type == "qwen2" or read.flag("attention_bias"),
         output_bias=read.flag("attention_bias"),
         mlp_bias=read.flag("mlp_bias"),
         tie_word_embeddings=read.flag("tie_word_embeddings"),
