@@ -15,6 +15,8 @@ from models.config import Fields
 from models.errors import CommandError
 from models.io.hub import transformers
 from models.io.untrusted import file_problem, limited, parsing, read_json
+from models.onevision_processor import CLASS as ONEVISION
+from models.onevision_processor import OnevisionProcessor
 from models.qwen_processor import CLASSES, QwenProcessor
 
 _FILES = (
@@ -26,11 +28,12 @@ _FILES = (
     "preprocessor_config.json",
     "chat_template.json",
 )
+_IMAGES = "(CLIP|Llava|LlavaNext|LlavaOnevision|Qwen2VL)"
 # transformers has hundreds of others, of which some ask the hub, and some take gigabytes for a small image.
 _TYPES = {
-    "processor_class": "(Llava|LlavaNext|Qwen2_5_VL|Qwen3VL)Processor",
-    "image_processor_type": "(CLIP|Llava|LlavaNext|Qwen2VL)(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
-    "feature_extractor_type": "(CLIP|Llava|LlavaNext|Qwen2VL)(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
+    "processor_class": "(Llava|LlavaNext|LlavaOnevision|Qwen2_5_VL|Qwen3VL)Processor",
+    "image_processor_type": f"{_IMAGES}(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
+    "feature_extractor_type": f"{_IMAGES}(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
 }
 _MOST_TILES = 2**6
 TEMPLATE = "chat_template.jinja"
@@ -42,8 +45,8 @@ _MOST_CHARACTERS = 10**7  # of a rendered prompt
 def load_processor(folder: Path) -> Any:
     """A processor with image processor and chat template, tried on a small image and a short question.
 
-    It is transformers', or for Qwen-VL a `QwenProcessor`. Only the folder's chat template is run, in Jinja's
-    sandbox; the hub is not asked.
+    It is transformers', for Qwen-VL a `QwenProcessor`, or an `OnevisionProcessor`. Only the folder's chat template is
+    run, in Jinja's sandbox; the hub is not asked.
 
     Raises:
       CommandError: there is none that can be loaded and used; names the file.
@@ -56,6 +59,8 @@ def load_processor(folder: Path) -> Any:
             processor: Any
             if CLASSES & classes:
                 processor = QwenProcessor.from_pretrained(folder, **local)
+            elif ONEVISION in classes:
+                processor = OnevisionProcessor.from_pretrained(folder, **local)
             else:
                 processor = transformers().AutoProcessor.from_pretrained(folder, backend="pil", **local)
     except CommandError as error:

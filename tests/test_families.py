@@ -1,4 +1,4 @@
-"""The five published families, small: converted, and equal to transformers in logits and greedy tokens."""
+"""The published LLaVA families, small: converted, and equal to transformers in logits and greedy tokens."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from models import convert
+from models.auto import FAMILIES
 from models.engine import prefill
 from models.engine.plan import parse, resolve
 from models.engine.target import CPU
@@ -55,24 +56,28 @@ def test_logits_and_greedy_tokens(family):
 def test_full_size_is_wired(name):
     """The real config by shapes alone: every weight has its place, and a carved prompt runs through."""
     hf = families.hf_config(name)
+    qwen = hf.model_type == "llava_onevision"
     with torch.device("meta"):
         model = transformers.AutoModelForImageTextToText.from_config(hf)
-    grids = hf.model_type == "llava_next"
-    family = LlavaNext if grids else Llava
-    config = family.read_config(hf, {})
+    family = {kind.model_type: kind for kind in FAMILIES}[hf.model_type]
+    grids, config = family is not Llava, family.read_config(hf, {})
     llava = checkpoints.abstract(config, jnp.bfloat16, family=family)
     headers = {
         checkpoints.spell(key, "published"): Header(Path(), tuple(value.shape), "F16")
         for key, value in model.state_dict().items()
+        if not (hf.tie_word_embeddings and key == "lm_head.weight")
     }
     planned, found = match(headers, family.table(config), variables_of(llava))
     assert not found
-    assert len(planned) == len(headers) == 9 * config.text.num_layers + 3 + 4 + 24 * 16 + 7 + grids
+    decoder = (12 if qwen else 9) * config.text.num_layers + 3 - hf.tie_word_embeddings
+    assert len(planned) == len(headers) == decoder + 4 + (26 * 16 + 5 if qwen else 24 * 16 + 7) + grids
     assert ("image_newline" in headers) == grids
 
-    images = {"pixel_values": np.broadcast_to(np.float32(0), (1, 5, 3, 336, 336) if grids else (1, 3, 336, 336))}
-    images |= {"image_sizes": [(672, 672)]} if grids else {}
-    visual = 2880 + 48 if grids else 576
+    side = config.vision.image_size
+    tiles = () if not grids else (37,) if qwen else (5,)
+    images = {"pixel_values": np.broadcast_to(np.float32(0), (1, *tiles, 3, side, side))}
+    images |= {"image_sizes": [(2304, 2304) if qwen else (672, 672)]} if grids else {}
+    visual = 729 + 81 * 82 if qwen else 2880 + 48 if grids else 576  # OneVision's 162 x 162 are made 81 x 81
     ids = np.array([[1, *[config.image_token_id] * visual, *range(3, 40)]])
     prompt = llava.prompt(ids, **images)
     assert prompt.visual_slots.shape == (1, -(-visual // 64) * 64 if grids else visual)
@@ -82,9 +87,9 @@ def test_full_size_is_wired(name):
         llava,
         prompt,
     )
-    kept = 654 if grids else 128  # 0.222 of 2,944 slots and of 576
+    kept = 1648 if qwen else 654 if grids else 128  # 0.222 of 7,424 slots, of 2,944 and of 576
     assert out.cuts[0].indices.shape == (1, kept)
-    assert out.logits.shape == (1, 32064)
+    assert out.logits.shape == (1, config.text.vocab_size)
     slots = prompt.input_ids.shape[1] - prompt.visual_slots.shape[1] + kept + 32
     assert out.cache.layers[-1][0].size == slots * config.text.num_kv_heads * config.text.head_dim
 

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT's images of any resolution, as index arithmetic on the host: NumPy only, no pixels and no weights.
+"""Images of any resolution for LLaVA-NeXT and LLaVA-OneVision: index arithmetic on the host, no pixels and no weights.
 
 The tower sees an image whole, as one tile, and as a grid of tiles at the resolution that fits best. The decoder gets
 the whole image's tokens and then the grid's, row by row, without rows or columns of padding, and with one image-newline
@@ -63,6 +63,42 @@ def padding(size: Size, grid: Size) -> Size:
     return 0, (columns - int(round(width * (rows / height), 7))) // 2
 
 
+def unpadded_grid(size: Size, pinpoints: Sequence[Size], *, tile: int, patches: int, first: int) -> np.ndarray:
+    """[rows, columns] of the features of an image's grid that show the image; arguments as for `features_of_image`."""
+    height, width = best_resolution(size, pinpoints)
+    down, across = height // tile, width // tile
+    of_tile = first + patches * patches * np.arange(1, 1 + down * across).reshape(down, 1, across, 1)
+    within = np.arange(patches * patches).reshape(patches, 1, patches)
+    grid = (of_tile + within).reshape(down * patches, across * patches)  # from [down, patches, across, patches]
+    above, left = padding(size, (down * patches, across * patches))
+    return grid[above : grid.shape[0] - above, left : grid.shape[1] - left]
+
+
+def resized(grid: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """A grid brought to another size as PyTorch does it with `interpolate(mode="bilinear")`, without antialiasing.
+
+    Args:
+      grid: [rows, columns] integers.
+      size: rows and columns to bring it to.
+
+    Returns:
+      Of every new place, the four entries of `grid` that it lies between, [*size, 4] int32, and how much each counts,
+      [*size, 4] float32, which add up to 1.
+    """
+    (above, below, down), (left, right, across) = map(_between, grid.shape, size)
+    entries = [grid[np.ix_(row, column)] for row in (above, below) for column in (left, right)]
+    weights = [np.outer(row, column) for row in (1 - down, down) for column in (1 - across, across)]
+    return np.stack(entries, axis=-1).astype(np.int32), np.stack(weights, axis=-1)
+
+
+def _between(before: int, after: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The two of `before` places that each of `after` lies between, and the share of the second, in float32."""
+    half, step = np.float32(0.5), np.float32(before / max(after, 1))
+    at = np.maximum((np.arange(after, dtype=np.float32) + half) * step - half, 0)
+    low = np.minimum(at.astype(np.int32), before - 1)
+    return low, np.minimum(low + 1, before - 1), np.clip(at - low.astype(np.float32), 0, 1)
+
+
 def features_of_image(
     size: Size, pinpoints: Sequence[Size], *, tile: int, patches: int, first: int, newline: int
 ) -> np.ndarray:
@@ -83,16 +119,31 @@ def features_of_image(
       >>> print(features_of_image((9, 5), [(10, 5)], tile=5, patches=2, first=100, newline=-1))
       [100 101 102 103 104 105  -1 106 107  -1 108 109  -1 110 111  -1]
     """
-    height, width = best_resolution(size, pinpoints)
-    down, across = height // tile, width // tile
     whole = first + np.arange(patches * patches)
-    of_tile = first + patches * patches * np.arange(1, 1 + down * across).reshape(down, 1, across, 1)
-    within = np.arange(patches * patches).reshape(patches, 1, patches)
-    grid = (of_tile + within).reshape(down * patches, across * patches)  # from [down, patches, across, patches]
-    above, left = padding(size, (down * patches, across * patches))
-    grid = grid[above : grid.shape[0] - above, left : grid.shape[1] - left]
+    grid = unpadded_grid(size, pinpoints, tile=tile, patches=patches, first=first)
     lines = np.concatenate([grid, np.full((len(grid), 1), newline)], axis=1)
     return np.concatenate([whole, lines.reshape(-1)]).astype(np.int32)
+
+
+def sizes_of(pixel_values: Any, image_sizes: Any) -> list[Size]:
+    """The images' sizes; ValueError where these are not sizes, one for each of [images, T, C, height, width]."""
+    if image_sizes is None or np.ndim(pixel_values) != 5 or np.shape(image_sizes) != (len(pixel_values), 2):
+        raise ValueError(
+            f"pixel_values has shape {np.shape(pixel_values)} and image_sizes {np.shape(image_sizes)}; expected "
+            "[images, tiles, channels, height, width] and [images, 2], as the checkpoint's processor gives them"
+        )
+    sizes = [(int(height), int(width)) for height, width in np.asarray(image_sizes)]
+    if any(length < 1 for size in sizes for length in size):
+        raise ValueError(f"image_sizes is {sizes}; expected heights and widths in pixels")
+    return sizes
+
+
+def check_tiles(pixel_values: np.ndarray, tiles: Sequence[int]) -> None:
+    """Raise ValueError where images have more tiles than `pixel_values` [images, T, ...] holds of each."""
+    if max(tiles, default=0) > pixel_values.shape[1]:
+        raise ValueError(
+            f"pixel_values holds {pixel_values.shape[1]} tiles per image; images of these sizes have {list(tiles)}"
+        )
 
 
 def lay_out(
@@ -116,18 +167,9 @@ def lay_out(
     Raises:
       ValueError: shapes that do not fit each other.
     """
-    if image_sizes is None or np.ndim(pixel_values) != 5 or np.shape(image_sizes) != (len(pixel_values), 2):
-        raise ValueError(
-            f"pixel_values has shape {np.shape(pixel_values)} and image_sizes {np.shape(image_sizes)}; LLaVA-NeXT "
-            "expects [images, tiles, channels, height, width] and [images, 2], as the checkpoint's processor gives them"
-        )
-    pixels = np.asarray(pixel_values)
-    sizes = [(int(height), int(width)) for height, width in np.asarray(image_sizes)]
-    if any(length < 1 for size in sizes for length in size):
-        raise ValueError(f"image_sizes is {sizes}; expected heights and widths in pixels")
+    sizes, pixels = sizes_of(pixel_values, image_sizes), np.asarray(pixel_values)
     tiles = [num_tiles(size, pinpoints, tile) for size in sizes]
-    if max(tiles) > pixels.shape[1]:
-        raise ValueError(f"pixel_values holds {pixels.shape[1]} tiles per image; images of these sizes have {tiles}")
+    check_tiles(pixels, tiles)
     stack = np.zeros((len(sizes) * most_tiles(pinpoints, tile), *pixels.shape[2:]), pixels.dtype)
     patches = tile // patch_size
     rows, first = [], 0

@@ -6,9 +6,9 @@ Axis letters: B batch, S sequence, N visual tokens of an image, D width, V vocab
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,11 @@ class LlavaConfig:
 
 
 def llava_config(
-    hf: Any, generation: Mapping[str, Any] = MappingProxyType({}), *, more: tuple[str, ...] = ()
+    hf: Any,
+    generation: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    more: tuple[str, ...] = (),
+    tower: Callable[[Any], VisionConfig] = vision_config,
 ) -> LlavaConfig:
     """`LlavaConfig` from a transformers config of that name.
 
@@ -81,13 +85,14 @@ def llava_config(
       hf: the config.
       generation: what `generation_config.json` holds, which takes precedence for special tokens.
       more: problems that were found before.
+      tower: reads the tower's config.
 
     Raises:
       ConfigError: with every architecture, activation and feature choice that is not supported.
     """
     parts: list[Any] = []
     read = Fields(hf)
-    for read_part, part in ((vision_config, hf.vision_config), (text_config, hf.text_config)):
+    for read_part, part in ((tower, hf.vision_config), (text_config, hf.text_config)):
         try:
             parts.append(read_part(part))
         except ConfigError as error:
@@ -142,12 +147,13 @@ class Llava(VisionLanguageModel):
     """
 
     model_type = "llava"
+    tower: ClassVar[Any] = ClipVisionTower
 
     def __init__(self, config: LlavaConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         self.config = config
         self.mesh = None
         self.target = None
-        self.vision_tower = ClipVisionTower(config.vision, dtype=dtype, rngs=rngs)
+        self.vision_tower = self.tower(config.vision, dtype=dtype, rngs=rngs)
         self.projector = Projector(config, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config.text, dtype=dtype, rngs=rngs)
 
@@ -191,12 +197,12 @@ class Llava(VisionLanguageModel):
             grid=self.config.grid if features_of is None else None,
         )
 
-    def check_pixels(self, pixel_values: Any) -> None:
+    def check_pixels(self, pixel_values: Any, name: str = "pixel_values") -> None:
         """Raise ValueError if pixels [..., C, height, width] are not what the tower takes; None is fine."""
         vision = self.config.vision
         shape, wanted = np.shape(pixel_values), (vision.num_channels, vision.image_size, vision.image_size)
         if pixel_values is not None and shape[-3:] != wanted:
-            raise ValueError(f"pixel_values has shape {shape}; the tower takes images of {wanted}")
+            raise ValueError(f"{name} has shape {shape}; the tower takes images of {wanted}")
 
     def image_features(self, pixel_values: jax.Array) -> jax.Array:
         """Visual tokens of images [images, C, image_size, image_size]: [images, N, D] in the weights' dtype."""

@@ -43,6 +43,22 @@ def _is_grid(pair: Any, side: int) -> bool:
     return whole and pair[0] * pair[1] <= _MAX_TILES * side**2
 
 
+def read_grids(hf: Any, read: Fields, *, strategy: str) -> tuple[tuple[int, int], ...]:
+    """The grids of a config whose `vision_feature_select_strategy` must be `strategy`; notes problems in `read`."""
+    side = Fields(hf.vision_config, "vision_config.").whole("image_size", 1, 2**13)
+    pinpoints, expected = read.get("image_grid_pinpoints"), f"expected multiples of {side} pixels, two by two"
+    if (found := read.get("vision_feature_select_strategy")) != strategy:
+        read.wrong("vision_feature_select_strategy", found, f"the grids of {hf.model_type!r} need {strategy!r}")
+    if (
+        isinstance(pinpoints, (list, tuple))
+        and 1 <= len(pinpoints) <= _MAX_GRIDS
+        and all(_is_grid(pair, side) for pair in pinpoints)
+    ):
+        return tuple((height, width) for height, width in pinpoints)
+    read.wrong("image_grid_pinpoints", pinpoints, expected)
+    return ()
+
+
 class LlavaNext(Llava):
     """A LLaVA-NeXT; see `Llava`."""
 
@@ -58,19 +74,11 @@ class LlavaNext(Llava):
     @classmethod
     def read_config(cls, hf: Any, generation: Mapping[str, Any]) -> LlavaNextConfig:
         """From a transformers `LlavaNextConfig`; ConfigError with everything that is not supported."""
-        read, side = Fields(hf), Fields(hf.vision_config, "vision_config.").whole("image_size", 1, 2**13)
-        pinpoints, expected = read.get("image_grid_pinpoints"), f"expected multiples of {side} pixels, two by two"
-        if (
-            not isinstance(pinpoints, (list, tuple))
-            or not 1 <= len(pinpoints) <= _MAX_GRIDS
-            or not all(_is_grid(pair, side) for pair in pinpoints)
-        ):
-            read.wrong("image_grid_pinpoints", pinpoints, expected)
-        if read.get("vision_feature_select_strategy") == "full":
-            read.problems.append("vision_feature_select_strategy is 'full'; the grids of 'llava_next' need 'default'")
+        read = Fields(hf)
+        pinpoints = read_grids(hf, read, strategy="default")
         common = llava_config(hf, generation, more=tuple(read.problems))
         fields = {field.name: getattr(common, field.name) for field in dataclasses.fields(common)}
-        return LlavaNextConfig(**fields, image_grid_pinpoints=tuple((height, width) for height, width in pinpoints))
+        return LlavaNextConfig(**fields, image_grid_pinpoints=pinpoints)
 
     @staticmethod
     def table(config: LlavaConfig) -> Table:
@@ -99,7 +107,7 @@ class LlavaNext(Llava):
     def visual(self, pixel_values: jax.Array, request: TowerRequest, key: jax.Array | None = None) -> Visual:
         """Visual tokens of all tiles, and the newline as last row; evidence is zero there. No cut in the tower."""
         if request.cut is not None:
-            raise ValueError(f"cut {request.cut}: a LLaVA-NeXT cannot be cut in the tower; cut it at 'input'")
+            raise ValueError(f"cut {request.cut}: {self.model_type} models cannot be cut in the tower; cut at 'input'")
         seen = super().visual(pixel_values, request, key)
         newline = self.image_newline[...][None].astype(seen.tokens.dtype)
         evidence = {

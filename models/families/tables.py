@@ -6,7 +6,7 @@ Three spellings of the same keys are in use, and all are accepted:
     transformers 5 files language_model.model.*   vision_tower.*                language_model.lm_head.weight
     in its memory        model.language_model.*   model.vision_tower.*          lm_head.weight
 
-LLaVA-NeXT adds `image_newline` (`model.image_newline` in memory).
+LLaVA-NeXT and LLaVA-OneVision add `image_newline` (`model.image_newline` in memory).
 
 Exports are written in the first.
 
@@ -77,7 +77,7 @@ def _encoder_lines() -> list[tuple[str, str, Transform]]:
 
 
 def tower_table(config: VisionConfig) -> Table:
-    """The CLIP vision tower, at `vision_tower` of the model."""
+    """The vision tower, CLIP's or SigLIP's, at `vision_tower` of the model."""
     lines = [
         ("embeddings.class_embedding", "class_embedding", AS_IS),
         (
@@ -85,6 +85,7 @@ def tower_table(config: VisionConfig) -> Table:
             "patch_embedding.weight",
             patches(config.num_channels, config.patch_size),
         ),
+        ("embeddings.patch_embedding.bias", "patch_embedding.bias", AS_IS),  # SigLIP's
         ("embeddings.position_embedding.weight", "position_embedding", AS_IS),
         ("pre_layrnorm.weight", "pre_layernorm.scale", AS_IS),  # the published spelling
         ("pre_layrnorm.bias", "pre_layernorm.bias", AS_IS),

@@ -25,14 +25,15 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     """Cut images into flattened patches, in raster order.
 
     Args:
-      images: [B, C, height, width], both sides multiples of `patch_size`.
+      images: [B, C, height, width]; rows and columns beyond a multiple of `patch_size` are left out.
       patch_size: p, in pixels.
 
     Returns:
-      [B, height/p * width/p, C * p * p]; within a patch channel first, then row, then column.
+      [B, height // p * (width // p), C * p * p]; within a patch channel first, then row, then column.
     """
     batch, channels, height, width = images.shape
     rows, columns = height // patch_size, width // patch_size
+    images = images[:, :, : rows * patch_size, : columns * patch_size]
     grid = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
     return grid.transpose(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
 

@@ -47,17 +47,23 @@ def vision_config(hf: Any) -> VisionConfig:
     """`VisionConfig` from a transformers `CLIPVisionConfig`; ConfigError for another tower or wrong fields."""
     if hf.model_type != "clip_vision_model":
         raise ConfigError(f"vision_config.model_type is {hf.model_type!r}; only 'clip_vision_model' is supported")
+    return VisionConfig(**vision_fields(hf))
+
+
+def vision_fields(hf: Any) -> dict[str, Any]:
+    """The fields of a `VisionConfig`; ConfigError for wrong ones."""
     read = Fields(hf, "vision_config.")
-    config = VisionConfig(
+    fields = {
         **_encoder(read),
-        num_channels=read.whole("num_channels", 1, 16),
-        image_size=read.whole("image_size", 1, 2**13),
-        patch_size=read.whole("patch_size", 1, 2**10),
-    )
-    if not read.problems and not 1 <= config.num_patches <= MAX_PATCHES:
-        read.wrong("patch_size", config.patch_size, f"{config.num_patches} patches; expected 1 to {MAX_PATCHES}")
+        "num_channels": read.whole("num_channels", 1, 16),
+        "image_size": read.whole("image_size", 1, 2**13),
+        "patch_size": read.whole("patch_size", 1, 2**10),
+    }
+    patches = (fields["image_size"] // fields["patch_size"]) ** 2
+    if not read.problems and not 1 <= patches <= MAX_PATCHES:
+        read.wrong("patch_size", fields["patch_size"], f"{patches} patches; expected 1 to {MAX_PATCHES}")
     read.check()
-    return config
+    return fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -44,10 +44,11 @@ class TextConfig:
 
 def text_config(hf: Any) -> TextConfig:
     """`TextConfig` from the config of one of transformers' decoders; ConfigError with all that is unsupported."""
-    if hf.model_type not in ("llama", "mistral", "qwen2_5_vl_text", "qwen3_vl_text"):
-        raise ConfigError(f"text_config.model_type is {hf.model_type!r}; supported are 'llama' and 'mistral'")
+    if hf.model_type not in ("llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen3_vl_text"):
+        raise ConfigError(f"text_config.model_type is {hf.model_type!r}; supported are 'llama', 'mistral' and 'qwen2'")
     # What they have without a field that says so: Qwen2 a bias on queries, keys and values, Qwen3 norms of heads.
-    qwen2, qwen3 = hf.model_type == "qwen2_5_vl_text", hf.model_type == "qwen3_vl_text"
+    qwen2, qwen3 = hf.model_type in ("qwen2", "qwen2_5_vl_text"), hf.model_type == "qwen3_vl_text"
+    three = hf.model_type.endswith("_vl_text")  # rotary positions: of time, row and column
     read = Fields(hf, "text_config.")
     # transformers 5 folds the older `rope_theta` and `rope_scaling` in here
     rope = Fields(read.get("rope_parameters") or {}, "text_config.rope_parameters.")
@@ -64,8 +65,8 @@ def text_config(hf: Any) -> TextConfig:
     if not read.problems and (head_dim < 2 or head_dim % 2):
         read.wrong("head_dim", head_dim, "expected an even number, for rotary embedding")
     half = head_dim // 2
-    sections = rope.wholes("mrope_section", 0, half) if qwen2 or qwen3 or rope.get("mrope_section") else (half,)
-    if (qwen2 or qwen3) and not read.problems and (len(sections) != 3 or sum(sections) != half):
+    sections = rope.wholes("mrope_section", 0, half) if three or rope.get("mrope_section") else (half,)
+    if three and not read.problems and (len(sections) != 3 or sum(sections) != half):
         rope.wrong("mrope_section", sections, f"expected three numbers that add up to {half}")
     elif qwen3 and any(axis + 3 * (count - 1) >= half for axis, count in enumerate(sections[1:], 1)):
         rope.wrong("mrope_section", sections, f"three axes cannot take turns so over {half} wavelengths")
