@@ -15,7 +15,7 @@ from models.config import Fields
 from models.errors import CommandError
 from models.io.hub import transformers
 from models.io.untrusted import file_problem, limited, parsing, read_json
-from models.qwen_processor import CLASS, QwenProcessor
+from models.qwen_processor import CLASS, VIDEO_FILE, QwenProcessor
 
 _FILES = (
     "tokenizer.json",
@@ -25,9 +25,11 @@ _FILES = (
     "processor_config.json",
     "preprocessor_config.json",
     "chat_template.json",
+    VIDEO_FILE,
 )
 # transformers has hundreds of others, of which some ask the hub, and some take gigabytes for a small image.
 _TYPES = {
+    "video_processor_type": "Qwen2VLVideoProcessor",
     "processor_class": "(Llava|LlavaNext|Qwen2_5_VL)Processor",
     "image_processor_type": "(CLIP|Llava|LlavaNext|Qwen2VL)(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
     "feature_extractor_type": "(CLIP|Llava|LlavaNext|Qwen2VL)(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
@@ -69,6 +71,8 @@ def load_processor(folder: Path) -> Any:
     with parsing(folder, CommandError, "has a processor that fails on a small image"):
         image = np.full((8, 8, 3), 9, np.uint8)
         out = processor(images=[image], text=[text], padding=True, return_tensors="np")
+        if isinstance(processor, QwenProcessor):
+            processor.video_processor([image], return_tensors="np")
         if not np.isfinite(out["pixel_values"]).all():
             raise CommandError(f"{folder}: its processor gives numbers that are not finite; see image_mean, image_std")
     return processor
@@ -120,16 +124,19 @@ def _culprit(folder: Path, local: Mapping[str, Any]) -> str:
 
 def _check_sizes(folder: Path, processor: Any) -> None:
     """Check the numbers that decide how much memory the processor needs; CommandError names all wrong ones."""
-    images = processor.image_processor
+    images, videos = processor.image_processor, getattr(processor, "video_processor", None)
     problems: list[str] = []
     # Qwen's sizes are the least and the most pixels of an image, the others' are sides.
     most = _MOST_PIXELS**2 if isinstance(processor, QwenProcessor) else _MOST_PIXELS
-    for name in ("size", "crop_size"):
-        sizes = getattr(images, name, None)
+    parts = [(images, "size", ""), (images, "crop_size", "")]
+    if isinstance(processor, QwenProcessor) and videos is not images:
+        parts.append((videos, "size", f"{VIDEO_FILE}: "))
+    for part, name, where in parts:
+        sizes = getattr(part, name, None)
         sizes = {key: value for key, value in dict(sizes or {}).items() if value is not None}
-        if not sizes and (name == "size" or getattr(images, "do_center_crop", False)):
-            problems.append(f"{name} is empty; expected sides in pixels")
-        fields = Fields(sizes, f"{name}.")
+        if not sizes and (name == "size" or getattr(part, "do_center_crop", False)):
+            problems.append(f"{where}{name} is empty; expected sides in pixels")
+        fields = Fields(sizes, f"{where}{name}.")
         for key in sizes:
             fields.whole(key, 1, most)
         problems += fields.problems
