@@ -1,4 +1,4 @@
-"""Ask a LLaVA about an image, with its visual tokens carved down or not.
+"""Ask a model about images or a video, with its visual tokens carved down or not.
 
 Prints the answer, what was held for it (visual tokens, sequence, KV cache), and how long each part took. With --chat
 it holds a conversation: every line of standard input is a question, until the end of input or "exit".
@@ -17,26 +17,25 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 from PIL import Image
 
 from experiments.core import cli, loading, methods, preprocessing, schedules
+from experiments.core.conversation import Conversation
 from experiments.core.memory import Request, check_request
 from experiments.core.results import format_bytes, format_seconds
 from experiments.data.image_files import open_image
+from experiments.data.videos import MOST_FRAMES, Clip, open_video
 from experiments.evaluation.cells import check_blocks
 from experiments.metrics.latency import timed
 from experiments.reports import pictures
 from models.engine.decode import DECODE_CAPACITY_BUCKET, DecodeConfig, finish
 from models.engine.plan import Carve, has_budgets_per_image, resolve
-from models.engine.prompt import BUCKET, round_up
+from models.engine.prompt import round_up
 from models.errors import CommandError, ConfigError
 from models.io.untrusted import file_problem
 
-_LATER_BUCKET = 8 * BUCKET  # of a conversation's later prompts, which grow: it would compile at almost every question
 _EXAMPLES = r"""examples:
   python -m experiments.generate --image=experiments/gallery/scene.png --prompt="What number is on the blue card?"
                                                           a scene that the shipped model has learnt to read
@@ -46,6 +45,8 @@ _EXAMPLES = r"""examples:
       --schedule tome@tower=288 tokencarve@2=128          several cuts
   python -m experiments.generate --model=path/to/llava --image=one.jpg --image=two.jpg --chat
                                                           photographs, with a model that knows such
+  python -m experiments.generate --model=path/to/qwen2.5-vl --video=clip.mp4 --prompt="What happens?" \
+      --frames=32 --keep=0.1 --method=vidcom2               a video, or a folder with its frames
 """
 
 
@@ -70,13 +71,14 @@ def _generate(flags: argparse.Namespace, carve: Carve) -> None:
     """
     if loading.not_utf8(flags.prompt):
         raise CommandError(f"--prompt is not UTF-8: {flags.prompt!r}")
-    images, most = [open_image(path) for path in flags.image], flags.max_new_tokens
+    images, videos, most = *_media(flags), flags.max_new_tokens
     checkpoint, load_s = timed(lambda: _load(flags))
     llava = checkpoint.llava
     if flags.picture and not llava.square:
         raise CommandError("a picture shows images that the tower sees as one square; ask for none")
     try:
-        inputs = checkpoint.encode([images], [flags.prompt])
+        turns = [loading.user(flags.prompt, images=len(images), videos=len(videos))]
+        inputs = checkpoint.encode_turns([images], [turns], videos=videos)
         schedule = llava.schedule(carve)
         prompt = llava.prompt(**inputs.named, per_image=has_budgets_per_image(schedule))
         check_request(llava, inputs, most)
@@ -104,6 +106,7 @@ def _generate(flags: argparse.Namespace, carve: Carve) -> None:
     _, decode_s = timed(lambda: finish(llava, prefilled, 0, max_new_tokens=most, decode_config=config))
     count = tokens.shape[1]
     facts = {
+        "frames": ", ".join(f"{len(video.frames)} of {video.total}" for video in videos),
         "visual tokens": _change(str(visual), str(left)),
         "sequence": f"{_change(str(length), str(length - visual + left))} tokens",
         "KV cache": f"{_change(format_bytes(uncarved_cache), format_bytes(cache))}, room for {capacity} new tokens "
@@ -115,11 +118,17 @@ def _generate(flags: argparse.Namespace, carve: Carve) -> None:
     }
     print()
     for name, fact in facts.items():
-        print(f"{name:<15}{fact}")
+        if fact:
+            print(f"{name:<15}{fact}")
     if flags.picture:
         views = pictures.views_of(list(checkpoint.seen(inputs.pixel_values)), llava.config, prefilled)
         pictures.save(pictures.draw(views), flags.picture)
         print(f"{'picture':<15}{flags.picture}")
+
+
+def _media(flags: argparse.Namespace) -> tuple[list[Image.Image], list[Clip]]:
+    """The images or the video that flags name."""
+    return [open_image(path) for path in flags.image], [open_video(path, flags.frames) for path in flags.video]
 
 
 def _change(before: str, after: str) -> str:
@@ -139,63 +148,16 @@ def questions(lines: Iterable[str]) -> Iterator[str]:
             yield line.strip()
 
 
-class Conversation:
-    """Turns so far, and the images that stand before the first of them.
-
-    Args:
-      checkpoint: model and processor.
-      images: what the conversation is about, PIL or uint8 [height, width, 3].
-      carve: as a model's `generate` takes it; each answer starts from all visual tokens again.
-      max_new_tokens: the longest answer.
-    """
-
-    def __init__(self, checkpoint: loading.Checkpoint, images: Sequence[Any], *, carve: Carve, max_new_tokens: int):
-        self._checkpoint, self._images = checkpoint, list(images)
-        self._carve, self._max_new_tokens = carve, max_new_tokens
-        self.turns: list[dict[str, Any]] = []
-
-    def ask(self, question: str) -> Iterator[str]:
-        """Ask, and give the answer in pieces as they come. The turn counts once the last piece is taken.
-
-        Raises:
-          CommandError: the question cannot be asked; the conversation can go on.
-          ValueError: `carve` asks for more visual tokens than there are.
-        """
-        checkpoint = self._checkpoint
-        content = [{"type": "text", "text": question}]
-        if not self.turns:
-            content = [*[{"type": "image"}] * len(self._images), *content]
-        turns = [*self.turns, {"role": "user", "content": content}]
-        inputs = checkpoint.encode_turns([self._images], [turns])
-        check_request(checkpoint.llava, inputs, self._max_new_tokens)
-        bucket = _LATER_BUCKET if self.turns else BUCKET
-        stream = checkpoint.llava.stream(
-            **inputs.named, chunk=1, carve=self._carve, max_new_tokens=self._max_new_tokens, bucket=bucket
-        )
-        tokens, printed = np.zeros((1, 0), np.int32), ""
-        for new in stream:
-            tokens = np.concatenate([tokens, np.asarray(new)], axis=1)
-            (text,) = checkpoint.decode(tokens)
-            # What the next token may still change waits, such as half a character.
-            if text.startswith(printed) and not text.endswith("\ufffd"):
-                yield text[len(printed) :]
-                printed = text
-        (text,) = checkpoint.decode(tokens)
-        if text.startswith(printed):
-            yield text[len(printed) :]
-        self.turns = [*turns, {"role": "assistant", "content": [{"type": "text", "text": text}]}]
-
-
 def _chat(flags: argparse.Namespace, carve: Carve) -> None:
     """Answer line by line what standard input asks.
 
     Raises:
       CommandError: an image cannot be read, or the model not be carved like that.
     """
-    images = [open_image(path) for path in flags.image]
+    images, videos = _media(flags)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused by itself
-    conversation = Conversation(_load(flags), images, carve=carve, max_new_tokens=flags.max_new_tokens)
+    conversation = Conversation(_load(flags), images, videos=videos, carve=carve, max_new_tokens=flags.max_new_tokens)
     cli.note_images(flags.model, [image.size for image in images])
     try:
         for question in questions(sys.stdin):
@@ -224,6 +186,13 @@ def _check_picture(path: Path, carve: Carve) -> None:
         raise CommandError(f"--picture {path}: {above} is not a folder that can be written to")
 
 
+def _frames(text: str) -> int:
+    """Read `--frames`."""
+    if not (text.isdecimal() and 2 <= int(text) <= MOST_FRAMES):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of frames from 2 to {MOST_FRAMES}")
+    return int(text)
+
+
 def _run(flags: argparse.Namespace) -> None:
     carve = schedules.read(flags.schedule) if flags.schedule else flags.keep
     if flags.method:
@@ -241,13 +210,29 @@ def _run(flags: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the flags, answer, and print what went wrong in one line."""
     parser = cli.Parser(prog="python -m experiments.generate", description=__doc__, epilog=_EXAMPLES)
-    parser.add_argument(
+    media = parser.add_mutually_exclusive_group(required=True)
+    media.add_argument(
         "--image",
         type=Path,
         action="append",
-        required=True,
+        default=[],
         metavar="FILE",
         help="what is asked about; give it several times for several images",
+    )
+    media.add_argument(
+        "--video",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE|FOLDER",
+        help="the same, a video: a file (needs PyAV: pip install 'av>=14'), or a folder with its frames as images",
+    )
+    parser.add_argument(
+        "--frames",
+        type=_frames,
+        default=32,
+        metavar="COUNT",
+        help="of a video, at even distances; all where it has fewer (default: %(default)s)",
     )
     question = parser.add_mutually_exclusive_group(required=True)
     question.add_argument("--prompt", metavar="TEXT", help="what to ask; the checkpoint's chat template is added")

@@ -17,7 +17,7 @@ from models.io.hub import transformers
 from models.io.untrusted import file_problem, limited, parsing, read_json
 from models.onevision_processor import CLASS as ONEVISION
 from models.onevision_processor import OnevisionProcessor
-from models.qwen_processor import CLASSES, QwenProcessor
+from models.qwen_processor import CLASSES, VIDEO_FILE, WITH_VIDEO, QwenProcessor
 
 _FILES = (
     "tokenizer.json",
@@ -27,10 +27,12 @@ _FILES = (
     "processor_config.json",
     "preprocessor_config.json",
     "chat_template.json",
+    VIDEO_FILE,
 )
 _IMAGES = "(CLIP|Llava|LlavaNext|LlavaOnevision|Qwen2VL)"
 # transformers has hundreds of others, of which some ask the hub, and some take gigabytes for a small image.
 _TYPES = {
+    "video_processor_type": "Qwen[23]VLVideoProcessor",
     "processor_class": "(Llava|LlavaNext|LlavaOnevision|Qwen2_5_VL|Qwen3VL)Processor",
     "image_processor_type": f"{_IMAGES}(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
     "feature_extractor_type": f"{_IMAGES}(ImageProcessor|FeatureExtractor)(Fast|Pil)?",
@@ -58,7 +60,7 @@ def load_processor(folder: Path) -> Any:
             # Pillow's resizing, also where torchvision is installed: the same pixels on every machine.
             processor: Any
             if CLASSES & classes:
-                processor = QwenProcessor.from_pretrained(folder, **local)
+                processor = QwenProcessor.from_pretrained(folder, videos=WITH_VIDEO in classes, **local)
             elif ONEVISION in classes:
                 processor = OnevisionProcessor.from_pretrained(folder, **local)
             else:
@@ -74,6 +76,8 @@ def load_processor(folder: Path) -> Any:
     with parsing(folder, CommandError, "has a processor that fails on a small image"):
         image = np.full((8, 8, 3), 9, np.uint8)
         out = processor(images=[image], text=[text], padding=True, return_tensors="np")
+        if isinstance(processor, QwenProcessor):
+            processor.video_processor([image], return_tensors="np")
         if not np.isfinite(out["pixel_values"]).all():
             raise CommandError(f"{folder}: its processor gives numbers that are not finite; see image_mean, image_std")
     return processor
@@ -125,16 +129,19 @@ def _culprit(folder: Path, local: Mapping[str, Any]) -> str:
 
 def _check_sizes(folder: Path, processor: Any) -> None:
     """Check the numbers that decide how much memory the processor needs; CommandError names all wrong ones."""
-    images = processor.image_processor
+    images, videos = processor.image_processor, getattr(processor, "video_processor", None)
     problems: list[str] = []
     # Qwen's sizes are the least and the most pixels of an image, the others' are sides.
     most = _MOST_PIXELS**2 if isinstance(processor, QwenProcessor) else _MOST_PIXELS
-    for name in ("size", "crop_size"):
-        sizes = getattr(images, name, None)
+    parts = [(images, "size", ""), (images, "crop_size", "")]
+    if isinstance(processor, QwenProcessor) and videos is not images:
+        parts.append((videos, "size", f"{VIDEO_FILE}: "))
+    for part, name, where in parts:
+        sizes = getattr(part, name, None)
         sizes = {key: value for key, value in dict(sizes or {}).items() if value is not None}
-        if not sizes and (name == "size" or getattr(images, "do_center_crop", False)):
-            problems.append(f"{name} is empty; expected sides in pixels")
-        fields = Fields(sizes, f"{name}.")
+        if not sizes and (name == "size" or getattr(part, "do_center_crop", False)):
+            problems.append(f"{where}{name} is empty; expected sides in pixels")
+        fields = Fields(sizes, f"{where}{name}.")
         for key in sizes:
             fields.whole(key, 1, most)
         problems += fields.problems

@@ -104,13 +104,15 @@ def make(
 
     With `words` it has a processor too, with the shipped model's words and template.
     """
-    outer |= {"image_token_id": VOCABULARY.index("<image>")} if words else {}
+    outer |= {"image_token_id": VOCABULARY.index("<image>"), "video_token_id": len(VOCABULARY)} if words else {}
     model = build(family, **outer)
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(folder)
     if words:
         tokenizer = build_tokenizer()
-        tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.add_tokens("<|video_pad|>", special_tokens=True)
+        video = "{% for part in message['content'] if part['type'] == 'video' %}{{ '<|video_pad|>\\n' }}{% endfor %}"
+        tokenizer.chat_template = CHAT_TEMPLATE.replace("{% else %}", "{% else %}" + video)
         tokenizer.save_pretrained(folder)
         images = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": PROCESSORS[family]}
         images |= {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": TEMPORAL}

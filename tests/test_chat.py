@@ -11,9 +11,10 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 
 from experiments import generate
 from experiments.core import loading
+from experiments.core.conversation import Conversation
 from experiments.data.scenes import make_scene
 from experiments.data.tiny_processor import PATCH, build_tokenizer
-from experiments.generate import Conversation, questions
+from experiments.generate import questions
 from models import convert
 from tests import families
 from tests.commands import failure, save_checkpoint

@@ -26,6 +26,7 @@ from models.llava import Llava
 from models.processor import load_processor, render
 from models.relevance import Relevance
 
+_GRIDS = ("image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 BUCKET = 32
 """Runs pad prompts to a multiple of this, twice what `generate` does: those of one run then mostly share programs."""
 
@@ -40,6 +41,9 @@ class Inputs:
     image_sizes: np.ndarray | None = None  # [images, 2], of LLaVA-NeXT's processor
     relevance: QuestionEmbeddings | None = None  # the rows' questions, of a checkpoint with a CLIP
     image_grid_thw: np.ndarray | None = None  # [images, 3], of Qwen's processor
+    pixel_values_videos: np.ndarray | None = None  # the same of videos
+    video_grid_thw: np.ndarray | None = None
+    second_per_grid_ts: np.ndarray | None = None  # [videos]
     border: np.ndarray | None = None  # [images, N] bool, visual tokens of padding, where cuts should take these last
 
     @property
@@ -72,23 +76,30 @@ class Checkpoint:
 
     def encode(self, images: Sequence[Sequence[Any]], prompts: Sequence[str]) -> Inputs:
         """Put prompts into the checkpoint's chat template and run its processor; see `encode_turns`."""
-        turns = []
-        for prompt, own in zip(prompts, images, strict=True):
-            content = [*[{"type": "image"}] * len(own), {"type": "text", "text": prompt}]
-            turns.append([{"role": "user", "content": content}])
+        turns = [[user(prompt, images=len(own))] for prompt, own in zip(prompts, images, strict=True)]
         return self.encode_turns(images, turns)
 
-    def encode_turns(self, images: Sequence[Sequence[Any]], conversations: Sequence[list[dict[str, Any]]]) -> Inputs:
+    def encode_turns(
+        self,
+        images: Sequence[Sequence[Any]],
+        conversations: Sequence[list[dict[str, Any]]],
+        *,
+        videos: Sequence[Any] = (),
+    ) -> Inputs:
         """Put conversations into the checkpoint's chat template and run its processor.
 
         Args:
           images: for each conversation its images, PIL or uint8 [height, width, 3].
           conversations: turns as chat templates take them, the user's last; each becomes a row.
+          videos: of all conversations in order, as `experiments.data.videos.Clip`.
         """
+        if videos and getattr(self.processor, "video_processor", None) is None:
+            raise CommandError(f"{self.folder}: {self.llava.model_type} models take no video; qwen2_5_vl models do")
         for turns in conversations:
             self._check_texts(turns)
         texts = [render(self.processor, turns) for turns in conversations]
-        return self.encode_texts(images, texts, questions=[_question(turns) for turns in conversations])
+        questions = [_question(turns) for turns in conversations]
+        return self.encode_texts(images, texts, questions=questions, videos=videos)
 
     def encode_texts(
         self,
@@ -97,6 +108,7 @@ class Checkpoint:
         *,
         questions: Sequence[str] | None = None,
         border: str = "keep",
+        videos: Sequence[Any] = (),
     ) -> Inputs:
         """Run the checkpoint's processor on whole prompts.
 
@@ -106,10 +118,12 @@ class Checkpoint:
           questions: what a CLIP is told of each, where the checkpoint has one.
           border: what becomes of visual tokens that show nothing but padding: "keep" treats them as all others, "last"
             has cuts take them after all others, with "drop" they do not enter the decoder.
+          videos: of all prompts in order; each has a placeholder too.
         """
         flat = [image for own in images for image in own]
+        more = {"videos": [one.frames for one in videos], "rates": [one.rate for one in videos]} if videos else {}
         with parsing("what is asked", CommandError, "cannot be packed by the checkpoint's processor"):
-            out = self.processor(images=flat or None, text=list(texts), padding=True, return_tensors="np")
+            out = self.processor(images=flat or None, text=list(texts), padding=True, return_tensors="np", **more)
         relevance = None if self.clip is None or questions is None else self.clip(questions)
         inputs = Inputs(
             input_ids=out["input_ids"],
@@ -117,7 +131,7 @@ class Checkpoint:
             attention_mask=out["attention_mask"],
             image_sizes=out.get("image_sizes"),
             relevance=relevance,
-            image_grid_thw=out.get("image_grid_thw"),
+            **{name: out.get(name) for name in _GRIDS},
         )
         if border == "keep" or not flat:
             return inputs
@@ -154,14 +168,15 @@ class Checkpoint:
 
     def _check_texts(self, turns: list[dict[str, Any]]) -> None:
         """Raise CommandError where what the user says is not text, or holds an image's placeholder."""
-        placeholder = getattr(self.processor, "image_token", None)
+        placeholders = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video")]
         for part in (part for turn in turns if turn["role"] == "user" for part in turn["content"]):
             text = part.get("text", "")
             if not_utf8(text):
                 raise CommandError(f"what is asked is not UTF-8: {text!r}")
             self.check_length(text)
-            if placeholder and placeholder in text:
-                raise CommandError(f"what is asked holds {placeholder}, which stands for an image; leave it out")
+            for placeholder in filter(None, placeholders):
+                if placeholder in text:
+                    raise CommandError(f"what is asked holds {placeholder}, which stands for an image; leave it out")
 
     def decode(self, tokens: Any) -> list[str]:
         """New tokens [B, T] -> stripped texts, special tokens left out."""
@@ -174,6 +189,12 @@ class Checkpoint:
         mean, std = (np.asarray(getattr(self.processor.image_processor, f"image_{x}")) for x in ("mean", "std"))
         pixels = np.moveaxis(np.asarray(pixel_values, np.float64), 1, -1) * std + mean
         return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+
+
+def user(text: str, *, images: int = 0, videos: int = 0) -> dict[str, Any]:
+    """What a user says, behind images and videos, as chat templates take it."""
+    media = [{"type": "image"}] * images + [{"type": "video"}] * videos
+    return {"role": "user", "content": [*media, {"type": "text", "text": text}]}
 
 
 def _question(turns: list[dict[str, Any]]) -> str:

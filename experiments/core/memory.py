@@ -52,7 +52,8 @@ def check_request(llava: Any, inputs: Any, new_tokens: int, *, times: int = 1) -
     """
     rows, length = inputs.input_ids.shape
     numbers, _ = llava.config.vision.entry
-    entries = 0 if inputs.pixel_values is None else inputs.pixel_values.size // numbers
+    pixels = [array.size for array in (inputs.pixel_values, inputs.pixel_values_videos) if array is not None]
+    entries = sum(pixels) // numbers
     itemsize = llava.decoder.embed_tokens.embedding[...].dtype.itemsize
     check_rows(llava.config, itemsize, rows * times, length, entries / rows, new_tokens)
 

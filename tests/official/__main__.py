@@ -21,7 +21,7 @@ from models.engine.relevance import QuestionEmbeddings
 from models.llava import Llava
 from models.nn.clip_text import PatchEmbedding
 from tests.official import inputs
-from tests.official.cases import ARRAYS, DIFFERENT, ENGINE, FIXTURES, LAYERS
+from tests.official.cases import ARRAYS, DIFFERENT, ENGINE, FIXTURES, GRID, LAYERS, VIDEO
 from tokencarve_jax import COMPRESSORS, Tokens
 
 CUTS = tuple(Cut(LAYERS.get(name, INPUT), COMPRESSORS[name], keep) for name in ENGINE for keep in ENGINE[name])
@@ -84,15 +84,18 @@ def ours() -> dict[str, Any]:
     called |= {"tower_features": "values", "relevance": "relevance", "previous_hidden": "keys"}
     for name, budgets in ARRAYS.items():
         how: dict[str, Any] = {"width": 48} if name in ("prumerge", "v2drop") else {"alike": name == "cdpruner"}
-        given = [inputs.arrays(case, **how) for case in range(inputs.IMAGES)]
+        moves = name in VIDEO
+        given = [inputs.video(case) if moves else inputs.arrays(case, **how) for case in range(inputs.IMAGES)]
         stacked = {kind: np.stack([one[kind] for one in given]) for kind in given[0]}
         for keep in budgets:
-            with jax.enable_x64(name == "vispruner"):  # whose rounds go on from how similarities were rounded
-                wide = np.float64 if name == "vispruner" else np.float32
+            precise = moves or name == "vispruner"  # whose rounds go on from how similarities were rounded
+            with jax.enable_x64(precise):
+                wide = np.float64 if precise else np.float32
                 asked = COMPRESSORS[name].evidence
                 told = {kind: stacked[called[kind]].astype(wide) for kind in asked if kind != "key"}
                 told |= {"key": jax.random.key(inputs.SEED)} if "key" in asked else {}
-                left = COMPRESSORS[name](Tokens.of(stacked["values"].astype(wide)), keep=keep, **told)
+                tokens = Tokens.of(stacked["values"].astype(wide), grid=GRID if moves else None)
+                left = COMPRESSORS[name](tokens, keep=keep, **told)
             found[f"{name} {keep}"] = left.indices, left.tokens.values[..., 0]
     return jax.tree.map(np.asarray, found)
 

@@ -5,6 +5,7 @@ import __future__
 import ast
 import math
 import os
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,8 @@ SOURCES = {
         "llava/model/language_model/modeling_llama_self.py",
     ),
     "divprune": ("divprune", "vbdi/divprune", f"LLaVA/{LLAVA}"),
+    "everest": ("EVEREST", "sunilhoho/EVEREST", "modeling_finetune.py"),
+    "evs": ("vllm", "vllm-project/vllm", "vllm/multimodal/video_prune/evs.py"),
     "fastervlm": ("FasterVLM", "Theia-4869/FasterVLM", LLAVA),
     "fastv": (
         "FastV",
@@ -43,10 +46,12 @@ SOURCES = {
     "pyramiddrop": ("PyramidDrop", "Cooperx521/PyramidDrop", "llava/model/modeling_llama_pdrop.py"),
     "scope": ("SCOPE", "kinredon/SCOPE", "scope/clip_encoder.py"),
     "sparsevlm": ("SparseVLMs", "Gumpest/SparseVLMs", "llava/model/language_model/modelling_sparse_llama.py"),
+    "token-dynamics": ("VQToken", "Hai-chao-Zhang/VQToken", "VQToken/cluster.py"),
     "tokencarve-svd": ("TokenCarve", "ShawnTan86/TokenCarve", "TokenCarve/modeling_llama.py"),
     "tome": ("ToMe", "facebookresearch/ToMe", "tome/merge.py"),
     "trim": ("TRIM", "FreedomIntelligence/TRIM", "llava/model/multimodal_encoder/clip_encoder.py"),
     "v2drop": ("V2Drop", "xuyang-liu16/V2Drop", "llava/model/language_model/V2Drop.py"),
+    "vidcom2": ("VidCom2", "xuyang-liu16/VidCom2", "token_compressor/vidcom2/vidcom2.py"),
     "visionzip": ("VisionZip", "dvlab-research/VisionZip", "visionzip/clip_encoder.py"),
     "vispruner": ("VisPruner", "Theia-4869/VisPruner", LLAVA),
 }
@@ -55,7 +60,8 @@ SOURCES["sparsevlm-plus"] = SOURCES["sparsevlm"]
 
 def functions(file: Path, *names: str, **given: Any) -> SimpleNamespace:
     """Functions and methods of a file by their names, or `Class.name`, undecorated."""
-    space: dict[str, Any] = {"torch": torch, "nn": nn, "F": F, "math": math, "np": np, "os": os, **given}
+    space: dict[str, Any] = {"torch": torch, "nn": nn, "F": F, "math": math, "np": np, "os": os, "typing": typing}
+    space |= vars(typing) | given
     found = {}
     for outer in ast.walk(ast.parse(file.read_text())):
         for node in getattr(outer, "body", []) if isinstance(outer, (ast.Module, ast.ClassDef)) else []:

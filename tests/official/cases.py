@@ -19,7 +19,12 @@ ARRAYS = {
     "prunesid": (127, 63),
     "tome": (400,),
     "v2drop": (288,),
+    "evs": (128, 96),
+    **dict.fromkeys(("everest", "vidcom2"), _BOTH),
+    "token-dynamics": (32, 12),
 }
+GRID = (8, 8, 9)  # of the methods for video, that compare arrays in float64: a clip's tokens are often nearly alike
+VIDEO = ("evs", "everest", "vidcom2", "token-dynamics")
 BUDGETS = {
     name: tuple(dict.fromkeys((*ENGINE.get(name, ()), *ARRAYS.get(name, ())))) for name in sorted({*ENGINE, *ARRAYS})
 }

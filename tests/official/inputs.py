@@ -150,3 +150,15 @@ def arrays(case: int, width: int = 640, *, alike: bool = False) -> dict[str, np.
     made = {"values": values * spectrum, "keys": keys, "query": query, "attention": dealt / (1 + dealt.sum())}
     made["relevance"] = -(keys @ query) / np.linalg.norm(keys, axis=1) / np.linalg.norm(query)
     return {name: array.astype(np.float32) for name, array in made.items()}
+
+
+def video(case: int, width: int = 48) -> dict[str, np.ndarray]:
+    """A clip's tokens [N, D], at length 1: a scene of which some places move, and one frame that stands out."""
+    rng = draw("video", case)
+    frames, places = 8, PATCHES // 8
+    moving = 0.3 * np.exp(rng.standard_normal((frames, places, 1)))
+    steps = np.cumsum(moving * rng.standard_normal((frames, places, width)), axis=0)
+    values = rng.standard_normal((places, width)) + 2 * rng.standard_normal(width) + steps
+    values[rng.integers(2, frames)] = rng.standard_normal((places, width))
+    values /= np.linalg.norm(values, axis=-1, keepdims=True)
+    return {"values": values.reshape(PATCHES, width).astype(np.float32)}

@@ -16,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import jax
+import numpy as np
 import torch
 import transformers
 from torch import nn
@@ -37,7 +38,7 @@ from tests.official.authors import (
     rotate,
     sparsevlm_space,
 )
-from tests.official.cases import ARRAYS, BUDGETS, FIXTURES, SPARSE, SPARSE_KEPT
+from tests.official.cases import ARRAYS, BUDGETS, FIXTURES, GRID, SPARSE, SPARSE_KEPT
 
 
 class Recorder:
@@ -281,6 +282,56 @@ class Recorder:
         ):
             left, mask = run.encode_images(here, None)
         return {"kept": from_mask(mask), "rows": left[mask].reshape(len(left), keep, -1)}
+
+    @staticmethod
+    def videos() -> list[torch.Tensor]:
+        """Clips [N, D] in float64."""
+        return [torch.tensor(inputs.video(case)["values"]).double() for case in range(inputs.IMAGES)]
+
+    def evs(self, keep: int) -> list[list[int]]:
+        run = functions(self.file("evs"), "compute_retained_tokens_count", "compute_retention_mask")
+        share = 1 - (keep + 0.5) / inputs.PATCHES
+        return from_mask(torch.stack([run.compute_retention_mask(one, GRID, 1, share) for one in self.videos()]))
+
+    def everest(self, keep: int) -> list[list[int]]:
+        run = functions(self.file("everest"), "VisionTransformer.mcm_step").mcm_step
+        frames, places = GRID[0], GRID[1] * GRID[2]
+        here = SimpleNamespace(mcm_ratio=1 - (keep + 0.5) / inputs.PATCHES)
+        return [from_mask(~run(here, one[None], 1, places, frames, one.shape[-1]))[0] for one in self.videos()]
+
+    def vidcom2(self, keep: int) -> list[list[int]]:
+        names = ("_multi_scale_gaussian", "select_low_var_channels", "compute_gaussian_scores", "compute_scales")
+        run = functions(self.file("vidcom2"), *names, "select_outlier_indices", "_map_linear_offset")
+        places, found = GRID[1] * GRID[2], []
+        for one in self.videos():
+            to_video, to_frame = run.compute_gaussian_scores(run.select_low_var_channels(one), places)
+            scales = run.compute_scales(-to_video.mean(dim=-1), keep / inputs.PATCHES)
+            chosen = run.select_outlier_indices(to_video + to_frame, scales, places)
+            found.append(kept(run._map_linear_offset(chosen, places)))
+        return found
+
+    def token_dynamics(self, keep: int) -> dict[str, Any]:
+        """Their clusters, with our draws; theirs cannot be called as the model's code does, by other names."""
+        names = ("sample_init_centroids", "compute_cosine_distances", "find_clusters_index", "update_centroids", "fit")
+        run = functions(self.file("token-dynamics"), *(f"KMeansTorch.{name}" for name in names))
+        draws = np.asarray(jax.random.uniform(jax.random.key(inputs.SEED), (keep,), np.float32), np.float64)
+        rows = []
+        for one in self.videos():
+            left = iter(draws.tolist())
+
+            def first(low: int, high: int, _: Any, left: Any = left) -> torch.Tensor:
+                return torch.tensor(int(next(left) * high))
+
+            def drawn(odds: torch.Tensor, _: int, left: Any = left) -> torch.Tensor:
+                return torch.searchsorted(odds.cumsum(0), next(left), right=True)
+
+            here = SimpleNamespace(num_clusters=keep, max_iteration=50, tol=1e-4, centroids=None)
+            for name, function in vars(run).items():
+                setattr(here, name, functools.partial(function, here))
+            with mock.patch.multiple(torch, randint=first, multinomial=drawn):
+                labels, _ = here.fit(one)
+            rows.append(torch.stack([one[labels == cluster].mean(0) for cluster in range(keep)]))
+        return {"rows": torch.stack(rows)}
 
     def tokencarve_svd(self, keep: int) -> dict[str, Any]:
         prepared = {"_prepare_4d_causal_attention_mask": causal, "DynamicCache": None, "Cache": tuple}
