@@ -42,7 +42,7 @@ class QwenProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: Path, *, videos: bool = True, **options: Any) -> QwenProcessor:
-        """From a checkpoint's folder, with videos as Qwen2.5-VL's or without; what transformers raises for bad files."""
+        """From a folder, with videos as Qwen2.5-VL has them or without; what transformers raises for bad files."""
         package, old = transformers(), folder / "chat_template.json"
         tokenizer = package.AutoTokenizer.from_pretrained(folder, **options)
         images = package.AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
