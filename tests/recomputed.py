@@ -51,15 +51,19 @@ class Layer:
         query, key, value = (linear(part, normed).reshape(len(hidden), -1, self.config.head_dim) for part in parts)
         return self.rotated(query, positions), self.rotated(key, positions), value
 
-    def weights(self, query, key, seen, sizes):
-        """Attention [H, queries, T]."""
+    def weights(self, query, key, seen, sizes, places=None):
+        """Attention [H, queries, T]; by distance too, where `places` of the tokens are given."""
         key = np.repeat(key, self.config.num_heads // self.config.num_kv_heads, axis=1)
         logits = np.einsum("shd,thd->hst", query, key) / self.config.head_dim**0.5 + np.log(sizes)
+        if places is not None:
+            frequency = self.config.rope_theta ** (-np.arange(0, self.config.head_dim, 2) / self.config.head_dim)
+            apart = np.abs(places[:, None] - places)[..., None] * frequency
+            logits = logits + np.log(2 - np.cos(apart).mean(-1))
         return softmax(np.where(seen, logits, -np.inf))
 
-    def added(self, query, key, value, seen, sizes):
+    def added(self, query, key, value, seen, sizes, places=None):
         value = np.repeat(value, self.config.num_heads // self.config.num_kv_heads, axis=1)
-        out = np.einsum("hst,thd->shd", self.weights(query, key, seen, sizes), value)
+        out = np.einsum("hst,thd->shd", self.weights(query, key, seen, sizes, places), value)
         return linear(self.module.self_attn.o_proj, out.reshape(len(query), -1))
 
     def finish(self, hidden, added):
@@ -102,7 +106,7 @@ class Row:
         self.positions, self.next_position = np.arange(length), length
         self.slots = np.where(prompt.visual_valid[row], prompt.visual_slots[row], -1)
         self.weighing, self.sizes = np.ones(length), np.ones(len(self.slots))
-        self.known, self.records, self.sets, self.weighed = {}, [], [], False
+        self.known, self.records, self.sets, self.weighed, self.distant = {}, [], [], False, False
         text = np.setdiff1d(np.arange(length), self.slots)
         self.text = {"text": self.hidden[text], "text_valid": text > self.slots.max()}
         self.grid = prompt.grid
@@ -140,6 +144,7 @@ class Row:
         valid = slots >= 0
         medians = self.medians(indices, assignment)
         self.hidden[slots[valid]] = values[valid]
+        self.distant |= cut.calibrated == "distances"
         self.weighed |= cut.weighs  # from then on every size counts, whoever merged
         if self.weighed:
             self.weighing = self.weighing.copy()  # earlier layers keep theirs
@@ -226,7 +231,8 @@ class Row:
             seen = self.seen(self.positions, self.positions, 0)
             weights = layer.weights(query, key, seen, np.ones(len(key))).mean(0)
             text = np.setdiff1d(np.arange(len(key)), self.slots)
-            added = layer.added(query, key, value, seen, self.weighing)
+            places = self.positions if self.distant else None
+            added = layer.added(query, key, value, seen, self.weighing, places)
             self.outputs.append((added, self.of_visual(added)))
             previous, self.hidden = self.hidden, layer.finish(self.hidden, added)
             normed = rms(self.decoder.norm, self.hidden, self.config.rms_norm_eps)

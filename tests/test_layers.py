@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from models.engine.target import CPU, CUDA, target_of
-from models.nn.attention import QUERY_BLOCK, attend, attend_cached, by_head, fits_cudnn, log_sizes
+from models.nn.attention import QUERY_BLOCK, attend, attend_cached, by_head, fits_cudnn, log_distances, log_sizes
 from models.nn.linear import Linear
+from models.nn.rotary import rotation
 
 LENGTH = 2 * QUERY_BLOCK + 37
 
@@ -21,10 +22,10 @@ def heads(dtype=jnp.float32, length=LENGTH):
     return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
-def softmax_attention(query, key, value, mask):
+def softmax_attention(query, key, value, mask, bias=0.0):
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     key, value = (np.repeat(x, query.shape[2] // key.shape[2], axis=2) for x in (key, value))
-    logits = np.einsum("bshd,bthd->bhst", query, key) / query.shape[-1] ** 0.5
+    logits = np.einsum("bshd,bthd->bhst", query, key) / query.shape[-1] ** 0.5 + bias
     logits = np.where(mask[:, None], logits, -np.inf)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     out = np.einsum("bhst,bthd->bshd", weights / weights.sum(-1, keepdims=True), value)
@@ -91,6 +92,23 @@ def test_as_many_copies_of_a_key_are_one_key_with_the_logarithm_of_their_number(
     (keys, there), (values, _) = repeated(key, sizes), repeated(value, sizes)
     seen = repeated(np.swapaxes(mask, 1, 2), sizes)[0].swapaxes(1, 2).astype(bool) & there[:, None]
     np.testing.assert_allclose(got, softmax_attention(query, keys, values, seen), atol=2e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_rotary_embedding_takes_from_far_keys_is_added(causal):
+    """In two blocks of queries, at positions with gaps and three axes."""
+    length, sections = QUERY_BLOCK + 37, (1, 2, 1)
+    query, key, value = heads(length=length)
+    places = np.cumsum(np.random.default_rng(1).integers(1, 9, (2, length, 3)), axis=1)
+    at = rotation(jnp.asarray(places, jnp.int32), head_dim=8, theta=777.0, factor=1.0, sections=sections)
+    apart = np.repeat(places[:, :, None] - places[:, None], sections, axis=-1) * 777.0 ** -(np.arange(4) / 4)
+    want = np.log(2 - np.cos(apart).mean(-1))
+    assert want.max() > 0.7
+    bias = log_distances(at, at)
+    np.testing.assert_allclose(bias, want, atol=2e-4)  # angles near 1,000 in float32
+    got = attend(query, key, value, bias=bias, causal=causal)
+    seen = np.tri(length, dtype=bool)[None] if causal else np.ones((1, length, length), bool)
+    np.testing.assert_allclose(got, softmax_attention(query, key, value, seen, want[:, None]), atol=1e-4)
 
 
 @pytest.mark.parametrize("merge", [False, True])

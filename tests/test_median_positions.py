@@ -44,6 +44,7 @@ def make(rng, axes):
         grid=None,
         sizes=jnp.ones((2, 2 * EACH)),
         weighed=False,
+        distant=False,
         evidence={},
         text=jnp.zeros((2, 0, WIDTH)),
         text_relevance=None,

@@ -28,6 +28,7 @@ CUTS = {
     "tokencarve@31=1.0,image": Cut(31, CARVE, 1.0, scope="image"),
     "tokencarve@1=1,kept,calibrated": Cut(1, CARVE, 1, positions="kept", calibrated=True),
     "fastv@3=9,median,calibrated,merged": Cut(3, MERGED, 9, positions="median", calibrated=True),
+    "fastv@3=9,distances": Cut(3, COMPRESSORS["fastv"], 9, calibrated="distances"),
     "tokencarve-calibrated@2=9": Cut(2, COMPRESSORS["tokencarve-calibrated"], 9),
     "tokencarve@2=5e-05,image,renumbered,full,uncalibrated": Cut(2, CARVE, 5e-5, "image", "renumbered", "full", False),
 }

@@ -64,7 +64,7 @@ SCHEDULES = {
     "median-joint": (
         TWO,
         (
-            cut(1, FASTV_MERGED, 14, positions="median", calibrated=True),
+            cut(1, FASTV_MERGED, 14, positions="median", calibrated="distances"),
             cut(3, "tokencarve", 5, positions="median", earlier="full"),
         ),
     ),

@@ -33,7 +33,7 @@ def merge_rest(tokens: Tokens, selection: Selection, usable: jax.Array) -> Compr
     Returns:
         The K tokens that are left; of the usable ones none is dropped. O(N K D).
 
-    Source: RESTORE's merging of all that a selection leaves out, by size-weighted means.
+    Source: RESTORE's (arXiv 2606.01711) merging of all that a selection leaves out, by size-weighted means.
     """
     decided = gather(tokens, selection)
     values = jnp.where(usable[..., None], tokens.values, 0).astype(jnp.float32)
@@ -60,7 +60,7 @@ def median_positions(positions: jax.Array, assignment: jax.Array, keep: int) -> 
     Returns:
         [..., K, A] int32. O(A N log N + K N).
 
-    Source: RESTORE's positions of merged tokens.
+    Source: RESTORE's (arXiv 2606.01711) positions of merged tokens.
 
     Examples:
         >>> median_positions(jnp.array([[3], [9], [5], [4]]), jnp.array([0, 1, 1, 1]), 2).tolist()

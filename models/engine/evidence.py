@@ -17,6 +17,7 @@ from models.engine.plan import Cut
 from models.engine.relevance import FEATURES
 from models.engine.sequence import Sequence
 from models.nn.llama import Decoder, DecoderLayer
+from models.nn.rotary import agreement
 from tokencarve_jax import last_query_attention
 from tokencarve_jax.tokens import rows
 
@@ -77,16 +78,13 @@ def of_layers(
         return attention(after.query(hidden, rotation), after.key_value(hidden, rotation)[0], last)[:, 0]
 
     def head_attention() -> jax.Array:
-        """[B, H, T, N], divided by the product of two vectors of ones that stand where query and key stand."""
+        """[B, H, T, N], divided by the logit of two vectors of ones that stand where query and key stand."""
         slots, groups = sequence.text_slots, before.query.shape[2] // before.key.shape[2]
         keys = jnp.repeat(before.key, groups, axis=2)
         by_head = jax.vmap(attention, in_axes=(2, 2, None), out_axes=1)
-        angles = jnp.concatenate(decoder.rotation(sequence.positions), axis=-1)
-        distance = jnp.einsum(
-            "btc,bnc->btn", rows(angles, slots), rows(angles, at), precision=jax.lax.Precision.HIGHEST
-        )
+        texts, images = (decoder.rotation(rows(sequence.positions, where)) for where in (slots, at))
         every = by_head(before.query[:, :, :, None], keys[:, :, :, None], slots)
-        return every / (2 * before.query.shape[-1] ** -0.5 * distance[:, None])
+        return every / (before.query.shape[-1] ** 0.5 * agreement(texts, images)[:, None])
 
     text = sequence.text_slots
     return {

@@ -20,6 +20,7 @@ OPTIONS: Mapping[str, tuple[str, Any]] = {
     "full": ("earlier", "full"),
     "calibrated": ("calibrated", True),
     "uncalibrated": ("calibrated", False),
+    "distances": ("calibrated", "distances"),
 }
 MERGED = "merged"  # one more option: the compressor's `rest`
 WORDS = ", ".join([*OPTIONS, MERGED])
@@ -45,6 +46,7 @@ class Cut:
       earlier: the caches of earlier layers are "gathered" to the survivors, or stay "full".
       calibrated: later decoder layers add the logarithm of each token's size to its key's attention logit, for all
         later merges too. None: as the compressor says; a cut in the tower is calibrated in the tower's blocks alone.
+        "distances": besides, in prefill, what `models.nn.attention.log_distances` gives all pairs of tokens (RESTORE).
     """
 
     place: int | str
@@ -53,7 +55,7 @@ class Cut:
     scope: str = "joint"
     positions: str | None = None
     earlier: str = "gathered"
-    calibrated: bool | None = None
+    calibrated: bool | str | None = None
 
     @property
     def renumbers(self) -> bool:
@@ -70,7 +72,12 @@ class Cut:
         """Whether sizes count in the attention of later layers."""
         if self.calibrated is None:
             return self.compressor.calibrated and self.place != TOWER
-        return self.calibrated
+        return bool(self.calibrated)
+
+    @property
+    def weighs_distances(self) -> bool:
+        """Whether distances do too, in prefill."""
+        return self.calibrated == "distances"
 
     def __str__(self) -> str:
         """`METHOD@PLACE=KEEP[,OPTION...]`, as on command lines."""

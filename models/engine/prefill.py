@@ -30,7 +30,7 @@ from models.engine.sequence import CutRecord, Sequence, Survivors
 from models.engine.sharding import by_batch
 from models.engine.target import Target
 from models.engine.visual import TowerRequest, Visual, projection
-from models.nn.attention import attend, by_head, log_sizes
+from models.nn.attention import attend, by_head, log_distances, log_sizes
 from models.nn.rotary import Rotation
 from tokencarve_jax.methods.sparsevlm import word_shares
 from tokencarve_jax.tokens import rows
@@ -98,6 +98,7 @@ def embed(
         grid=prompt.grid,
         sizes=jnp.ones(prompt.visual_slots.shape, jnp.float32),
         weighed=False,
+        distant=False,
         evidence={},
         text=hidden[:, :0],
         text_relevance=None,
@@ -192,7 +193,13 @@ class Prefill(Flow):
         self.hidden = hidden  # the input of the current layer
         self.trace: evidence.LayerTrace | None = None
         super().__init__(model.decoder, sequence.positions, sequence.lengths, kernel=kernel)
-        self.bias = log_sizes(sequence.slot_sizes)
+        self.calibrate()
+
+    def calibrate(self) -> None:
+        """Set what is added to attention logits in the layers to come: `attend`'s bias."""
+        self.bias = log_sizes(self.sequence.slot_sizes)
+        if self.sequence.distant and self.bias is not None:
+            self.bias = self.bias[:, None] + log_distances(self.at, self.at)
 
     def known(self, cut: Cut, index: int, hidden: jax.Array) -> dict[str, Callable[[], Any]]:
         """All evidence available at a cut before layer `index`, whose input is `hidden` [B, S, D]: name -> function."""
@@ -215,7 +222,7 @@ class Prefill(Flow):
             self.builders.append(SegmentBuilder(shorter))
         self.sequence = shorter
         self.place(shorter.positions, shorter.lengths)
-        self.bias = log_sizes(shorter.slot_sizes)
+        self.calibrate()
         return hidden
 
     def before_layer(self, index: int, hidden: jax.Array) -> jax.Array:
@@ -238,7 +245,8 @@ class Prefill(Flow):
         if query.shape[1] == key.shape[1]:
             return attend(query, key, value, mask=self.mask, bias=self.bias, causal=True, kernel=self.kernel)
         seen = self.sequence.seen_from(self.sequence.last[:, 0], self.decoder.config.sliding_window)
-        return attend(query, key, value, mask=seen[:, None], bias=self.bias)
+        bias = rows(self.bias, self.sequence.last) if self.sequence.distant and self.bias is not None else self.bias
+        return attend(query, key, value, mask=seen[:, None], bias=bias)
 
     def after_layer(self, index: int, added: jax.Array, hidden: jax.Array) -> jax.Array:
         """[B, S, D]; a cut before the next layer may use what is recorded here."""

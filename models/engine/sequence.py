@@ -85,6 +85,7 @@ class Sequence:
       grid: see `Prompt`; None behind a cut.
       sizes: [B, N] float32, how many tokens each visual one stands for.
       weighed: whether sizes count in attention.
+      distant: whether distances do too.
       evidence: arrays [B, N, ...] from the tower, by name and layer.
       text: [B, T, D] embeddings of all tokens that are not visual.
       text_relevance: [B, T] float32, each word's share of the visual tokens that enter the decoder, or None.
@@ -104,6 +105,7 @@ class Sequence:
     grid: tuple[int, int, int] | None
     sizes: jax.Array
     weighed: bool
+    distant: bool
     evidence: dict[tuple[str, int], jax.Array]
     text: jax.Array
     text_relevance: jax.Array | None
@@ -208,6 +210,7 @@ class Sequence:
             grid=None,
             sizes=left.sizes,
             weighed=self.weighed or cut.weighs,
+            distant=self.distant or cut.weighs_distances,
             evidence=left.evidence,
             deepstack=left.deepstack,
         )

@@ -8,13 +8,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from models.nn.rotary import Rotation, agreement
+
 QUERY_BLOCK = 128  # queries at a time in `attend`
 
 
 def _attend_block(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, bias: jax.Array | None
 ) -> jax.Array:
-    """Softmax attention, head by head: [..., R, d] to [..., T, d], mask [..., R, T], bias [..., 1, T].
+    """Softmax attention, head by head: [..., R, d] to [..., T, d], mask [..., R, T], bias [..., 1 or R, T].
 
     The division comes last, over d numbers and not over T.
     """
@@ -42,12 +44,16 @@ def _by_blocks(
         mask = jnp.tri(length, keys, dtype=bool)[None]
     elif mask is not None:
         mask = jnp.broadcast_to(mask, (batch, length, keys))
+
+    def shares(array: jax.Array, rows: slice, seen: slice) -> jax.Array:
+        return jnp.repeat(array[:, None, rows, seen], shared, axis=2)
+
     blocks = []
     for start in range(0, length, QUERY_BLOCK):
         rows = slice(start, min(start + QUERY_BLOCK, length))
         seen = slice(rows.stop if causal else keys)
-        part = None if mask is None else jnp.repeat(mask[:, None, rows, seen], shared, axis=2)
-        lift = None if bias is None else bias[:, None, None, seen]
+        part = None if mask is None else shares(mask, rows, seen)
+        lift = None if bias is None else bias[:, None, None, seen] if bias.ndim == 2 else shares(bias, rows, seen)
         block = query[:, :, rows].reshape(batch, groups, -1, width)
         blocks.append(_attend_block(block, key[:, :, seen], value[:, :, seen], part, lift))
     out = jnp.concatenate(blocks, axis=2).reshape(batch, groups, length, shared * width)
@@ -76,7 +82,7 @@ def attend(
       key: [B, T, G, d], H a multiple of G.
       value: [B, T, G, d].
       mask: bool, broadcastable to [B, S, T]; True where a query may look. None: everywhere, or what `causal` allows.
-      bias: [B, T] float32, added to the logits of each key.
+      bias: [B, T] or [B, S, T] float32, added to the logits.
       causal: query s sees no key after s. With a mask it is a promise about that mask.
       kernel: "blocks" runs on any device. "cudnn" is one fused kernel on NVIDIA GPUs, used where there is neither mask
         nor bias and cuDNN takes such heads; blocks elsewhere.
@@ -93,6 +99,14 @@ def attend(
 def log_sizes(sizes: jax.Array | None) -> jax.Array | None:
     """The bias of keys that stand for several tokens (ToMe, arXiv 2210.09461): as if each were there `sizes` times."""
     return None if sizes is None else jnp.log(jnp.where(sizes > 0, sizes, 1))
+
+
+def log_distances(query: Rotation, key: Rotation) -> jax.Array:
+    """The bias [B, S, T] of keys by their distance: log(2 - agreement), 0 at the query and near log 2 far from it.
+
+    By RESTORE (arXiv 2606.01711): what rotary embedding takes from far tokens, merged ones get back.
+    """
+    return jnp.log(2 - agreement(query, key))
 
 
 def by_head(x: jax.Array, *, decode_capacity: int, merge: bool) -> jax.Array:

@@ -58,6 +58,12 @@ def rotation(
     return jnp.cos(angle), jnp.sin(angle)
 
 
+def agreement(query: Rotation, key: Rotation) -> jax.Array:
+    """The mean over wavelengths of the cosine of the angle between two positions: [B, S, T] float32, 1 at the same."""
+    ours, theirs = (jnp.concatenate(by, axis=-1) for by in (query, key))
+    return jnp.einsum("bsc,btc->bst", ours, theirs, precision=jax.lax.Precision.HIGHEST) * 2 / ours.shape[-1]
+
+
 def rotate(x: jax.Array, by: Rotation) -> jax.Array:
     """Rotate pairs (i, i + d/2) of each head of x [B, S, H, d], Hugging Face's layout; in float32, in x's dtype."""
     cos, sin = (part[:, :, None, :] for part in by)
