@@ -76,7 +76,7 @@ def load_processor(folder: Path) -> Any:
     with parsing(folder, CommandError, "has a processor that fails on a small image"):
         image = np.full((8, 8, 3), 9, np.uint8)
         out = processor(images=[image], text=[text], padding=True, return_tensors="np")
-        if isinstance(processor, QwenProcessor):
+        if isinstance(processor, QwenProcessor) and processor.video_processor is not None:
             processor.video_processor([image], return_tensors="np")
         if not np.isfinite(out["pixel_values"]).all():
             raise CommandError(f"{folder}: its processor gives numbers that are not finite; see image_mean, image_std")
@@ -129,12 +129,13 @@ def _culprit(folder: Path, local: Mapping[str, Any]) -> str:
 
 def _check_sizes(folder: Path, processor: Any) -> None:
     """Check the numbers that decide how much memory the processor needs; CommandError names all wrong ones."""
-    images, videos = processor.image_processor, getattr(processor, "video_processor", None)
+    images = processor.image_processor
+    videos = processor.video_processor if isinstance(processor, QwenProcessor) else None
     problems: list[str] = []
     # Qwen's sizes are the least and the most pixels of an image, the others' are sides.
     most = _MOST_PIXELS**2 if isinstance(processor, QwenProcessor) else _MOST_PIXELS
     parts = [(images, "size", ""), (images, "crop_size", "")]
-    if isinstance(processor, QwenProcessor) and videos is not images:
+    if videos not in (None, images):
         parts.append((videos, "size", f"{VIDEO_FILE}: "))
     for part, name, where in parts:
         sizes = getattr(part, name, None)

@@ -19,7 +19,7 @@ from experiments.evaluation.worker import ModelWorker
 from experiments.metrics.summary import wilson
 from experiments.reports import html as html_report
 from experiments.reports.tables import with_interval
-from models.engine import prefill as engine
+from models.engine import embed
 from models.errors import CommandError
 from tests.commands import VISUAL, answer_alone, failure, save_checkpoint
 from tests.test_own_method import METHOD
@@ -182,7 +182,7 @@ class TestCommand:
 
         def answer(self, questions, indices, cells, **options):
             asked.append((indices, cells))
-            with mock.patch.object(engine, "see", side_effect=engine.see) as see:
+            with mock.patch.object(embed, "see", side_effect=embed.see) as see:
                 entry = original(self, questions, indices, cells, **options)
             towers.append(see.call_count)
             return entry

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModelWithProjection
 
 from models.engine import evidence, plan, prefill
+from models.engine.embed import embed
 from models.engine.plan import Cut
 from models.engine.relevance import FEATURES, QuestionEmbeddings
 from models.engine.visual import TowerRequest
@@ -93,7 +94,7 @@ def known(model, prompt, cuts, kind="relevance"):
 
     @jax.jit
     def relevance_of(model, prompt):
-        _, sequence, _ = prefill.embed(model, prompt, plan=made)
+        _, sequence, _ = embed(model, prompt, plan=made)
         return evidence.of_text(sequence)[kind]()
 
     return np.asarray(relevance_of(model, prompt)), np.asarray(prompt.visual_valid)

@@ -10,9 +10,9 @@ import pytest
 
 from models.engine import plan
 from models.engine.decode import DECODE_CAPACITY_BUCKET, decode_step
+from models.engine.embed import see, tower_request
 from models.engine.official import pyramiddrop_schedule, sparsevlm_schedule
 from models.engine.plan import Cut
-from models.engine.prefill import see, tower_request
 from tests.recomputed import recompute
 from tests.tiny import PATCHES, make_inputs, make_llava
 from tokencarve_jax import COMPRESSORS, Compressor, Selection

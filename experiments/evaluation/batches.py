@@ -18,7 +18,7 @@ from experiments.data.ahead import Ahead
 from experiments.data.encoder import Encoder, Ready
 from experiments.data.questions import QuestionSource, Readable, Sample
 from experiments.evaluation.probe import reduced
-from models.engine import prefill as engine
+from models.engine import embed
 from models.engine.model import VisionLanguageModel
 from models.engine.plan import Schedule, has_budgets_per_image
 from models.engine.prompt import Prompt
@@ -62,13 +62,13 @@ class Batch:
         if prompt.pixel_values is None:
             return prompt
         (given, seed), how = model.arguments(prompt, cuts, self.seed)
-        request = engine.tower_request(model, prompt, plan=how["plan"], kernel=how["target"].kernel)
+        request = embed.tower_request(model, prompt, plan=how["plan"], kernel=how["target"].kernel)
         with self._seeing:  # another cell may be about to compile the same
             if anew or (request, side) not in self._seen:
                 pixels = given.pixel_values
                 if side is not None:
                     pixels = reduced(pixels, size=side * model.config.vision.patch_size)
-                self._seen[request, side] = engine.see(model, pixels, seed, request=request)
+                self._seen[request, side] = embed.see(model, pixels, seed, request=request)
             return dataclasses.replace(prompt, pixel_values=self._seen[request, side])
 
 

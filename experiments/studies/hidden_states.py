@@ -9,9 +9,9 @@ import numpy as np
 
 from experiments.core.loading import Checkpoint
 from experiments.data.scenes import make_scene
+from models.engine.embed import embed
 from models.engine.loop import Flow, run_layers
 from models.engine.model import VisionLanguageModel
-from models.engine.prefill import embed
 from models.engine.prompt import Prompt
 from models.engine.sequence import Sequence
 from tokencarve_jax import last_query_attention

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from models.engine import decode, plan, prefill
+from models.engine import decode, embed, plan, prefill
 from models.engine.cuts import without_unused
 from models.engine.loop import Whole, run_layers
 from models.engine.prefill import Prefilled
@@ -37,7 +37,7 @@ from tokencarve_jax import EVIDENCE
 @functools.partial(jax.jit, static_argnames=("target",))
 def score(model: VisionLanguageModel, prompt: Prompt, *, target: Target = CPU) -> jax.Array:
     """Logits [B, S, V] of every token of a packed batch, without cache and cuts."""
-    hidden, sequence, _ = prefill.embed(model, prompt, kernel=target.kernel)
+    hidden, sequence, _ = embed.embed(model, prompt, kernel=target.kernel)
     flow = Whole(model.decoder, sequence, kernel=target.kernel)
     return model.decoder.logits(run_layers(model.decoder.layers, hidden, flow))
 

@@ -30,7 +30,7 @@ class Prompt:
       input_ids: [B, S] int32, real tokens first.
       lengths: [B] int32, real tokens of each row.
       pixel_values: what the family's `visual` takes, a pytree: [images, C, height, width] for LLaVA; or what it gave
-        for that (`models.engine.prefill.see`); None where no row has an image.
+        for that (`models.engine.embed.see`); None where no row has an image.
       positions: [B, S, A] int32, rotary positions.
       next_position: [B] int32, rotary position of the first new token.
       visual_slots: [B, N] int32, slots of the visual tokens; padding slots stand for those that a row lacks.

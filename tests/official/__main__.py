@@ -14,9 +14,10 @@ import numpy as np
 from flax import nnx
 
 from models.engine.cuts import gather_evidence
+from models.engine.embed import embed
 from models.engine.loop import run_layers
 from models.engine.plan import INPUT, Cut, Plan
-from models.engine.prefill import Prefill, embed
+from models.engine.prefill import Prefill
 from models.engine.relevance import QuestionEmbeddings
 from models.llava import Llava
 from models.nn.clip_text import PatchEmbedding
