@@ -1,5 +1,6 @@
 """The published LLaVA families, small: converted, and equal to transformers in logits and greedy tokens."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -81,17 +82,15 @@ def test_full_size_is_wired(name):
     ids = np.array([[1, *[config.image_token_id] * visual, *range(3, 40)]])
     prompt = llava.prompt(ids, **images)
     assert prompt.visual_slots.shape == (1, -(-visual // 64) * 64 if grids else visual)
-    cuts = resolve(parse(0.222, num_layers=config.text.num_layers), prompt.visual_slots.shape[1])
-    out = jax.eval_shape(
-        lambda llava, prompt: prefill.prefill(llava, prompt, jnp.uint32(0), plan=cuts, decode_capacity=32, target=CPU),
-        llava,
-        prompt,
-    )
     kept = 1648 if qwen else 654 if grids else 128  # 0.222 of 7,424 slots, of 2,944 and of 576
-    assert out.cuts[0].indices.shape == (1, kept)
-    assert out.logits.shape == (1, config.text.vocab_size)
-    slots = prompt.input_ids.shape[1] - prompt.visual_slots.shape[1] + kept + 32
-    assert out.cache.layers[-1][0].size == slots * config.text.num_kv_heads * config.text.head_dim
+    for carve, left in ((0.222, kept), *[(None, prompt.visual_slots.shape[1])] * qwen):
+        cuts = resolve(parse(carve, num_layers=config.text.num_layers), prompt.visual_slots.shape[1])
+        run = functools.partial(prefill.prefill, plan=cuts, decode_capacity=32, target=CPU)
+        out = jax.eval_shape(run, llava, prompt, jnp.uint32(0))
+        assert [cut.indices.shape for cut in out.cuts] == [(1, kept)] * (carve is not None)
+        assert out.logits.shape == (1, config.text.vocab_size)
+        slots = prompt.input_ids.shape[1] - prompt.visual_slots.shape[1] + left + 32
+        assert out.cache.layers[-1][0].size == slots * config.text.num_kv_heads * config.text.head_dim
 
 
 @pytest.mark.parametrize(
