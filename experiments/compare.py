@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.comparison.cells import DOWNSAMPLED, AtBudgets, default_methods
+from experiments.comparison.cells import DOWNSAMPLED, KEEPS, AtBudgets, default_methods
 from experiments.comparison.run import CompareConfig, compare
 from experiments.core import cli, methods, schedules
 from experiments.core.journal import resuming
@@ -43,7 +43,6 @@ _EXAMPLES = """examples:
 """
 
 
-KEEPS = (128, 64)
 REPEATS = 9
 PROTOCOL_SCENES = 100  # unless --limit says otherwise: it asks each question some 160 times
 SHORT_SCENES = 40  # with so many or fewer, the protocol takes these and the smaller budget unless told otherwise

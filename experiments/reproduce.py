@@ -1,5 +1,7 @@
 """The paper's table: its benchmarks through lmms-eval, vanilla and carved, with the published figures beside them.
 
+With --protocol every method is judged on them instead, as `compare --protocol` does on scenes.
+
 Images are padded, prompts are LLaVA-1.5's and decoding is greedy, a question at a time, as in the paper. The carved
 columns are the released method to the token (its exact information score); --information has faster routes. Sets whose
 answers a judge marks, or whose data need a login, are skipped with a line about it where there is none.
@@ -20,11 +22,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.comparison.cells import KEEPS, AtBudgets, default_methods
 from experiments.core import cli, schedules, workers
 from experiments.core.config import PromptConfig
 from experiments.core.journal import resuming
 from experiments.evaluation import flags
-from experiments.evaluation.cells import AtOneBudget
+from experiments.evaluation.cells import AtOneBudget, Comparison
 from experiments.evaluation.worker import WorkerConfig
 from experiments.lmms import harness, reproduction, sets
 from experiments.lmms.model_args import INFORMATION
@@ -34,27 +37,42 @@ from experiments.lmms.tables import Column
 from models.errors import CommandError
 
 _MODEL = "llava-hf/llava-1.5-7b-hf"
+_KEEPS, _INFORMATION = (192, 128, 64), ("svd",)
 _EXAMPLES = f"""needs lmms-eval: {harness.INSTALL}
 
 examples:
   python -m experiments.reproduce --dtype=bfloat16        the paper's table, 192, 128 and 64 of 576 visual tokens left
   python -m experiments.reproduce --dry-run               what that asks, set by set, without weights
   python -m experiments.reproduce --tasks pope textvqa --keep 128 --information svd subspace
+  python -m experiments.reproduce --protocol --dry-run    what judging all methods costs, in GPU hours
+  python -m experiments.reproduce --protocol --tasks gqa pope --methods fastv divprune --limit=1000 --dtype=bfloat16
   python -m experiments.reproduce --model=path/to/llava --include=path/to/tasks --tasks my_task --limit=100
 """
 
 
 def _config(given: argparse.Namespace, command: Sequence[str]) -> ReproduceConfig:
-    for name in ("tasks", "keep", "information"):
-        values = getattr(given, name)
+    for name in ("tasks", "keep", "information", "methods"):
+        values = getattr(given, name) or ()
         if len(set(values)) < len(values):
             raise CommandError(f"--{name}: something is there twice")
-    columns = tuple(Column(keep, route) for route in given.information for keep in given.keep)
+    for name, goes in (("methods", given.protocol), ("information", not given.protocol)):
+        if getattr(given, name) and not goes:
+            raise CommandError(f"--{name} goes {'without' if given.protocol else 'with'} --protocol")
+    columns = tuple[Column, ...]()
+    comparison: Comparison
+    if given.protocol:
+        names = given.methods or default_methods(clip=False)
+        comparison = AtBudgets.of(names, given.keep or KEEPS, protocol=True)
+    else:
+        columns = tuple(
+            Column(keep, route) for route in given.information or _INFORMATION for keep in given.keep or _KEEPS
+        )
+        comparison = AtOneBudget(schedules=tuple(schedules.by_text([[column.name] for column in columns]).items()))
     worker = WorkerConfig(
         model=flags.model(given),
         prompt=flags.prompt(given, PromptConfig()),
         questions=Requests(),
-        comparison=AtOneBudget(schedules=tuple(schedules.by_text([[column.name] for column in columns]).items())),
+        comparison=comparison,
         batch_size=given.batch_size,
         seed=0,
     )
@@ -75,9 +93,9 @@ def _parser() -> cli.Parser:
         "--keep",
         nargs="+",
         type=cli.keep,
-        default=[192, 128, 64],
         metavar="FRACTION|COUNT",
-        help="how many visual tokens are left, one column each (default: 192 128 64)",
+        help="how many visual tokens are left, one column each (default: "
+        f"{' '.join(map(str, _KEEPS))}; with --protocol {' '.join(map(str, KEEPS))})",
     )
     parser.add_argument(
         "--tasks",
@@ -99,9 +117,20 @@ def _parser() -> cli.Parser:
         "--information",
         nargs="+",
         choices=INFORMATION,
-        default=["svd"],
         help="routes to the information score, columns of their own: svd is exact, as released; subspace is what "
         "everything else here uses; norm does without a decomposition (default: svd)",
+    )
+    parser.add_argument(
+        "--protocol",
+        action="store_true",
+        help="judge every method: at equal count and compute, beside random tokens and the down-sampled image, on "
+        "questions that down-sampling gets wrong, in other layers, at other positions; prints a plan of its GPU hours",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="NAME",
+        help="of --protocol, as in `python -m experiments.compare` (default: the same without trim)",
     )
     flags.add_prompt_flags(parser)
     parser.add_argument(

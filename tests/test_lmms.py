@@ -1,5 +1,6 @@
 """What a harness asks, apart from the harness: `.ci/lmms` runs lmms-eval itself."""
 
+import dataclasses
 import io
 import json
 
@@ -12,6 +13,8 @@ from tqdm import tqdm
 from experiments.core.config import PromptConfig
 from experiments.core.journal import Journal
 from experiments.core.workers import Alone
+from experiments.evaluation import likelihood
+from experiments.evaluation.probe import reduced
 from experiments.evaluation.worker import ModelWorker
 from experiments.lmms import model_args
 from experiments.lmms.answers import SHAPE, Answers
@@ -207,6 +210,20 @@ class TestAnswers:
             loss, greedy = answers.prediction(one, "vanilla")
             assert loss == pytest.approx(want, abs=1e-4)
             assert greedy == all(logged[i].argmax() == token for i, token in zip(at[:-1], answer[:-1], strict=True))
+
+    def test_a_likelihood_of_the_image_at_a_lower_resolution(self, worker, tmp_path, monkeypatch):
+        small = dataclasses.replace(worker.cells["vanilla"], side=2)
+        monkeypatch.setattr(worker, "cells", {**worker.cells, "small": small})
+        one = request(0, continuation="red")
+        answers = self.ask(worker, tmp_path / "a.jsonl", [one], ["vanilla", "small"])
+        encoder = worker.batches.encoder
+        inputs = encoder([one.read(0)], 1)
+        pixels = np.asarray(reduced(inputs.pixel_values, size=2 * worker.model.config.vision.patch_size))
+        prompt = worker.model.prompt(**{**inputs.named, "pixel_values": pixels})
+        given = [worker.checkpoint.processor.tokenizer(" red", add_special_tokens=False)["input_ids"]]
+        ((want, _),) = likelihood.loglikelihoods(worker.model, prompt, given, cuts=(), seed=0)
+        assert answers.prediction(one, "small")[0] == pytest.approx(want, abs=1e-4)
+        assert abs(answers.prediction(one, "small")[0] - answers.prediction(one, "vanilla")[0]) > 1e-3
 
     def test_what_is_answered_is_greedy(self, worker, tmp_path):
         """Carved too, and nothing else is."""

@@ -134,7 +134,7 @@ def test_tables_show_what_is_there():
         "turns": [],
         "positions": protocol.positions(LINES, RIGHT, SCENES),
     }
-    text = protocol_tables.markdown(judged)
+    text = protocol_tables.markdown(protocol_tables.sections(judged))
     assert [line for line in text.splitlines() if line.startswith("#")] == [
         "### Above the floors",
         "### What down-sampling cannot answer",
@@ -142,7 +142,7 @@ def test_tables_show_what_is_there():
     ]
     assert "| mine " in text
     assert "+33.3" in text
-    assert protocol_tables.plain(judged).count("mine") >= 3
+    assert protocol_tables.plain(protocol_tables.sections(judged)).count("mine") >= 3
 
 
 def test_second_questions_are_answered_as_in_the_whole_conversation():

@@ -1,18 +1,28 @@
 """The paper's table, apart from lmms-eval: `.ci/lmms` runs it whole."""
 
+import importlib.metadata
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 from experiments import reproduce
+from experiments.comparison.cells import AtLayer, Line
 from experiments.core import cli
 from experiments.core.config import PromptConfig
 from experiments.data.formats import mmbench_question
-from experiments.lmms import harness, prompts, reproduction, sets, tables
+from experiments.evaluation.worker import ModelWorker
+from experiments.lmms import harness, plan, prompts, protocol, reproduction, sets, tables
+from experiments.lmms.requests import Request
 from experiments.lmms.tables import Column
-from tests.commands import failure
+from experiments.reports import html, protocol_tables
+from experiments.reports.compare_tables import COMPUTE, COUNT
+from experiments.speed.targets import CHIPS
+from tests.commands import failure, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = (Column(192, "svd"), Column(128, "svd"))
@@ -148,3 +158,197 @@ class TestCommand:
         monkeypatch.setattr(reproduction, "reproduce", lambda config: ("a table", []))
         assert reproduce.main([f"--model={model}"]) == 0
         assert capsys.readouterr().err.count("note: the shipped model knows its own scenes alone") == notes
+
+
+LINES = (
+    Line(64, COUNT, "mine", "m"),
+    Line(64, COMPUTE, "mine", "m at 90"),
+    Line(64, COUNT, "random", "r"),
+    Line(64, COUNT, "downsampled", "d"),
+    Line(64, COMPUTE, "downsampled", None, "it saves nothing"),
+)
+# GQA's marks are of single questions, half a mark is right; SEED's are of the whole set.
+MARKS = {
+    "vanilla": [1, 1, 1, 0.5],
+    "m": [1, 1, 0, 0.6],
+    "m at 90": [1, 1, 1, 0.4],
+    "r": [1, 0, 0, 0],
+    "d": [1, 0, 0, 0.9],
+}
+SEED = {"vanilla": 0.5, "m": 0.4, "m at 90": 0.5, "r": 0.3, "d": 0.2}
+ENTRIES = {
+    "gqa": {
+        key: {"metrics": {"exact_match": sum(own) / 4}, "marks": own, "lost": [0.25]} for key, own in MARKS.items()
+    },
+    "seed": {key: {"metrics": {"seed_all": share}, "marks": []} for key, share in SEED.items()},
+}
+
+
+class TestProtocol:
+    @pytest.fixture
+    def found(self):
+        places = (AtLayer("random", 2, 64, "r"),)
+        return protocol.protocol([sets.SETS["gqa"], sets.SETS["seed"]], LINES, places, ENTRIES)
+
+    def test_scores_of_whole_sets(self, found):
+        rows = {(row["method"], row["basis"]): row for row in found["rows"]}
+        assert rows.keys() == {
+            ("vanilla", ""),
+            ("mine", COUNT),
+            ("mine", COMPUTE),
+            ("random", COUNT),
+            ("downsampled", COUNT),
+        }
+        mine = rows["mine", COUNT]
+        assert mine["scores"] == {"GQA": pytest.approx(65), "SEED": pytest.approx(40)}
+        assert mine["of_vanilla"] == pytest.approx((65 / 87.5 + 0.8) / 2)
+        assert mine["over"]["random"] == pytest.approx((65 / 87.5 + 0.8) / 2 - (25 / 87.5 + 0.6) / 2)
+        assert mine["over"]["downsampled"] == pytest.approx((65 / 87.5 + 0.8) / 2 - (47.5 / 87.5 + 0.4) / 2)
+        assert rows["mine", COMPUTE]["over"]["random"] is None  # at equal compute there is no such row here
+        assert rows["random", COUNT]["over"] == {"random": None, "downsampled": None}
+
+    def test_marks_of_questions(self, found):
+        assert list(found["sets"]) == ["GQA"]
+        gqa = found["sets"]["GQA"]
+        assert (gqa["vanilla"]["right"], gqa["vanilla"]["of"]) == (4, 4)
+        floors = {(row["method"], row["basis"]): row for row in gqa["floors"]}
+        assert floors["mine", COUNT]["accuracy"]["right"] == floors["mine", COMPUTE]["accuracy"]["right"] == 3
+        assert floors["mine", COUNT]["over"]["random"][0] == (3 - 1) / 4
+        groups = {row["method"]: row for row in gqa["groups"]}
+        # The down-sampled image answers questions 0 and 3; of 1 and 2 the method answers one.
+        assert [(groups["mine"][name]["right"], groups["mine"][name]["of"]) for name in ("hard", "easy")] == [
+            (1, 2),
+            (2, 2),
+        ]
+        assert [(row["layer"], row["accuracy"]["right"], row["lost"]) for row in gqa["layers"]] == [(2, 1, 0.25)]
+
+    def test_tables(self, found):
+        text = protocol_tables.markdown(protocol_tables.of_benchmarks(found))
+        titles = [line for line in text.splitlines() if line.startswith("#")]
+        assert titles == [
+            "### Benchmarks",
+            "### GQA: Above the floors",
+            "### GQA: What down-sampling cannot answer",
+            "### GQA: Where the cut is",
+        ]
+        line = next(line for line in text.splitlines() if line.startswith("| mine") and "count, 64" in line)
+        assert [part.strip() for part in line.split("|")[3:8]] == ["65", "40", "77.1 %", "+32.9", "+30.0"]
+
+    def test_the_plan_adds_up(self):
+        (gqa, own, whole) = plan.rows({"GQA": 100, "mine": None}, {"vanilla": 5 * 10**12, "carved": 2 * 10**12})
+        flops = 100 * (5 + 2 + 5) * 10**12
+        assert (gqa["questions"], gqa["answers"], gqa["flops"]) == (100, 200, flops)
+        assert gqa["hours"]["a100"] == pytest.approx(flops / (0.4 * 312e12) / 3600)
+        assert gqa["hours"].keys() == CHIPS.keys()
+        assert (own["flops"], own["hours"]) == (None, {})
+        assert {**whole, "set": "GQA"} == gqa
+        lines = plan.text([gqa, own, whole], {"vanilla": 1, "carved": 1}).splitlines()
+        assert lines[2].split()[:4] == ["GQA", "100", "200", "1.2"]
+        assert lines[3].split() == ["mine", "not", "known"]
+        assert "An estimate: 2 ways to ask" in lines[-1]
+
+    def test_flags(self, capsys, monkeypatch):
+        monkeypatch.setattr(harness, "require", lambda: None)
+        assert "--methods goes with --protocol" in failure(reproduce.main, ["--methods", "fastv"], capsys)
+        assert "--information goes without" in failure(reproduce.main, ["--protocol", "--information", "svd"], capsys)
+
+
+class Speaker:
+    """Asks as `experiments.lmms.model.Speaker` does, which needs lmms-eval."""
+
+    def __init__(self, answers, cell):
+        self.answers, self.cell, self.broken = answers, cell, False
+
+
+class Bench:
+    """Two questions, right where a cell says "yes"; stops at the score of a number."""
+
+    scored, stop = [], None
+
+    def __init__(self, asked, include=()):
+        self.sets, self.skipped = asked, {}
+
+    def questions(self, one):
+        return 2
+
+    def load(self, one):
+        return one.task
+
+    def score(self, speaker, task, *, limit, folder, by_question):
+        if len(self.scored) == self.stop:
+            raise KeyboardInterrupt
+        self.scored.append(speaker.cell)
+        speaker.asked = [Request(task, "test", i, f"Is it {i}?", lambda: [Image.new("RGB", (8, 8))]) for i in range(2)]
+        with tqdm(disable=True) as bar:
+            speaker.answers.ask(speaker.asked, speaker.together, bar)
+        marks = [float(speaker.answers.prediction(one, speaker.cell) == "yes") for one in speaker.asked]
+        return {"acc": sum(marks) / 2}, marks
+
+
+class TestRun:
+    """The command, with a worker that says "yes" to the first question, and where nothing is cut to the second too."""
+
+    @pytest.fixture
+    def argv(self, tmp_path, monkeypatch):
+        asked = []
+
+        def answer(worker, questions, indices, cells, *, max_new_tokens, beside_vanilla):
+            asked.append((list(indices), list(cells), beside_vanilla))
+            said = ["yes" if index == 0 else "no" for index in indices]
+            found = {cell: {"prediction": ["yes"] * len(said) if cell == "vanilla" else said} for cell in cells}
+            for columns in found.values():
+                columns |= {"lost": [0.5 + index / 4 for index in indices]} if beside_vanilla else {}
+            return {"indices": list(indices), "errors": {}, "found": found}
+
+        monkeypatch.setattr(ModelWorker, "answer", answer)
+        monkeypatch.setattr(reproduction, "Harness", Bench)
+        monkeypatch.setattr(reproduction, "GROUP", 4)
+        monkeypatch.setattr(harness, "require", lambda: None)
+        monkeypatch.setattr(importlib.metadata, "version", lambda name: "1")
+        monkeypatch.setitem(sys.modules, "experiments.lmms.model", types.SimpleNamespace(Speaker=Speaker))
+        monkeypatch.setattr(Bench, "scored", [])
+        monkeypatch.setattr(Bench, "stop", None)
+        self.asked = asked
+        model = save_checkpoint(tmp_path / "model")
+        return [
+            "--protocol",
+            f"--model={model}",
+            "--keep=5",
+            "--methods",
+            "divprune",
+            "--tasks",
+            "mine",
+            "--batch-size=1",
+        ]
+
+    def test_it_is_judged_and_goes_on(self, argv, tmp_path, capsys, monkeypatch):
+        assert reproduce.main([*argv, f"--out={tmp_path / 'whole'}"]) == 0
+        out, err = capsys.readouterr()
+        assert "An estimate: " in err
+        assert "mine: What down-sampling cannot answer" in out
+        report = json.loads((tmp_path / "whole" / "results.json").read_text())
+        judged = report["protocol"]["sets"]["mine"]
+        assert (judged["vanilla"]["right"], judged["vanilla"]["of"]) == (2, 2)
+        assert {row["method"]: row["hard"]["right"] for row in judged["groups"]}["divprune"] == 0
+        assert {row["lost"] for row in judged["layers"]} == {(0.5 + 0.75) / 2}
+        assert {form for row in judged["positions"] for form in row["forms"]} == {"renumbered", "kept", "median"}
+        cells = Bench.scored.copy()
+        assert len(set(cells)) == len(cells) == len(report["scores"]["mine"])
+        assert all(len(own) <= 4 for _, own, _ in self.asked)
+        assert html.write(tmp_path / "whole").read_text().count("What down-sampling cannot answer") >= 1
+
+        Bench.scored.clear()
+        monkeypatch.setattr(Bench, "stop", 6)
+        assert reproduce.main([*argv, f"--out={tmp_path / 'parts'}"]) == 130
+        monkeypatch.setattr(Bench, "stop", None)
+        assert reproduce.main([*argv, f"--out={tmp_path / 'parts'}"]) == 0
+        assert Bench.scored == cells
+        for name in ("answers.jsonl", "scores.jsonl", "mine.jsonl", "protocol.md"):
+            assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+    def test_the_plan_counts_as_the_model_does(self, argv, monkeypatch):
+        configs = []
+        monkeypatch.setattr(reproduction, "reproduce", lambda config: (configs.append(config.worker), ("", []))[1])
+        assert reproduce.main(argv) == 0
+        worker = ModelWorker(configs[0])
+        assert plan.flops(configs[0]) == {name: about["flops"] for name, about in worker.describe().items()}

@@ -27,6 +27,7 @@ from models.engine.plan import Schedule, resolve
 from models.errors import CommandError
 from tokencarve_jax import plan
 
+KEEPS = (128, 64)  # budgets unless others are given
 RANDOM = "random"
 DOWNSAMPLED = "downsampled"  # no method: the image at a lower resolution, enlarged again
 

@@ -63,14 +63,17 @@ def groups(lines: Sequence[Line], right: Right) -> list[dict[str, Any]]:
 
 
 def layers(places: Sequence[AtLayer], right: Right, lost: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """By method and layer of the cut: share of right answers, and the mean loss in vanilla's answer's probability."""
+    """By method and layer of the cut: share of right answers, and the mean loss in vanilla's answer's probability.
+
+    The latter is None where nothing is known of it.
+    """
     return [
         {
             "method": place.method,
             "layer": place.layer,
             "kept": place.kept,
             "accuracy": share(right[place.key]),
-            "lost": mean(lost[place.key]),
+            "lost": mean(own) if (own := lost[place.key]) else None,
         }
         for place in places
     ]
@@ -148,19 +151,29 @@ def protocol(
         return None
     scenes = [record["scene"] for record in about]
     lost = {place.key: answers.column(place.key, "lost") for place in places}
-    smallest = min((line.budget for line in lines if line.budget is not None), default=0)
     names = {BASELINE: BASELINE} | {
         str(line.key): line.method for line in lines if line.key in second and line.basis == COUNT
     }
-    by_layer = layers(places, right, lost)
-    vanilla = share(right[BASELINE])
+    found = turns(names, then, second, right, {record["sample"]: row for row, record in enumerate(about)}, scenes)
+    return judged(lines, places, right, lost, scenes) | {"turns": found}
+
+
+def judged(
+    lines: Sequence[Line],
+    places: Sequence[AtLayer],
+    right: Right,
+    lost: Mapping[str, Sequence[float]],
+    scenes: Sequence[int],
+) -> dict[str, Any]:
+    """What right answers by cell tell alone, as JSON types; no second questions among it."""
+    by_layer, vanilla = layers(places, right, lost), share(right[BASELINE])
     return {
         "vanilla": vanilla,
-        "smallest": smallest,
+        "smallest": min((line.budget for line in lines if line.budget is not None), default=0),
         "floors": floors(lines, right, scenes),
         "groups": groups(lines, right),
         "layers": by_layer,
         "horizon": horizon(by_layer, vanilla["share"]),
-        "turns": turns(names, then, second, right, {record["sample"]: row for row, record in enumerate(about)}, scenes),
+        "turns": [],
         "positions": positions(lines, right, scenes),
     }

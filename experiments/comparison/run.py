@@ -22,13 +22,12 @@ from experiments.data.questions import QuestionSet
 from experiments.evaluation import answers as asking
 from experiments.evaluation.answers import Answers, Ask
 from experiments.evaluation.gallery import LookAtBatch, MapProbe
-from experiments.evaluation.worker import ModelWorker, WorkerConfig
+from experiments.evaluation.worker import GROUP, ModelWorker, WorkerConfig
 from experiments.reports import compare_tables, figures, gallery, html, protocol_tables
 from experiments.reports.compare_tables import COUNT
 from models.errors import CommandError
 
 CELLS = 8  # that are asked at a time: what an interruption costs, at most
-GROUP = 48  # cells that are asked all questions before others are: fewer than `worker.MOST_CELLS`
 _SECONDS = {str: float}
 SHAPE = (
     asking.SHAPE,
@@ -85,6 +84,7 @@ def compare(config: CompareConfig) -> tuple[str, int]:
             then, second = turns.ask_second(runner, journal, answers, questions, cells, worker.batch_size)
             judged = protocol.protocol(lines, layers, answers, questions, then, second)
 
+        sections = protocol_tables.sections(judged) if judged else []
         found = rows(facts, lines, answers, questions, costs=costs, times=times)
         order = published.agreement(found)
         failed = [{"sample": index, "error": error} for index, error in sorted(answers.errors.items())]
@@ -112,7 +112,7 @@ def compare(config: CompareConfig) -> tuple[str, int]:
         parts_of_table = [
             compare_tables.markdown(found),
             *([published.markdown(order)] if order else []),
-            *([protocol_tables.markdown(judged)] if judged else []),
+            *([protocol_tables.markdown(sections)] if sections else []),
         ]
         table = "\n\n".join([*parts_of_table, "\n".join(f"- {note}" for note in said)])
         texts = {"table.md": table + "\n", "table.csv": compare_tables.csv_text(found)}
@@ -123,7 +123,7 @@ def compare(config: CompareConfig) -> tuple[str, int]:
         where = f"With all columns: {files}."
         if config.report:
             where += f" To look at in a browser: {html.write(out)}."
-    shown_here = [compare_tables.plain(found), *([protocol_tables.plain(judged)] if judged else [])]
+    shown_here = [compare_tables.plain(found), *([protocol_tables.plain(sections)] if sections else [])]
     return "\n\n".join([*shown_here, "\n".join(said), where]), len(failed)
 
 

@@ -33,6 +33,7 @@ from models.engine.prompt import round_up
 MOST_CELLS = 64
 """Whose programs a process holds: on a CPU the programs of one take some 500 of the 65,530 mappings that Linux gives a
 process, and a compiler that gets no more ends it."""
+GROUP = 48  # cells that are asked all questions before others are: fewer than `MOST_CELLS`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -248,8 +249,9 @@ class ModelWorker:
         return Found(columns, time.perf_counter() - start, prefill_s, cache_bytes)
 
     def _judge(self, batch: Batch, given: Sequence[Sequence[int]], name: str) -> Found:
-        start, cuts = time.perf_counter(), self._cuts(batch, self.cells[name])
-        prompt = batch.prompt(self.model, cuts)
+        start, cell = time.perf_counter(), self.cells[name]
+        cuts = self._cuts(batch, cell)
+        prompt = batch.seen(self.model, cuts, cell.side, anew=False)
         found = likelihood.loglikelihoods(self.model, prompt, given, cuts=cuts, seed=batch.seed)
         return Found({"prediction": found}, time.perf_counter() - start)
 

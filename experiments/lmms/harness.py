@@ -102,6 +102,13 @@ class Harness:
             return "its data need a login on the Hugging Face hub (hf auth login, or HF_TOKEN)"
         return None
 
+    def questions(self, one: Set) -> int | None:
+        """How many a set has: as published, or counted in the data of another task; None where those cannot be had."""
+        try:
+            return one.questions or len(self.load(one).eval_docs)
+        except CommandError:
+            return None
+
     def load(self, one: Set, **instead: Any) -> Any:
         """A task with its data; `instead` replaces what its file says.
 
@@ -130,7 +137,9 @@ class Harness:
             text, given = task.instances[0].args[:2]
         return text, options(given) if isinstance(given, Mapping) else {}
 
-    def score(self, speaker: Any, task: Any, *, limit: int | None, folder: Path) -> dict[str, float]:
+    def score(
+        self, speaker: Any, task: Any, *, limit: int | None, folder: Path, by_question: Sequence[str] | None = None
+    ) -> tuple[dict[str, float], list[float]]:
         """Have a task ask a model and mark its answers.
 
         Args:
@@ -138,9 +147,11 @@ class Harness:
           task: from `load`.
           limit: the first so many questions alone.
           folder: for files that a task writes.
+          by_question: metrics whose marks of single questions are wanted, see `marks`; empty is the first that there
+            is, None is none.
 
         Returns:
-          All metrics that are numbers.
+          All metrics that are numbers; and the marks.
 
         Raises:
           CommandError: it cannot do so.
@@ -152,13 +163,40 @@ class Harness:
                 tasks=[task],
                 limit=limit,
                 bootstrap_iters=0,
-                log_samples=False,
+                log_samples=by_question is not None,
                 task_manager=self._manager,
                 verbosity="WARNING",
                 cli_args=flags,
             )
-        return {
-            name.partition(",")[0]: float(value)
-            for name, value in found["results"][task.config.task].items()
-            if isinstance(value, (int, float)) and "_stderr" not in name
+        name = task.config.task
+        metrics = {
+            metric.partition(",")[0]: float(value)
+            for metric, value in found["results"][name].items()
+            if isinstance(value, (int, float)) and "_stderr" not in metric
         }
+        if by_question is None:
+            return metrics, []
+        wanted = [one for one in by_question or tuple(metrics)[:1] if found["higher_is_better"][name].get(one, True)]
+        return metrics, marks(found["samples"][name], wanted)
+
+
+def marks(samples: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[float]:
+    """What lmms-eval gives each question, in the order of their numbers; empty where that is not a share of 1.
+
+    Args:
+      samples: its records of questions.
+      metrics: names; each question counts by the first that it has.
+
+    >>> marks([{"doc_id": 1, "acc": {"score": 0.0}}, {"doc_id": 0, "acc": 1}], ["acc"])
+    [1.0, 0.0]
+    >>> marks([{"doc_id": 0, "acc": {"pred": "A", "answer": "A"}}], ["acc"])
+    []
+    """
+    found = dict[int, float]()
+    for sample in samples:
+        value = next((sample[name] for name in metrics if name in sample), None)
+        value = value.get("score") if isinstance(value, Mapping) else value
+        if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            return []
+        found[sample["doc_id"]] = float(value)
+    return [found[number] for number in sorted(found)]

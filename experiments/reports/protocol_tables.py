@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.reports import tables
 from experiments.reports.compare_tables import COUNT
-from experiments.reports.tables import Column, percent, points, with_interval
+from experiments.reports.tables import Column, number, percent, points, with_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,23 +34,50 @@ def sections(found: Mapping[str, Any]) -> list[Section]:
     return [section for section in made if section.rows]
 
 
-def plain(found: Mapping[str, Any]) -> str:
+def of_benchmarks(found: Mapping[str, Any]) -> list[Section]:
+    """Tables of several benchmarks, from `lmms.protocol.protocol`: all side by side, then those of each."""
+    parts = [(label, section) for label, judged in found["sets"].items() for section in sections(judged)]
+    return [_scores(found), *(dataclasses.replace(one, title=f"{label}: {one.title}") for label, one in parts)]
+
+
+def plain(made: Sequence[Section]) -> str:
     """For a terminal."""
     return "\n\n".join(
-        f"{one.title}\n{one.text}\n\n{tables.plain(tables.cells(one.columns, one.rows))}" for one in sections(found)
+        f"{one.title}\n{one.text}\n\n{tables.plain(tables.cells(one.columns, one.rows))}" for one in made
     )
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def markdown(made: Sequence[Section]) -> str:
     """For a file."""
     return "\n\n".join(
-        f"### {one.title}\n\n{one.text}\n\n{tables.markdown(tables.cells(one.columns, one.rows))}"
-        for one in sections(found)
+        f"### {one.title}\n\n{one.text}\n\n{tables.markdown(tables.cells(one.columns, one.rows))}" for one in made
     )
 
 
-def _difference(value: Sequence[Any] | None) -> str:
-    return "" if value is None else points(*value)
+def _scores(found: Mapping[str, Any]) -> Section:
+    vanilla, *lines = found["rows"]
+    lines = sorted(lines, key=lambda row: (row["basis"] != COUNT, -(row["budget"] or 0), -(row["of_vanilla"] or 0)))
+
+    def score(label: str) -> Column:
+        return label, lambda row: "" if row["scores"][label] is None else number(row["scores"][label])
+
+    columns: list[Column] = [
+        ("method", lambda row: row["method"]),
+        ("equal", lambda row: f"{row['basis']}, {row['budget']}" if row["basis"] else ""),
+        *map(score, vanilla["scores"]),
+        ("of vanilla", lambda row: percent(row["of_vanilla"])),
+        ("over random", lambda row: _difference(row["over"]["random"])),
+        ("over down-sampled", lambda row: _difference(row["over"]["downsampled"])),
+    ]
+    text = (
+        "Scores as lmms-eval gives them; the mean share of vanilla's score over the benchmarks, and how many points of "
+        "it are gained over random tokens and over the down-sampled image at the same budget."
+    )
+    return Section("Benchmarks", text, columns, [vanilla, *lines])
+
+
+def _difference(value: Sequence[Any] | float | None) -> str:
+    return "" if value is None else points(value) if isinstance(value, float) else points(*value)
 
 
 def _best_first(rows: Sequence[Mapping[str, Any]], what: str) -> list[Mapping[str, Any]]:
@@ -98,7 +125,10 @@ def _layers(found: Mapping[str, Any]) -> Section:
     def cell(layer: int) -> Column:
         def show(row: Mapping[str, Any]) -> str:
             own = row["at"].get(layer)
-            return "" if own is None else f"{percent(own['accuracy']['share'])} ({100 * own['lost']:.0f})"
+            if own is None:
+                return ""
+            lost = "" if own["lost"] is None else f" ({100 * own['lost']:.0f})"
+            return f"{percent(own['accuracy']['share'])}{lost}"
 
         return f"layer {layer}", show
 

@@ -10,11 +10,10 @@ from models.errors import ConfigError
 from models.io.untrusted import file_problem, parsing, read_json
 
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")  # config, tokenizer and processor
-# Pickles are not among them: they can run any code when opened.
-_FILES = [*SMALL_FILES, "*.safetensors"]
+_WEIGHTS = ("*.safetensors",)  # pickles are not among them: they can run any code when opened
 
 
-def find_checkpoint(source: str | Path, *, revision: str | None = None) -> Path:
+def find_checkpoint(source: str | Path, *, revision: str | None = None, weights: bool = True) -> Path:
     """The local folder of a checkpoint, downloaded first where `source` is a model id.
 
     Token, cache folder and offline mode are those of huggingface_hub (`HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE`).
@@ -22,6 +21,7 @@ def find_checkpoint(source: str | Path, *, revision: str | None = None) -> Path:
     Args:
       source: a local folder, or a model id such as "llava-hf/llava-1.5-7b-hf".
       revision: branch, tag or commit on the hub; None is its main branch.
+      weights: whether they are downloaded too, and not the small files alone.
 
     Raises:
       FileNotFoundError: `source` is not a folder, the hub does not have it, or it has no safetensors.
@@ -37,12 +37,13 @@ def find_checkpoint(source: str | Path, *, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    wanted = [*SMALL_FILES, *(_WEIGHTS if weights else ())]
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())
         raise FileNotFoundError(f"{name} is not a local folder and cannot be had from the hub: {reason}") from error
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(
             f"{name} has no safetensors on the hub; weights as pickles (.bin) are refused, because they can run any "
             "code when opened"

@@ -1,7 +1,7 @@
 """lmms-eval's evaluator on a local task, against answers of `experiments.eval`: `python -m tests.lmms FOLDER`.
 
 102 questions on the shipped model, vanilla and carved: through `experiments.reproduce`, lmms-eval's own command, and
-two processes that torchrun starts. All give the same scores, to the last digit.
+two processes that torchrun starts. All give the same scores, to the last digit; the protocol's groups are counted anew.
 """
 
 import contextlib
@@ -63,6 +63,26 @@ def reproduced(folder: Path, task: Path, *more: str) -> tuple[dict, dict]:
     return report["scores"], files | {"results.json": {name: report[name] for name in report if name != "date"}}
 
 
+def judged(folder: Path, task: Path, rows: list[dict], right: dict[str, list[bool]]) -> None:
+    """The protocol on the first questions: scores of the whole set, and of groups of questions, by our own rule."""
+    out, limit = folder / "protocol", 12
+    flags = [f"--model={MODEL}", f"--keep={KEEP}", f"--batch-size={BATCH}", f"--limit={limit}", f"--out={out}"]
+    where = [f"--include={task}", "--tasks", TASK, "--conv-mode=checkpoint"]
+    assert reproduce.main(["--protocol", "--methods=random", *flags, *where]) == 0
+    report = json.loads((out / "results.json").read_text())
+    named = {"vanilla": "vanilla", f"tokencarve ({CARVED})": "tokencarve"}
+    for cell, method in named.items():
+        check(f"protocol, {cell}", report["scores"][TASK][cell]["exact_match"], share(right[method][:limit]))
+    lines = [json.loads(line)["predictions"] for line in (out / f"{TASK}.jsonl").read_text().splitlines()]
+    own = {cell: marked(rows[:limit], [line[cell] for line in lines]) for cell in lines[0]}
+    (small,) = (marks for cell, marks in own.items() if cell.startswith("downsampled"))
+    hard = [i for i in range(limit) if own["vanilla"][i] and not small[i]]
+    row = next(row for row in report["protocol"]["sets"][TASK]["groups"] if row["method"] == "tokencarve")
+    check("protocol, hard questions", row["hard"]["of"], len(hard))
+    check("of them, carved", row["hard"]["right"], sum(own[f"tokencarve ({CARVED})"][i] for i in hard))
+    assert all(0 <= row["lost"] <= 1 for row in report["protocol"]["sets"][TASK]["layers"])
+
+
 def by_command(start: list[str], folder: Path, task: Path, args: str, *more: str) -> float:
     """The score in the file that lmms-eval's own command leaves."""
     out = folder / f"out-{time.monotonic_ns()}"
@@ -120,6 +140,7 @@ def main() -> None:
     (folder / "reproduce" / "results.json").unlink()
     assert reproduced(folder, task)[1] == files, "the same command again gives other files"
 
+    judged(folder, task, rows, right)
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lmms_eval"]
     carved = by_command(start, folder, task, f"keep={KEEP},method=tokencarve")
     check("two processes, carved", carved, share(right["tokencarve"]))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.reports import protocol_tables
 from experiments.reports.html.charts import bars
 from experiments.reports.html.page import Figure, Page, Table, facts
 from experiments.reports.tables import Column, number, percent
@@ -17,15 +18,18 @@ def page(report: Mapping[str, Any], folder: Path) -> Page:
     """The page."""
     del folder
     rows: Rows = report["rows"]
+    judged = protocol_tables.of_benchmarks(report["protocol"]) if "protocol" in report else []
     methods = [cell["method"] for cell in rows[0]["carved"]] if rows else []
     notes = [f"{what}: {why}." for what, why in {**report["skipped"], **report["failed"]}.items()]
     if report["errors"]:
         notes.append(f"{len(report['errors'])} questions could not be asked and count as wrong.")
-    notes.append("LLaVA's: arXiv 2310.03744. The paper's: arXiv 2503.10501, figure 1.")
+    if not judged:
+        notes.append("LLaVA's: arXiv 2310.03744. The paper's: arXiv 2503.10501, figure 1.")
     return Page(
         title="The paper's benchmarks",
         facts=facts(report),
-        tables=[_scores(rows, methods), _averages(report["averages"], methods)],
+        tables=[Table.of(f"{one.title}. {one.text}", one.columns, one.rows) for one in judged]
+        or [_scores(rows, methods), _averages(report["averages"], methods)],
         figures=_figures([row for row in rows if row["vanilla"] is not None], methods),
         notes=notes,
     )
