@@ -58,6 +58,8 @@ def _config(given: argparse.Namespace, command: Sequence[str]) -> ReproduceConfi
     for name, goes in (("methods", given.protocol), ("information", not given.protocol)):
         if getattr(given, name) and not goes:
             raise CommandError(f"--{name} goes {'without' if given.protocol else 'with'} --protocol")
+    if given.protocol and given.border == "drop":
+        raise CommandError("--border=drop goes without --protocol, whose budgets are those of whole images")
     columns = tuple[Column, ...]()
     comparison: Comparison
     if given.protocol:

@@ -37,6 +37,12 @@ def test_model_ids_are_downloaded(snapshot):
     assert not any(pattern.endswith((".bin", ".pt", "*")) for pattern in options["allow_patterns"])
 
 
+def test_small_files_alone_are_enough_for_a_plan(snapshot):
+    folder, asked = snapshot
+    assert hub.find_checkpoint(NAME, weights=False) == folder
+    assert asked[0][1]["allow_patterns"] == list(hub.SMALL_FILES)
+
+
 def test_models_of_pickles_alone_are_refused(snapshot):
     (snapshot[0] / "pytorch_model.bin.index.json").touch()
     with pytest.raises(FileNotFoundError, match=r"no safetensors.*pickles \(\.bin\) are refused, because they can run"):

@@ -250,6 +250,7 @@ class TestProtocol:
     def test_flags(self, capsys, monkeypatch):
         monkeypatch.setattr(harness, "require", lambda: None)
         assert "--methods goes with --protocol" in failure(reproduce.main, ["--methods", "fastv"], capsys)
+        assert "--border=drop goes without" in failure(reproduce.main, ["--protocol", "--border=drop"], capsys)
         assert "--information goes without" in failure(reproduce.main, ["--protocol", "--information", "svd"], capsys)
 
 
