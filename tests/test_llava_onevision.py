@@ -134,6 +134,9 @@ def test_images_are_packed_alike(tile, patch, most):
         np.testing.assert_allclose(weighed(rows, *mix), want, rtol=0, atol=5e-5, err_msg=str(size))  # places in float32
         shrunk.add(bool((mix[1] % 1).any()))
     assert shrunk == {True, False}
+    features, weights = tokens_of_image((tile, tile), pinpoints, tile=tile, patches=tile // patch, max_tiles=most)
+    assert (features == features[:, :1]).all()  # as it is: what stands beside a patch has no influence
+    assert (weights == [1, 0, 0, 0]).all()
 
 
 @pytest.mark.parametrize(("tile", "patch", "tokens"), [(384, 14, 14 * 14), (75, 14, 9), (48, 8, 9)])
