@@ -30,7 +30,7 @@ from models.engine.prefill import Prefilled
 from models.engine.prompt import Prompt
 from models.engine.visual import TowerRequest
 from models.errors import CommandError
-from models.families.qwen2_5_vl import Qwen25VL, Qwen25VLConfig
+from models.families.qwen2_5_vl import Qwen25VL, QwenVLConfig
 from models.nn.qwen_vision import QwenVisionConfig
 
 _LLAVA = PRESETS["small"]
@@ -40,7 +40,7 @@ _EXAMPLES = """examples:
   python -m experiments.studies.video_prefill                            32 frames of 448 x 224, a tenth kept
   python -m experiments.studies.video_prefill --size 224x140 --methods evs tokencarve
 """
-CONFIG = Qwen25VLConfig(
+CONFIG = QwenVLConfig(
     vision=QwenVisionConfig(
         hidden_size=256,
         intermediate_size=704,
