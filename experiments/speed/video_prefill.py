@@ -2,9 +2,9 @@
 
 The model has random weights and the real structure: patches of 14 x 14 x 2, four to a visual token, windows, M-RoPE;
 speed does not depend on what the weights are. Prefill is all that comes before the first token, the tower too, whose
-time no cut before the decoder saves; it is shown by itself. The cache is counted twice, as in `experiments.bench`: the
-slots of the prompt, and all that is allocated, with room for 32 new tokens. Prompts are padded as `generate` pads them:
-slots to a multiple of 16, visual tokens to one of 64. Writes results.json.
+time no cut behind it saves: how many times faster the rest is stands beside it. The cache is counted twice, as in
+`experiments.bench`: the slots of the prompt, and all that is allocated, with room for 32 new tokens. Prompts are padded
+as `generate` pads them: slots to a multiple of 16, visual tokens to one of 64. Writes results.json.
 """
 
 from __future__ import annotations
@@ -35,10 +35,20 @@ from models.nn.qwen_vision import QwenVisionConfig
 
 _LLAVA = PRESETS["small"]
 _SYSTEM, _QUESTION, _NEW = 15, 25, 32  # tokens before the video, behind it, and to come
-_HEADER = ("method", "visual tokens", "prefill ms", "times faster", "slots", "KV cache", "of uncarved", "and room")
+_HEADER = (
+    "method",
+    "visual tokens",
+    "prefill ms",
+    "times faster",
+    "tower apart",
+    "slots",
+    "KV cache",
+    "share",
+    "and room",
+)
 _EXAMPLES = """examples:
-  python -m experiments.studies.video_prefill                            32 frames of 448 x 224, a tenth kept
-  python -m experiments.studies.video_prefill --size 224x140 --methods evs tokencarve
+  python -m experiments.speed.video_prefill                            32 frames of 448 x 224, a tenth kept
+  python -m experiments.speed.video_prefill --size 224x140 --methods evs tokencarve
 """
 CONFIG = QwenVLConfig(
     vision=QwenVisionConfig(
@@ -119,14 +129,20 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
         seconds["tower"].append(timed(lambda: tower(model, prompt.pixel_values))[1])
         for name, prefill in prefills.items():
             seconds[name].append(timed(prefill)[1])
+
+    def behind(name: str) -> list[float]:
+        """Seconds without the tower's, round by round."""
+        return [max(own - alone, 1e-6) for own, alone in zip(seconds[name], seconds["tower"], strict=True)]
+
     whole, rows = cache["uncarved"], []
     for name, own in cache.items():
-        faster = ratios(seconds["uncarved"], seconds[name])["median"]
+        pairs = [(seconds["uncarved"], seconds[name]), (behind("uncarved"), behind(name))]
+        faster = [f"{ratios(*pair)['median']:.2f}" for pair in pairs]
         shares = [f"{100 * own[kind] / whole[kind]:.1f} %" for kind in ("prompt", "allocated")]
         left = int(prompt.visual_valid.sum()) - whole["slots"] + own["slots"]
         times = f"{1e3 * summary(seconds[name])['median']:.0f}"
         held = results.format_bytes(own["prompt"])
-        rows.append([name, str(left), times, f"{faster:.2f}", str(own["slots"]), held, *shares])
+        rows.append([name, str(left), times, *faster, str(own["slots"]), held, *shares])
     (width, height), machine = flags.size, results.machine()
     print(f"{flags.frames} frames of {width} x {height}, keep={flags.keep}, on {machine['cores']} cores;", end=" ")
     print(f"the tower alone takes {1e3 * summary(seconds['tower'])['median']:.0f} ms\n")
@@ -147,7 +163,7 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the flags, measure, and print what went wrong in one line."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = cli.Parser(prog="python -m experiments.studies.video_prefill", description=__doc__, epilog=_EXAMPLES)
+    parser = cli.Parser(prog="python -m experiments.speed.video_prefill", description=__doc__, epilog=_EXAMPLES)
     cli.add_keep_flag(parser, default=0.1)
     parser.add_argument("--frames", type=cli.positive, default=32, metavar="COUNT", help="(default: %(default)s)")
     parser.add_argument(
@@ -164,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--repeats", type=cli.positive, default=5, metavar="COUNT", help="rounds, by turns (default: %(default)s)"
     )
     cli.add_out_flag(parser, "results/video_prefill")
-    command = ["python", "-m", "experiments.studies.video_prefill", *argv]
+    command = ["python", "-m", "experiments.speed.video_prefill", *argv]
     return cli.run(lambda flags: measure(flags, command=command), parser, argv)
 
 
