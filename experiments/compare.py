@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"of: {', '.join([*methods.choices(), *methods.OFFICIAL, DOWNSAMPLED])}; or your own, as "
         "package.module:object or path/to/file.py:object; divprune,kept is a method with an option of its "
         "cut, as in --schedule; nothing else but tokencarve, at whose cost compute is equal (default: all but "
-        "TokenCarve's variants, and without --clip trim)",
+        "TokenCarve's variants, methods for video, and without --clip trim)",
     )
     parser.add_argument(
         "--protocol",

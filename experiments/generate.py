@@ -92,7 +92,10 @@ def _generate(flags: argparse.Namespace, carve: Carve) -> None:
         return llava.generate(**inputs.named, max_new_tokens=most, carve=schedule)
 
     cli.note_images(flags.model, [image.size for image in images])
-    tokens, first_s = timed(answer)
+    try:
+        tokens, first_s = timed(answer)
+    except ValueError as error:  # a method that cannot leave so few
+        raise CommandError(str(error)) from error
     print(checkpoint.decode(tokens)[0])
     _, whole_s = timed(answer)  # once more, now that all is compiled
     capacity = round_up(most, DECODE_CAPACITY_BUCKET)

@@ -1,7 +1,4 @@
-"""LLaVA-OneVision's processor for images and text: transformers' own parts, put together without torchvision.
-
-transformers' class cannot be made without its video processor, which asks for torchvision even where there is no video.
-"""
+"""LLaVA-OneVision's processor for images and text: transformers' own parts without torchvision."""
 
 from __future__ import annotations
 
@@ -12,21 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from models.assembled_processor import AssembledProcessor, repeated
 from models.config import Fields
 from models.families.llava_onevision import max_tiles, tokens_of_image
-from models.io.hub import transformers
 from models.io.untrusted import read_json
 
 CLASS = "LlavaOnevisionProcessor"
 
 
-class OnevisionProcessor:
+class OnevisionProcessor(AssembledProcessor):
     """What transformers' processor does with images and text, to the same arrays under the same names.
 
     Args:
-      tokenizer: of the checkpoint.
+      tokenizer: see `AssembledProcessor`.
       image_processor: transformers' `LlavaOnevisionImageProcessorPil`.
-      chat_template: Jinja's, or None.
+      chat_template: see there.
       tokens_per_tile: visual tokens of a tile.
       max_tiles: as in `LlavaOnevisionConfig`.
     """
@@ -34,32 +31,19 @@ class OnevisionProcessor:
     def __init__(
         self, tokenizer: Any, image_processor: Any, chat_template: str | None, *, tokens_per_tile: int, max_tiles: int
     ):
-        self.tokenizer, self.image_processor, self.chat_template = tokenizer, image_processor, chat_template
-        self.image_token = getattr(tokenizer, "image_token", None) or "<image>"
+        super().__init__(tokenizer, image_processor, chat_template)
+        self.image_token = self.token("image", "<image>")
         self.tokens_per_tile, self.max_tiles = tokens_per_tile, max_tiles
 
     @classmethod
     def from_pretrained(cls, folder: Path, **options: Any) -> OnevisionProcessor:
         """From a checkpoint's folder; ConfigError, or what transformers raises, for files that cannot be used."""
-        package, old = transformers(), folder / "chat_template.json"
-        tokenizer = package.AutoTokenizer.from_pretrained(folder, **options)
-        images = package.AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
-        template = tokenizer.chat_template
-        if template is None and old.exists():
-            template = read_json(old, ValueError).get("chat_template")
         read = Fields({"vision_aspect_ratio": "anyres_max_9"} | read_json(folder / "processor_config.json", ValueError))
         tokens, most = read.whole("num_image_tokens", 1, 2**14), max_tiles(read)
         if (strategy := read.get("vision_feature_select_strategy")) not in (None, "full"):
             read.wrong("vision_feature_select_strategy", strategy, "supported is 'full'")
         read.check()
-        return cls(tokenizer, images, template, tokens_per_tile=tokens, max_tiles=most)
-
-    def apply_chat_template(self, turns: Sequence[Any], *, add_generation_prompt: bool = False) -> str:
-        """A conversation as text, a placeholder for each image."""
-        text: str = self.tokenizer.apply_chat_template(
-            turns, chat_template=self.chat_template, add_generation_prompt=add_generation_prompt, tokenize=False
-        )
-        return text
+        return cls(*cls.parts(folder, **options), tokens_per_tile=tokens, max_tiles=most)
 
     def __call__(
         self, images: Any = None, text: Sequence[str] = (), *, padding: bool = False, return_tensors: str = "np"
@@ -81,11 +65,7 @@ class OnevisionProcessor:
         """
         seen = {} if images is None else dict(self.image_processor(images, return_tensors=return_tensors))
         counts = self._counts(seen) if seen else []
-        pieces = [one.split(self.image_token) for one in text]
-        if (found := sum(map(len, pieces)) - len(pieces)) != len(counts):
-            raise ValueError(f"the text holds {found} times {self.image_token} for {len(counts)} images")
-        left = iter(counts)
-        whole = [first + "".join(self.image_token * next(left) + rest for rest in more) for first, *more in pieces]
+        whole = repeated(text, self.image_token, counts, "images")
         return {**self.tokenizer(whole, padding=padding, return_tensors=return_tensors), **seen}
 
     def _counts(self, seen: dict[str, Any]) -> list[int]:

@@ -1,7 +1,6 @@
 """The processor of Qwen2.5-VL and Qwen3-VL for images, videos and text: transformers' own parts without torchvision.
 
-transformers' class cannot be made without its video processor, which asks for torchvision even where there is no video.
-Here a frame is made ready as an image is, by Pillow's resizing, and frames are then joined in time.
+A frame is made ready as an image is, by Pillow's resizing, and frames are then joined in time.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from models.io.hub import transformers
+from models.assembled_processor import AssembledProcessor, repeated
 from models.io.untrusted import read_json
 
 WITH_VIDEO = "Qwen2_5_VLProcessor"
@@ -24,43 +23,31 @@ _SHARED = (
 )
 
 
-class QwenProcessor:
+class QwenProcessor(AssembledProcessor):
     """What transformers' processor does with images, videos and text, to the same arrays under the same names.
 
     Args:
-      tokenizer: of the checkpoint.
+      tokenizer: see `AssembledProcessor`.
       image_processor: transformers' `Qwen2VLImageProcessorPil`.
-      chat_template: Jinja's, or None.
+      chat_template: see there.
       video_processor: the same for frames; None takes no videos.
     """
 
     def __init__(self, tokenizer: Any, image_processor: Any, chat_template: str | None, video_processor: Any = None):
-        self.tokenizer, self.image_processor, self.chat_template = tokenizer, image_processor, chat_template
+        super().__init__(tokenizer, image_processor, chat_template)
         self.video_processor = video_processor
-        self.image_token = getattr(tokenizer, "image_token", None) or "<|image_pad|>"
-        self.video_token = getattr(tokenizer, "video_token", None) or "<|video_pad|>"
+        self.image_token = self.token("image", "<|image_pad|>")
+        self.video_token = self.token("video", "<|video_pad|>")
 
     @classmethod
     def from_pretrained(cls, folder: Path, *, videos: bool = True, **options: Any) -> QwenProcessor:
         """From a folder, with videos as Qwen2.5-VL has them or without; what transformers raises for bad files."""
-        package, old = transformers(), folder / "chat_template.json"
-        tokenizer = package.AutoTokenizer.from_pretrained(folder, **options)
-        images = package.AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
-        template = tokenizer.chat_template
-        if template is None and old.exists():
-            template = read_json(old, ValueError).get("chat_template")
+        tokenizer, images, template = cls.parts(folder, **options)
         frames = images if videos else None  # by the same file, as in published checkpoints
         if videos and (folder / VIDEO_FILE).exists():
             own = read_json(folder / VIDEO_FILE, ValueError)
             frames = type(images)(**{name: own[name] for name in _SHARED if own.get(name) is not None})
         return cls(tokenizer, images, template, frames)
-
-    def apply_chat_template(self, turns: Sequence[Any], *, add_generation_prompt: bool = False) -> str:
-        """A conversation as text, a placeholder for each image or video."""
-        text: str = self.tokenizer.apply_chat_template(
-            turns, chat_template=self.chat_template, add_generation_prompt=add_generation_prompt, tokenize=False
-        )
-        return text
 
     def __call__(
         self,
@@ -100,11 +87,7 @@ class QwenProcessor:
         whole, kinds = list(text), {"image": self.image_token, "video": self.video_token}
         for kind, placeholder in kinds.items():
             counts = [int(np.prod(grid)) // merged for grid in seen.get(f"{kind}_grid_thw", ())]
-            pieces = [one.split(placeholder) for one in whole]
-            if (found := sum(map(len, pieces)) - len(pieces)) != len(counts):
-                raise ValueError(f"the text holds {found} times {placeholder} for {len(counts)} {kind}s")
-            left = iter(counts)
-            whole = [first + "".join(placeholder * next(left) + rest for rest in more) for first, *more in pieces]
+            whole = repeated(whole, placeholder, counts, f"{kind}s")
         out = dict(self.tokenizer(whole, padding=padding, return_tensors=return_tensors))
         types = np.zeros_like(out["input_ids"])
         for number, (kind, placeholder) in enumerate(kinds.items(), 1):

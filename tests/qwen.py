@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import transformers
 
+import models
 from experiments.data.tiny_processor import CHAT_TEMPLATE, VOCABULARY, build_tokenizer
 from tests.checkpoints import randomise, write
 
@@ -123,6 +124,12 @@ def make(
     spelled = {key if memory else published(key, family): x.clone().contiguous() for key, x in state.items()}
     write(folder, spelled, shards=shards)
     return model
+
+
+def pair(family: str, folder: Path) -> tuple[Any, Any]:
+    """Ours and transformers', from one checkpoint."""
+    theirs = make(folder, family)
+    return models.from_pretrained(folder), theirs
 
 
 def patches(grids: list[tuple[int, int, int]], seed: int) -> np.ndarray:

@@ -5,11 +5,14 @@ import json
 import pytest
 
 from experiments import bench, gpu_session
+from experiments.speed import video_prefill
 from experiments.studies import carve_tail, information_routes
 from tests.commands import failure
 
+COMMANDS = [bench, gpu_session, carve_tail, information_routes, video_prefill]
 
-@pytest.mark.parametrize("command", [bench, gpu_session, carve_tail, information_routes], ids=lambda one: one.__name__)
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda one: one.__name__)
 @pytest.mark.parametrize(
     ("name", "text"),
     [("results.json", '{"kind": "eval"}'), ("answers.jsonl", '{"settings": {"kind": "compare"}}\n')],

@@ -134,6 +134,9 @@ def test_images_are_packed_alike(tile, patch, most):
         np.testing.assert_allclose(weighed(rows, *mix), want, rtol=0, atol=5e-5, err_msg=str(size))  # places in float32
         shrunk.add(bool((mix[1] % 1).any()))
     assert shrunk == {True, False}
+    features, weights = tokens_of_image((tile, tile), pinpoints, tile=tile, patches=tile // patch, max_tiles=most)
+    assert (features == features[:, :1]).all()  # as it is: what stands beside a patch has no influence
+    assert (weights == [1, 0, 0, 0]).all()
 
 
 @pytest.mark.parametrize(("tile", "patch", "tokens"), [(384, 14, 14 * 14), (75, 14, 9), (48, 8, 9)])
@@ -236,9 +239,12 @@ def test_images_of_many_shapes_share_a_program(pair):
 def test_the_other_methods_run_or_are_refused_by_name(pair):
     """Those that read the tower by their shapes, which are the family's matter; what each does is tested elsewhere."""
     ours, _ = pair
-    prompt = ours.prompt(**BATCHES["video"])
+    prompt, refused = ours.prompt(**BATCHES["video"]), set()
     for name, compressor in COMPRESSORS.items():
         if name in METHODS or compressor.at == "tower":
+            continue
+        if set(compressor.required) - ours.evidence:
+            refused.add(name)
             continue
         cuts = ours.schedule(((2 if compressor.at == "decoder" else "input", name, 9),))
         plan = resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
@@ -246,6 +252,7 @@ def test_the_other_methods_run_or_are_refused_by_name(pair):
             continue
         run = functools.partial(prefill.prefill, plan=plan, decode_capacity=0, target=CPU)
         assert jax.eval_shape(run, ours, prompt, jnp.uint32(0)).cuts[0].indices.shape == (3, 9)
+    assert refused == {"trim"}
 
 
 @pytest.mark.parametrize("carve", ["tome@tower=9", "uniform@tower=9"])
@@ -255,6 +262,8 @@ def test_cuts_that_are_refused(pair, carve):
 
 
 def test_a_clip_does_not_go_with_this_tower(pair):
+    with pytest.raises(ValueError, match="trim needs relevance_dot, which llava_onevision models do not have"):
+        pair[0].schedule((("input", "trim", 3),))
     with pytest.raises(ValueError, match="llava_onevision models do not have relevance"):
         check_tower(pair[0], pair[0].config.vision)
 

@@ -159,5 +159,5 @@ def test_the_command_answers(folder, tmp_path, capsys):
     image = tmp_path / "wide.png"
     photographs()[2].save(image)
     argv = [f"--model={folder}", f"--image={image}", "--prompt=What is on the sign?", "--max-new-tokens=4", "--keep=9"]
-    assert generate.main(argv) == 0
-    assert "-> 9" in capsys.readouterr().out
+    assert generate.main([*argv, f"--image={image}"]) == 0
+    assert f"{2 * 26} -> 9" in capsys.readouterr().out  # two images are a tile and a newline each

@@ -86,6 +86,7 @@ def test_the_sequence_is_in_the_order_of_its_positions(axes, images):
             jnp.asarray(values),
             jnp.asarray(rng.integers(1, 9, (2, count)).astype(np.float32)),
             {("tower_keys", -2): jnp.asarray(values[..., :2] + 1)},
+            (jnp.asarray(values + 3),),
         )
         cut = dataclasses.replace(CUT, scope="image" if images == 2 else "joint")
         out, short, kept, after = sequence.shorten(jnp.asarray(hidden), left, cut, images=images)
@@ -112,6 +113,7 @@ def test_the_sequence_is_in_the_order_of_its_positions(axes, images):
             np.testing.assert_array_equal(short.sizes[row], np.asarray(left.sizes)[row, which])
             np.testing.assert_array_equal(short.visual_valid[row], valid[row, indices[which]])
             np.testing.assert_array_equal(short.evidence["tower_keys", -2][row], values[row, which][:, :2] + 1)
+            np.testing.assert_array_equal(short.deepstack[0][row], values[row, which] + 3)
             at = np.asarray(short.visual_slots[row])
             np.testing.assert_array_equal(
                 out[row, at][valid[row, indices[which]]], values[row, which][valid[row, indices[which]]]

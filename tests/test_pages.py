@@ -113,6 +113,7 @@ def test_the_readme_counts_the_registry_right():
     published = sum(bool(row.paper) for row in others)
     controls = {3: "three", 4: "four", 5: "five"}[len(others) - published]
     assert f"{published} other published methods and {controls} controls" in " ".join(README.split())
+    assert f"{published} other published methods" in (ROOT / "docs" / "index.md").read_text()
 
 
 def test_the_readmes_figures_are_those_of_the_results_page():

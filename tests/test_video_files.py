@@ -169,6 +169,10 @@ class TestBadInput:
         monkeypatch.setitem(sys.modules, "av", None)
         assert "needs PyAV, which is not installed (pip install 'av>=14')" in self.said([f"--video={path}"], capsys)
 
+    def test_less_than_a_method_leaves(self, model, folder, capsys):
+        line = self.said([f"--model={model}", f"--video={folder}", "--frames=4", "--keep=9", "--method=evs"], capsys)
+        assert "evs keeps the first frame whole: of 2 frames of 30 tokens it leaves 30 or more, got keep=9" in line
+
     def test_images_or_a_video(self, folder, capsys):
         assert "not allowed with" in self.said([f"--video={folder}", "--image=x.png"], capsys)
 

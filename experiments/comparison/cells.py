@@ -82,6 +82,7 @@ class Grid:
     layers: tuple[AtLayer, ...] = ()
 
 
+VIDEO = ("evs", "everest", "token-dynamics", "vidcom2")  # go by what changes between frames; an image has one
 LAYERS = 4  # of the decoder, first and last among them, in which the protocol cuts
 FORMS = {"renumbered": "", "kept": ",kept", "median": ",median"}
 """What a cut before the decoder does to the positions of its survivors, and how its method is then called."""
@@ -90,9 +91,9 @@ FORMS = {"renumbered": "", "kept": ",kept", "median": ",median"}
 def default_methods(*, clip: bool) -> list[str]:
     """Every published method and control; of TokenCarve's variants the exact one and the calibrated one alone.
 
-    Without a `clip` those are left out that cannot do without one.
+    Those for video are left out, and without a `clip` those that cannot do without one.
     """
-    names = [name for name in methods.choices() if not name.startswith(f"{REFERENCE}-")]
+    names = [name for name in methods.choices() if not name.startswith(f"{REFERENCE}-") and name not in VIDEO]
     names = [name for name in names if clip or not methods.needs_clip(methods.find(name))]
     return [*names, f"{REFERENCE}-svd", f"{REFERENCE}-calibrated", *methods.OFFICIAL, DOWNSAMPLED]
 

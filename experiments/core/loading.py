@@ -26,7 +26,7 @@ from models.llava import Llava
 from models.processor import load_processor, render
 from models.relevance import Relevance
 
-_GRIDS = ("image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+_GRIDS = ("image_grid_thw", "pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "batch_num_images")
 BUCKET = 32
 """Runs pad prompts to a multiple of this, twice what `generate` does: those of one run then mostly share programs."""
 
@@ -39,6 +39,7 @@ class Inputs:
     pixel_values: np.ndarray | None  # [images, C, height, width] float32, with tiles for LLaVA-NeXT; Qwen's patches
     attention_mask: np.ndarray  # [B, S]
     image_sizes: np.ndarray | None = None  # [images, 2], of LLaVA-NeXT's processor
+    batch_num_images: np.ndarray | None = None  # [rows with images], of LLaVA-OneVision's, which cuts lone images alone
     relevance: QuestionEmbeddings | None = None  # the rows' questions, of a checkpoint with a CLIP
     image_grid_thw: np.ndarray | None = None  # [images, 3], of Qwen's processor
     pixel_values_videos: np.ndarray | None = None  # the same of videos
@@ -120,10 +121,11 @@ class Checkpoint:
             has cuts take them after all others, with "drop" they do not enter the decoder.
           videos: of all prompts in order; each has a placeholder too.
         """
-        flat = [image for own in images for image in own]
+        apart = [list(own) for own in images if len(own)]  # as transformers' chat templates pass them on
+        flat = [image for own in apart for image in own]
         more = {"videos": [one.frames for one in videos], "rates": [one.rate for one in videos]} if videos else {}
         with parsing("what is asked", CommandError, "cannot be packed by the checkpoint's processor"):
-            out = self.processor(images=flat or None, text=list(texts), padding=True, return_tensors="np", **more)
+            out = self.processor(images=apart or None, text=list(texts), padding=True, return_tensors="np", **more)
         relevance = None if self.clip is None or questions is None else self.clip(questions)
         inputs = Inputs(
             input_ids=out["input_ids"],

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models.engine.model import VisionLanguageModel
 from models.engine.plan import TOKENCARVE_LAYER, Cut, parse, resolve
 from models.engine.prompt import Prompt
 from models.errors import CommandError
@@ -21,6 +22,7 @@ from models.nn.clip_config import VisionConfig
 from models.nn.llama_config import TextConfig
 from tokencarve_jax import COMPRESSORS
 
+Model = TypeVar("Model", bound=VisionLanguageModel)
 SYSTEM_TOKENS = 36  # of `--prompt-tokens`, those before the image; as in the usual LLaVA-1.5 prompt
 
 
@@ -114,11 +116,16 @@ def tokencarve(config: LlavaConfig, keep: float | int, information: str) -> Cut:
 
 
 def random_llava(config: LlavaConfig, dtype: Any) -> Llava:
+    """See `random_model`."""
+    return random_model(Llava, config, dtype)
+
+
+def random_model(family: Callable[..., Model], config: Any, dtype: Any) -> Model:
     """A model with random weights, made on the default device in `dtype`, one array at a time.
 
     One program per distinct shape, so that 13 billion weights need neither a host copy nor a long compilation.
     """
-    abstract = abstract_model(lambda rngs: Llava(config, dtype=dtype, rngs=rngs))
+    abstract = abstract_model(lambda rngs: family(config, dtype=dtype, rngs=rngs))
     normal = jax.jit(
         lambda key, shape: (0.02 * jax.random.normal(key, shape, dtype)).astype(dtype), static_argnames="shape"
     )

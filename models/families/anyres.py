@@ -96,7 +96,8 @@ def _between(before: int, after: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
     half, step = np.float32(0.5), np.float32(before / max(after, 1))
     at = np.maximum((np.arange(after, dtype=np.float32) + half) * step - half, 0)
     low = np.minimum(at.astype(np.int32), before - 1)
-    return low, np.minimum(low + 1, before - 1), np.clip(at - low.astype(np.float32), 0, 1)
+    share = np.clip(at - low.astype(np.float32), 0, 1)
+    return low, np.where(share > 0, np.minimum(low + 1, before - 1), low), share  # 0 times a NaN would be one
 
 
 def features_of_image(

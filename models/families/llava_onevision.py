@@ -21,6 +21,7 @@ import numpy as np
 
 from models.config import Fields
 from models.engine.prompt import VISUAL_BUCKET, Prompt, round_up
+from models.engine.relevance import RELEVANCE
 from models.engine.visual import TowerRequest, Visual
 from models.families import anyres
 from models.families.llava import llava_config
@@ -145,7 +146,7 @@ class LlavaOnevision(LlavaNext):
 
     model_type = "llava_onevision"
     tower = SiglipVisionTower
-    evidence = frozenset(EVIDENCE) - {"relevance"}  # no CLIP
+    evidence = frozenset(EVIDENCE) - {*RELEVANCE}  # no CLIP
     config: LlavaOnevisionConfig
 
     @classmethod

@@ -169,10 +169,11 @@ def decoder_table(config: TextConfig, *, spelling: str = "llava") -> Table:
         (layer + "{norm}.weight", "layers.{layer}.{norm}.scale", AS_IS),
         (layer + "self_attn.{projection}.weight", "layers.{layer}.self_attn.{projection}.weight", AS_IS),
         (layer + "self_attn.{projection}.bias", "layers.{layer}.self_attn.{projection}.bias", AS_IS),
-        (layer + "self_attn.{head_norm}.weight", "layers.{layer}.self_attn.{head_norm}.scale", AS_IS),
         (layer + "mlp.{linear}.weight", "layers.{layer}.mlp.{linear}.weight", AS_IS),
         (layer + "mlp.{linear}.bias", "layers.{layer}.mlp.{linear}.bias", AS_IS),
     ]
+    if config.head_norms:
+        lines.append((layer + "self_attn.{head_norm}.weight", "layers.{layer}.self_attn.{head_norm}.scale", AS_IS))
     head = (
         [Ignored(_pattern(head_pattern, "weight"), "config.json ties it to the token embedding")]
         if config.tie_word_embeddings

@@ -4,32 +4,12 @@ In an environment of its own, which docs/serving.md says how to build; random sm
 """
 
 import argparse
-import gc
 import os
 import sys
-import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
-from tests.serving import checkpoints, server
-from tests.serving.reference import NEW, Answer, Reference, pictures
+from tests.serving.torchvision_cpu import sitecustomize
 
-METHODS = (
-    *("uniform", "pooling", "norm", "divprune", "fastervlm", "visionzip"),
-    *("vispruner", "hiprune", "prumerge", "holov", "scope", "zoo-prune"),
-)
-KEEPS = (576, 64, 1, 144, 64)  # one after the other in one engine
-TEXT = "USER: is there a blue star in the image? ASSISTANT:"
-ONE = "USER: <image>\nwhat is on the sign? ASSISTANT:"
-TWO = "USER: <image>\n<image>\nis a star above the left card? ASSISTANT:"
-TOLERANCE = 1e-4
-REFUSED = {
-    "fastv": "fastv needs query_attention",
-    "mmtok": "mmtok needs text, text_valid",
-    "tome": "merges in the tower's blocks",
-    "nosuch": "no method is named 'nosuch'",
-}
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "DO_NOT_TRACK": "1",
@@ -39,139 +19,21 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process, where its config can be changed
 }
-start = time.monotonic()
-
-
-def say(text: str) -> None:
-    print(f"{time.monotonic() - start:6.1f} s  {text}", flush=True)
-
-
-class Engine:
-    """An offline engine with a cut."""
-
-    def __init__(self, folder: Path, method: str, keep: int):
-        from vllm import LLM  # reads the environment
-
-        self.llm = LLM(
-            model=str(folder),
-            dtype="float32",
-            max_model_len=1300,
-            max_num_seqs=4,
-            enforce_eager=True,
-            distributed_executor_backend="uni",
-            limit_mm_per_prompt={"image": 2},
-            enable_mm_embeds=True,
-            hf_overrides={"carve": [method, keep]},
-        )
-
-    def answers(self, *requests: tuple[str, list[Any]]) -> list[Answer]:
-        """Of a batch: a prompt and its images each."""
-        prompts = [
-            {"prompt": text, "multi_modal_data": {"image": images} if images else {}} for text, images in requests
-        ]
-        from vllm import SamplingParams
-
-        sampling = SamplingParams(max_tokens=NEW, temperature=0, ignore_eos=True, logprobs=1)
-        found = []
-        for out in self.llm.generate(prompts, sampling, use_tqdm=False):
-            tokens = list(out.outputs[0].token_ids)
-            logs = [at[token].logprob for at, token in zip(out.outputs[0].logprobs, tokens, strict=True)]
-            found.append(Answer(len(out.prompt_token_ids), tokens, logs))
-        return found
-
-
-def check(what: str, got: list[Answer], want: list[Answer]) -> None:
-    """The same prompts' lengths and tokens, and log-probabilities."""
-    worst = 0.0
-    for one, other in zip(got, want, strict=True):
-        assert one.length == other.length, f"{what}: {one.length} tokens of the prompt, expected {other.length}"
-        assert one.tokens == other.tokens, f"{what}: {one.tokens}, expected {other.tokens}"
-        worst = max(worst, *(abs(a - b) for a, b in zip(one.logs, other.logs, strict=True)))
-    assert worst < TOLERANCE, f"{what}: log-probabilities differ by {worst:.1e}"
-    say(f"{what}: {', '.join(str(one.length) for one in got)} tokens of the prompts, within {worst:.1e}")
-
-
-def batch(reference: Reference, method: str, keep: int) -> tuple[list[tuple[str, list[Any]]], list[Answer]]:
-    """Requests of unequal length, two images, one, none, and embeddings, and what transformers answers."""
-    images = reference.images
-    cuts = [reference.cut(method, keep, image) for image in range(len(images))]
-    given = reference.rows[0][:100]
-    requests = [(TWO, images[:2]), (TEXT, []), (ONE, [images[-1]]), (ONE, [given])]
-    rows = [cuts[:2], [], [cuts[-1]], [given]]
-    return requests, [reference.answer(text, *own) for (text, _), own in zip(requests, rows, strict=True)]
-
-
-def methods(folder: Path, reference: Reference, names: tuple[str, ...], keep: int) -> None:
-    """An engine for each method."""
-    for name in names:
-        engine = Engine(folder, name, keep)
-        requests, want = batch(reference, name, keep)
-        check(f"{folder.name} {name} {keep}", engine.answers(*requests), want)
-        del engine
-        gc.collect()
-
-
-def keeps(folder: Path, reference: Reference) -> None:
-    """One engine, whose config is changed between requests: its caches hold the images with another K, or method."""
-    engine = Engine(folder, "divprune", KEEPS[0])
-    config = engine.llm.llm_engine.model_config.hf_config
-    for method, keep in [*(("divprune", keep) for keep in KEEPS), ("norm", KEEPS[-1])]:
-        config.carve = [method, keep]
-        requests, want = batch(reference, method, keep)
-        check(f"again with {method} {keep}", engine.answers(*requests), want)
-    del engine
-    gc.collect()
-
-
-def refusals(folder: Path) -> None:
-    for method, line in REFUSED.items():
-        try:
-            Engine(folder, method, 64)
-        except ValueError as error:
-            said = str(error)
-        else:
-            said = "nothing"
-        assert line in said, f"{method}: {said}"
-    say(f"refused: {', '.join(REFUSED)}")
-
-
-def over_http(folder: Path, reference: Reference, keep: int = 144) -> None:
-    """A server of its own, which gets pixels as a chat sends them, and embeddings."""
-    with server.running(folder, {"carve": ["visionzip", keep]}) as url:
-        say(f"the server is up at {url}")
-        cuts = [reference.cut("visionzip", keep, image) for image in range(2)]
-        got, want = [], []
-        for question, images in (
-            ("what is on the sign?", [0]),
-            ("is a star on the card?", [0, 1]),
-            ("what is a star?", []),
-        ):
-            prompt = "USER: " + "<image>\n" * len(images) + f"{question} ASSISTANT:"
-            got.append(server.ask(url, question, [reference.images[image] for image in images], NEW))
-            want.append(reference.answer(prompt, *(cuts[image] for image in images)))
-        check(f"HTTP visionzip {keep}", got, want)
+FITTING = str(Path(sitecustomize.__file__).parent)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.serving", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="two methods and LLaVA-1.5 alone")
+    parser.add_argument("--short", action="store_true", help="three methods and LLaVA-1.5 alone")
     short = parser.parse_args().short
     os.environ |= ENVIRONMENT
-    with tempfile.TemporaryDirectory() as scratch:
-        folders = {family: Path(scratch) / family for family in ("llava", "llava_next")}
-        for family, folder in folders.items():
-            checkpoints.make(folder, family)
-        reference = Reference(folders["llava"], pictures((336, 336), (336, 336), (200, 500)))
-        say("transformers is ready")
-        refusals(folders["llava"])
-        keeps(folders["llava"], reference)
-        methods(folders["llava"], reference, ("visionzip", "prumerge") if short else METHODS, 64)
-        if not short:
-            side = checkpoints.NEXT_SIDE
-            anyres = Reference(folders["llava_next"], pictures((side, 2 * side), (3 * side, side), (250, 240)))
-            methods(folders["llava_next"], anyres, METHODS, 20)
-        over_http(folders["llava"], reference)
-    say("all equal")
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if sitecustomize.needed() and FITTING not in path:  # from their start, in the processes of vLLM too
+        os.environ["PYTHONPATH"] = os.pathsep.join([FITTING, *filter(None, path)])
+        os.execv(sys.executable, [sys.executable, "-m", "tests.serving", *sys.argv[1:]])
+    from tests.serving import compare  # reads the environment
+
+    compare.run(short)
 
 
 if __name__ == "__main__":

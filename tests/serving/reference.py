@@ -28,7 +28,7 @@ class Answer(NamedTuple):
 def pictures(*sizes: tuple[int, int]) -> list[Image.Image]:
     """Smooth random ones, by width and height."""
     rng = np.random.default_rng(0)
-    small = [Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)) for _ in sizes]
+    small = [Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)) for _ in sizes]
     return [image.resize(size, Image.Resampling.BICUBIC) for image, size in zip(small, sizes, strict=True)]
 
 
