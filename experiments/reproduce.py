@@ -132,7 +132,7 @@ def _parser() -> cli.Parser:
         "--methods",
         nargs="+",
         metavar="NAME",
-        help="of --protocol, as in `python -m experiments.compare` (default: the same without trim)",
+        help="of --protocol, as in `python -m experiments.compare` (default: those that it takes without --clip)",
     )
     flags.add_prompt_flags(parser)
     parser.add_argument(
