@@ -210,7 +210,7 @@ def test_mistakes_are_named():
     hidden, attention = sequence(2, 34)
     for method, told, error, says in (
         ("fastv", {}, TypeError, r"^fastv needs query_attention \[..., N\], and got none$"),
-        ("FastV", {}, KeyError, "no method is named 'FastV', perhaps 'fastv'; there are cdpruner, .*fastv"),
+        ("FastV", {}, KeyError, "no method is named 'FastV', perhaps 'fastv'; there are apet, .*fastv"),
         (len, {}, TypeError, "method must be a name in COMPRESSORS or a Compressor"),
         ("divprune", {"query_atention": attention}, TypeError, "there is no evidence 'query_atention'"),
         (

@@ -100,7 +100,9 @@ def test_what_rotary_embedding_takes_from_far_keys_is_added(causal):
     length, sections = QUERY_BLOCK + 37, (1, 2, 1)
     query, key, value = heads(length=length)
     places = np.cumsum(np.random.default_rng(1).integers(1, 9, (2, length, 3)), axis=1)
-    at = rotation(jnp.asarray(places, jnp.int32), head_dim=8, theta=777.0, factor=1.0, sections=sections)
+    at = rotation(
+        jnp.asarray(places, jnp.int32), head_dim=8, theta=777.0, factor=1.0, sections=sections, interleaved=False
+    )
     apart = np.repeat(places[:, :, None] - places[:, None], sections, axis=-1) * 777.0 ** -(np.arange(4) / 4)
     want = np.log(2 - np.cos(apart).mean(-1))
     assert want.max() > 0.7

@@ -177,7 +177,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="where each is meant to work (default: evs vidcom2 tokencarve)",
     )
     parser.add_argument(
-        "--repeats", type=cli.positive, default=5, metavar="COUNT", help="rounds, by turns (default: %(default)s)"
+        "--repeats",
+        type=cli.positive,
+        default=5,
+        metavar="COUNT",
+        help="how often all are timed, by turns (default: %(default)s)",
     )
     cli.add_out_flag(parser, "results/video_prefill")
     command = ["python", "-m", "experiments.speed.video_prefill", *argv]

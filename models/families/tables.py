@@ -24,6 +24,7 @@ from models.io.table import AS_IS, Ignored, Row, Table, Transform
 from models.nn.clip_config import VisionConfig
 from models.nn.llama_config import TextConfig
 from models.nn.qwen_vision import QwenTowerConfig
+from models.nn.siglip import SiglipVisionConfig
 
 # The values of a field in a key template; names that the model does not have are found when paths are compared.
 _FIELDS = {"layer": "0|[1-9][0-9]*", "head_norm": "[qk]_norm", "projection": "[qkvo]_proj", "block_norm": "norm[12]"}
@@ -85,7 +86,6 @@ def tower_table(config: VisionConfig) -> Table:
             "patch_embedding.weight",
             patches(config.num_channels, config.patch_size),
         ),
-        ("embeddings.patch_embedding.bias", "patch_embedding.bias", AS_IS),  # SigLIP's
         ("embeddings.position_embedding.weight", "position_embedding", AS_IS),
         ("pre_layrnorm.weight", "pre_layernorm.scale", AS_IS),  # the published spelling
         ("pre_layrnorm.bias", "pre_layernorm.bias", AS_IS),
@@ -93,6 +93,8 @@ def tower_table(config: VisionConfig) -> Table:
         ("post_layernorm.bias", "post_layernorm.bias", AS_IS),
         *_encoder_lines(),
     ]
+    if isinstance(config, SiglipVisionConfig):
+        lines.append(("embeddings.patch_embedding.bias", "patch_embedding.bias", AS_IS))
     return [
         *_rows(_TOWER, "vision_tower.vision_model.", "vision_tower.", lines),
         Ignored(_pattern(_TOWER, "embeddings.position_ids"), _POSITION_IDS),
