@@ -28,7 +28,7 @@ COMMANDS = {
     "experiments.train": "hours",
     "experiments.studies.information_routes": "minutes",
     "experiments.studies.carve_tail": "a minute",
-    "experiments.speed.video_prefill": "minutes",
+    "experiments.studies.video_prefill": "minutes",
     "models.convert": "seconds to minutes",
     "models.check": "a minute",
 }

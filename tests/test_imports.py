@@ -24,8 +24,8 @@ ROOMS = (
     ("experiments.data", "experiments.metrics"),
     ("experiments.reports",),
     ("experiments.evaluation",),
-    tuple(f"experiments.{name}" for name in ("comparison", "speed", "training", "studies", "attention_rank")),
-    ("experiments.lmms",),
+    tuple(f"experiments.{name}" for name in ("comparison", "speed", "training", "attention_rank")),
+    ("experiments.lmms", "experiments.studies"),
     ("experiments",),
 )
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -47,8 +47,8 @@ _HEADER = (
     "and room",
 )
 _EXAMPLES = """examples:
-  python -m experiments.speed.video_prefill                            32 frames of 448 x 224, a tenth kept
-  python -m experiments.speed.video_prefill --size 224x140 --methods evs tokencarve
+  python -m experiments.studies.video_prefill                            32 frames of 448 x 224, a tenth kept
+  python -m experiments.studies.video_prefill --size 224x140 --methods evs tokencarve
 """
 CONFIG = QwenVLConfig(
     vision=QwenVisionConfig(
@@ -163,7 +163,7 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the flags, measure, and print what went wrong in one line."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = cli.Parser(prog="python -m experiments.speed.video_prefill", description=__doc__, epilog=_EXAMPLES)
+    parser = cli.Parser(prog="python -m experiments.studies.video_prefill", description=__doc__, epilog=_EXAMPLES)
     cli.add_keep_flag(parser, default=0.1)
     parser.add_argument("--frames", type=cli.positive, default=32, metavar="COUNT", help="(default: %(default)s)")
     parser.add_argument(
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="how often all are timed, by turns (default: %(default)s)",
     )
     cli.add_out_flag(parser, "results/video_prefill")
-    command = ["python", "-m", "experiments.speed.video_prefill", *argv]
+    command = ["python", "-m", "experiments.studies.video_prefill", *argv]
     return cli.run(lambda flags: measure(flags, command=command), parser, argv)
 
 
