@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from models.config import Fields
-from models.families.llava_onevision import max_tiles, tokens_of_image
+from models.families.llava_onevision import max_tiles
+from models.families.onevision_media import tokens_of_image
 from models.io.hub import transformers
 from models.io.untrusted import read_json
 

@@ -116,7 +116,6 @@ def test_the_command_answers(family, folder, photographs, tmp_path, capsys):
     capsys.readouterr()
     for more, said in (
         (["--keep=9", "--method=hiprune"], f"hiprune needs middle_attention, which {family} models do not have"),
-        (["--keep=9", f"--picture={tmp_path}/x.png"], "a picture shows images that the tower sees as one square"),
         (["--image-aspect-ratio=pad"], "the checkpoint's own way is to keep their shape"),
     ):
         assert said in failure(generate.main, [*argv, *more], capsys)

@@ -184,11 +184,11 @@ class Checkpoint:
             text.strip() for text in self.processor.tokenizer.batch_decode(np.asarray(tokens), skip_special_tokens=True)
         ]
 
-    def seen(self, pixel_values: Any) -> np.ndarray:
-        """The images as the tower sees them, cropped and scaled: uint8 [images, height, width, 3]."""
+    def seen(self, pixels: Any) -> np.ndarray:
+        """Pixels [..., C, height, width] of images as the tower sees them, cropped and scaled, as uint8 with C last."""
         mean, std = (np.asarray(getattr(self.processor.image_processor, f"image_{x}")) for x in ("mean", "std"))
-        pixels = np.moveaxis(np.asarray(pixel_values, np.float64), 1, -1) * std + mean
-        return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+        colours = np.moveaxis(np.asarray(pixels, np.float64), -3, -1) * std + mean
+        return np.clip(np.rint(colours * 255), 0, 255).astype(np.uint8)
 
 
 def user(text: str, *, images: int = 0, videos: int = 0) -> dict[str, Any]:
