@@ -22,7 +22,6 @@ from models.io.hashes import of_file
 from models.io.hub import find_checkpoint
 from models.io.table import abstract_model
 from models.io.untrusted import parsing
-from models.llava import Llava
 from models.processor import load_processor, render
 from models.relevance import Relevance
 
@@ -271,16 +270,13 @@ def _processor(folder: Path, image_aspect_ratio: str) -> Any:
     return processor
 
 
-def check_llava(source: str, model: VisionLanguageModel) -> None:
-    """Raise CommandError for a model whose number of visual tokens nobody knows before its images are read."""
-    if not isinstance(model, Llava):
-        raise CommandError(f"{source} is a {model.model_type}, which this command does not know; `generate` does")
-
-
 def check_square(source: str, llava: VisionLanguageModel) -> None:
-    """Raise CommandError for a model that cuts images into tiles."""
+    """Raise CommandError for a model whose images differ in their number of visual tokens."""
     if not llava.square:
-        raise CommandError(f"{source} cuts images into tiles; this is for models that see an image as one square")
+        raise CommandError(
+            f"{source} is a {llava.model_type}, whose images have any number of visual tokens; this is for models that "
+            "see each as one square, at equal cost (`eval --questions=FILE` takes both)"
+        )
 
 
 def not_utf8(text: str) -> bool:
