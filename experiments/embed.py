@@ -24,6 +24,7 @@ from experiments.core.memory import Request, check_request
 from experiments.data.image_files import open_image
 from models.errors import CommandError
 from models.io.writing import replacing
+from models.llava import Llava
 from models.serving import ask, before_decoder, image_embeds
 from models.serving.client import as_file, check_address
 
@@ -58,7 +59,9 @@ def _embed(flags: argparse.Namespace) -> list[jax.Array]:
         image_aspect_ratio=flags.image_aspect_ratio,
         request=Request(0, images=1),
     )
-    loading.check_llava(flags.model, checkpoint.llava)
+    if not isinstance(checkpoint.llava, Llava):
+        name = checkpoint.llava.model_type
+        raise CommandError(f"{flags.model} is a {name}, which this command does not know; `generate` does")
     cli.note_images(flags.model, [image.size for image in images])
     found: list[jax.Array] = []
     for path, image in zip(flags.images, images, strict=True):

@@ -152,7 +152,8 @@ def _file(config: EvalConfig, runner: Runner, questions: QuestionSet, answers: A
         "failed": failed,
         "samples": samples,
     }
-    text = files.table(rows, total=len(questions), failed=len(failed))
+    square = runner.first(operator.attrgetter("model.square"))
+    text = files.table(rows, total=len(questions), failed=len(failed), square=square)
     runner.write(report, {"table.txt": text + "\n"})
     if spent["wall"]:
         results.write_json(out / "seconds.json", spent)  # by itself: all other files are the same in every run

@@ -74,8 +74,6 @@ def _generate(flags: argparse.Namespace, carve: Carve) -> None:
     images, videos, most = *_media(flags), flags.max_new_tokens
     checkpoint, load_s = timed(lambda: _load(flags))
     llava = checkpoint.llava
-    if flags.picture and not llava.square:
-        raise CommandError("a picture shows images that the tower sees as one square; ask for none")
     try:
         turns = [loading.user(flags.prompt, images=len(images), videos=len(videos))]
         inputs = checkpoint.encode_turns([images], [turns], videos=videos)
@@ -124,8 +122,9 @@ def _generate(flags: argparse.Namespace, carve: Carve) -> None:
         if fact:
             print(f"{name:<15}{fact}")
     if flags.picture:
-        views = pictures.views_of(list(checkpoint.seen(inputs.pixel_values)), llava.config, prefilled)
-        pictures.save(pictures.draw(views), flags.picture)
+        seen = llava.views(**inputs.named)
+        images_seen = [checkpoint.seen(view.pixels) for view in seen]
+        pictures.save(pictures.draw(pictures.views_of(seen, images_seen, prompt, prefilled)), flags.picture)
         print(f"{'picture':<15}{flags.picture}")
 
 

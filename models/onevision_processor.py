@@ -11,7 +11,8 @@ import numpy as np
 
 from models.assembled_processor import AssembledProcessor, repeated
 from models.config import Fields
-from models.families.llava_onevision import max_tiles, tokens_of_image
+from models.families.llava_onevision import max_tiles
+from models.families.onevision_media import tokens_of_image
 from models.io.untrusted import read_json
 
 CLASS = "LlavaOnevisionProcessor"

@@ -19,7 +19,7 @@ from models.engine.plan import resolve
 from models.engine.relevance import check_tower
 from models.engine.target import CPU
 from models.engine.visual import TowerRequest
-from models.families.llava_onevision import tokens_of_image, tokens_of_video
+from models.families.onevision_media import tokens_of_image, tokens_of_video
 from tests import families
 from tests.families import ODD_SIDE, batch
 from tests.recomputed import recompute

@@ -10,7 +10,6 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import models
-from experiments import eval as evaluate
 from experiments import generate
 from models import check
 from models.errors import CommandError
@@ -116,9 +115,6 @@ def test_the_command_answers(family, folder, photographs, tmp_path, capsys):
     capsys.readouterr()
     for more, said in (
         (["--keep=9", "--method=hiprune"], f"hiprune needs middle_attention, which {family} models do not have"),
-        (["--keep=9", f"--picture={tmp_path}/x.png"], "a picture shows images that the tower sees as one square"),
         (["--image-aspect-ratio=pad"], "the checkpoint's own way is to keep their shape"),
     ):
         assert said in failure(generate.main, [*argv, *more], capsys)
-    argv = [f"--model={folder}", f"--out={tmp_path}/out", "--keep=9", "--limit=1"]
-    assert f"is a {family}, which this command does not know" in failure(evaluate.main, argv, capsys)

@@ -146,7 +146,9 @@ def test_published_schedules_are_methods_at_an_average():
 
     def cells(keep, *names):
         compared = AtOneBudget(tuple((method, keep) for method in methods.named(names)))
-        return compared.cells(types.SimpleNamespace(config=config, square=True), length=0)
+        return compared.cells(
+            types.SimpleNamespace(config=config, square=True, schedule=lambda cuts: cuts), length=0, visual=576
+        )
 
     found = cells(192, "tokencarve", "sparsevlm-schedule", "pyramiddrop-schedule")
     assert found["sparsevlm-schedule"].cuts == parse(sparsevlm_schedule(32, 576, 192), num_layers=32)

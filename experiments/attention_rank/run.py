@@ -35,9 +35,9 @@ class AtBudgets:
     keeps: Sequence[float | int]  # fractions or counts
     square: bool = True  # see `Comparison`
 
-    def cells(self, model: VisionLanguageModel, *, length: int) -> Mapping[str, Cell]:
+    def cells(self, model: VisionLanguageModel, *, length: int, visual: int) -> Mapping[str, Cell]:
         """See `Comparison`; names are those of methods, each with the count of visual tokens left."""
-        del length
+        del length, visual
         config = model.config
         layers, visual = config.text.num_layers, config.tokens_per_image
         if layers < FIRST + 2:

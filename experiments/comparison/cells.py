@@ -134,8 +134,9 @@ class AtBudgets:
         found = methods.named(wanted, taken=(DOWNSAMPLED,))
         return cls(found, tuple(keeps), tuple((schedules or {}).items()), DOWNSAMPLED in names, protocol)
 
-    def cells(self, model: VisionLanguageModel, *, length: int) -> Mapping[str, Cell]:
+    def cells(self, model: VisionLanguageModel, *, length: int, visual: int) -> Mapping[str, Cell]:
         """See `Comparison`."""
+        del visual
         return self.grid(model.config, length=length).cells
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - a process has one or two

@@ -22,7 +22,6 @@ from models.io.hashes import of_file
 from models.io.hub import find_checkpoint
 from models.io.table import abstract_model
 from models.io.untrusted import parsing
-from models.llava import Llava
 from models.processor import load_processor, render
 from models.relevance import Relevance
 
@@ -186,11 +185,11 @@ class Checkpoint:
             text.strip() for text in self.processor.tokenizer.batch_decode(np.asarray(tokens), skip_special_tokens=True)
         ]
 
-    def seen(self, pixel_values: Any) -> np.ndarray:
-        """The images as the tower sees them, cropped and scaled: uint8 [images, height, width, 3]."""
+    def seen(self, pixels: Any) -> np.ndarray:
+        """Pixels [..., C, height, width] of images as the tower sees them, cropped and scaled, as uint8 with C last."""
         mean, std = (np.asarray(getattr(self.processor.image_processor, f"image_{x}")) for x in ("mean", "std"))
-        pixels = np.moveaxis(np.asarray(pixel_values, np.float64), 1, -1) * std + mean
-        return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+        colours = np.moveaxis(np.asarray(pixels, np.float64), -3, -1) * std + mean
+        return np.clip(np.rint(colours * 255), 0, 255).astype(np.uint8)
 
 
 def user(text: str, *, images: int = 0, videos: int = 0) -> dict[str, Any]:
@@ -273,16 +272,13 @@ def _processor(folder: Path, image_aspect_ratio: str) -> Any:
     return processor
 
 
-def check_llava(source: str, model: VisionLanguageModel) -> None:
-    """Raise CommandError for a model whose number of visual tokens nobody knows before its images are read."""
-    if not isinstance(model, Llava):
-        raise CommandError(f"{source} is a {model.model_type}, which this command does not know; `generate` does")
-
-
 def check_square(source: str, llava: VisionLanguageModel) -> None:
-    """Raise CommandError for a model that cuts images into tiles."""
+    """Raise CommandError for a model whose images differ in their number of visual tokens."""
     if not llava.square:
-        raise CommandError(f"{source} cuts images into tiles; this is for models that see an image as one square")
+        raise CommandError(
+            f"{source} is a {llava.model_type}, whose images have any number of visual tokens; this is for models that "
+            "see each as one square, at equal cost (`eval --questions=FILE` takes both)"
+        )
 
 
 def not_utf8(text: str) -> bool:

@@ -39,7 +39,10 @@ def with_aspect_ratio(image_processor: Any, aspect_ratio: str) -> Any:
         return image_processor
     if (own := aspect_ratio_of(image_processor)) in ("anyres", "native"):
         way = "cut them into tiles" if own == "anyres" else "keep their shape"
-        raise CommandError(f"images do not become squares by {aspect_ratio!r}: the checkpoint's own way is to {way}")
+        raise CommandError(
+            f"images do not become squares by {aspect_ratio!r}: the checkpoint's own way is to {way}; pass "
+            "--image-aspect-ratio=checkpoint"
+        )
     # Imported here: it takes a second or more that `--help` should not wait for.
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 

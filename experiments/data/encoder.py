@@ -19,6 +19,7 @@ CONVERSATIONS = {
     "detailed, and polite answers to the user's questions. USER: {images}{text} ASSISTANT:",
     "checkpoint": "",  # its chat template
 }
+_VICUNA = ("llava", "llava_next")  # families with models that learnt by these
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +44,16 @@ class Encoder:
       prompt: how questions are put.
 
     Raises:
-      CommandError: images are not padded, and so have no border.
+      CommandError: images are not padded, and so have no border; or the conversation is of other models.
     """
 
     def __init__(self, checkpoint: Checkpoint, prompt: PromptConfig):
         self._checkpoint, self._template, border = checkpoint, CONVERSATIONS[prompt.conversation], prompt.border
         self._border = border
+        family = checkpoint.llava.model_type
+        if self._template and family not in _VICUNA:
+            name = prompt.conversation
+            raise CommandError(f"{family} models do not know the prompt {name!r}; pass --conv-mode=checkpoint")
         if border != "keep" and checkpoint.image_aspect_ratio != "pad":
             raise CommandError(
                 f"border {border!r} is for padded images; here they are {checkpoint.image_aspect_ratio!r}"

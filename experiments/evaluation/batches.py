@@ -94,15 +94,25 @@ class Batches:
         self._latest: tuple[tuple[int, ...], list[Batch], dict[int, str]] = ((), [], {})
 
     @functools.cached_property
-    def length(self) -> int:
-        """Tokens of the first question's prompt, visual ones included and rounded up; FLOPs are counted for it."""
+    def _first(self) -> Prompt:
+        """The first question's prompt, for which costs are counted."""
         for part in self.questions.batches(1):
             if ready := self.encoder.ready(self.questions, part, 1).batches:
                 inputs = ready[0][1]
                 break
         else:
             inputs = self.encoder([EXAMPLE], 1)
-        return int(self._checkpoint.llava.prompt(**inputs.named, bucket=BUCKET).input_ids.shape[1])
+        return self._checkpoint.llava.prompt(**inputs.named, bucket=BUCKET)
+
+    @property
+    def length(self) -> int:
+        """Its tokens, visual ones included and rounded up."""
+        return int(self._first.input_ids.shape[1])
+
+    @property
+    def visual(self) -> int:
+        """Its visual tokens, rounded up where images have any number; at least 1."""
+        return max(1, int(self._first.visual_slots.shape[1]))
 
     def read(
         self, questions: Readable, indices: Sequence[int], then: Sequence[Sequence[int]] = ()

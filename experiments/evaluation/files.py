@@ -111,14 +111,16 @@ def records(answers: Answers, questions: QuestionSet) -> tuple[list[dict[str, An
     )
 
 
-def table(rows: Sequence[Mapping[str, Any]], *, total: int, failed: int) -> str:
-    """The table and what one has to know to read it."""
+def table(rows: Sequence[Mapping[str, Any]], *, total: int, failed: int, square: bool) -> str:
+    """The table and what one has to know to read it; without `square`, images have any number of visual tokens."""
     columns: list[Column] = [
         ("", lambda row: row["method"]),
         ("visual tokens", lambda row: str(row["visual_tokens"])),
         ("same answer", lambda row: percent(row["same_answer"])),
     ]
     note = f"{total - failed} of {total} questions answered."
+    if not square:
+        note += " Visual tokens are those of the first question."
     if accuracy := rows[0]["accuracy"]:
         columns.insert(2, ("accuracy", lambda row: with_interval(row["accuracy"])))
         note += f" Accuracy: equal to the file's answer, of {accuracy['of']}; ± is a 95 % interval."

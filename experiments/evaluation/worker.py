@@ -19,14 +19,14 @@ from experiments.core.methods import BASELINE
 from experiments.data.questions import QuestionSource, Readable
 from experiments.evaluation import likelihood, pairs
 from experiments.evaluation.batches import EXAMPLE, Batch, Batches
-from experiments.evaluation.cells import Cell, Comparison
+from experiments.evaluation.cells import Cell, Comparison, capped
 from experiments.evaluation.entries import Found, new_entry
 from experiments.evaluation.probe import Probe
 from experiments.metrics.costs import prefill_flops
 from experiments.metrics.latency import timed as seconds_of
 from experiments.metrics.summary import divergence, probability_lost
 from models.engine import decode
-from models.engine.plan import Schedule, resolve
+from models.engine.plan import Schedule, has_budgets_per_image, resolve
 from models.engine.prefill import Prefilled
 from models.engine.prompt import round_up
 
@@ -88,14 +88,13 @@ class ModelWorker:
             request=Request(prompt.max_new_tokens or 1, config.batch_size, config.questions.least_images),
         )
         self.model = self.checkpoint.llava
-        loading.check_llava(model.source, self.model)
         self.batches = Batches(self.checkpoint, config.questions, prompt, config.batch_size, config.seed)
         self.questions = self.batches.questions
         self.max_new_tokens = prompt.max_new_tokens or self.questions.max_new_tokens
         self.decode_capacity = round_up(self.max_new_tokens, decode.DECODE_CAPACITY_BUCKET)
         if config.comparison.square:
             loading.check_square(model.source, self.model)
-        self.cells = config.comparison.cells(self.model, length=self.batches.length)
+        self.cells = config.comparison.cells(self.model, length=self.batches.length, visual=self.batches.visual)
         for name, cell in self.cells.items():
             with methods.naming(name):
                 methods.check_evidence(cell.cuts, clip=self.checkpoint.clip)
@@ -122,7 +121,8 @@ class ModelWorker:
         """Facts about each cell, by name: where it cuts, what it reads, its paper and the prefill's FLOPs."""
         config, found = self.model.config, {}
         for name, cell in self.cells.items():
-            cuts = resolve(cell.cuts, config.tokens_per_image).cuts
+            visual = config.tokens_per_image if self.model.square else self.batches.visual
+            cuts = resolve(capped(cell.cuts, visual), visual).cuts
             flops = prefill_flops(config, self.batches.length, cuts) if self.model.square else None
             about = {"method": cell.method, "tokens": cell.tokens, "average": cell.average, "flops": flops}
             found[name] = about | methods.about(cuts)
@@ -226,11 +226,12 @@ class ModelWorker:
         return jax.block_until_ready(made), measured
 
     def _cuts(self, batch: Batch, cell: Cell) -> Schedule:
-        """Without its border, a thin strip of an image has fewer tokens than a cut keeps: then it keeps them all."""
-        if self.config.prompt.border != "drop" or not batch.most:
+        """A small image, or a thin strip without its border, may have fewer tokens than a cut keeps."""
+        if (self.model.square and self.config.prompt.border != "drop") or not batch.most:
             return cell.cuts
-        counts = (min(cut.keep, batch.most) if isinstance(cut.keep, int) else cut.keep for cut in cell.cuts)
-        return tuple(dataclasses.replace(cut, keep=keep) for cut, keep in zip(cell.cuts, counts, strict=True))
+        prompt = batch.prompt(self.model, cell.cuts)
+        each = (prompt.images or 1) if has_budgets_per_image(cell.cuts) else 1
+        return capped(cell.cuts, prompt.visual_slots.shape[1] // each)
 
     def _answer(self, batch: Batch, room: int, beside_vanilla: bool, probe: Probe, timed: bool, name: str) -> Found:
         rows, start = len(batch.indices), time.perf_counter()

@@ -63,7 +63,8 @@ def draw(
         record = records[number]
         own = next(one for one in record["maps"] if one["method"] == shown and one["answered"])
         survivors, assignment = maps.arrays_of(own, record["grid"] ** 2)
-        page = pictures.draw([pictures.View(images[number], assignment, survivors)])
+        stays, shape = np.isin(np.arange(assignment.size), survivors), (record["grid"], record["grid"])
+        page = pictures.draw([pictures.View(images[number], assignment.reshape(shape), stays.reshape(shape))])
         paths.append(out / f"{family}.png")
         pictures.save(page, paths[-1])
     return paths

@@ -12,51 +12,54 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.reports.patch_maps.maps import grid_of, joined
+from experiments.reports.patch_maps.maps import joined
+from models.engine import visual
 from models.engine.prefill import Prefilled
+from models.engine.prompt import Prompt
 from models.io.writing import replacing
-from models.llava import LlavaConfig
 
-PANEL = 672  # pixels along each side of a panel, about: patches are scaled by whole numbers
+PANEL = 672  # pixels along the longer side of a panel, about: images are enlarged by whole numbers
+ROWS = 6  # of panels of that size; pictures of more images have smaller ones, in several columns
 GAP = 28
 PAPER = (255, 255, 255)
 FOG = (226, 228, 232)  # dropped patches fade to this
 _FADE, _TINT = 0.82, 0.5  # how far
+_LARGER = 0.75  # how much of an image a panel must show for it to stay as large as it is
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One image and what became of its patches. Groups may span images."""
+    """One image and what became of its tokens, which divide it evenly. Groups may span images."""
 
-    image: np.ndarray  # uint8 [side, side, 3], as the tower sees it
-    assignment: np.ndarray  # [N] the survivor that each patch lives on in, or -1 where it was dropped
-    survivors: np.ndarray  # [K] which of all visual tokens the survivors are, in ascending order
-    first: int = 0  # which of all visual tokens the first patch is
+    image: np.ndarray  # uint8 [height, width, 3], as the tower sees it
+    assignment: np.ndarray  # [rows, columns] the survivor that each token lives on in, or -1 where it was dropped
+    stays: np.ndarray  # [rows, columns] bool, whether it is a survivor itself
 
 
-def views_of(images: Sequence[np.ndarray], config: LlavaConfig, prefilled: Prefilled, row: int = 0) -> list[View]:
+def views_of(
+    seen: Sequence[visual.View], images: Sequence[np.ndarray], prompt: Prompt, prefilled: Prefilled, row: int = 0
+) -> list[View]:
     """What the cuts did to the images of one prompt.
 
     Args:
-      images: uint8 [side, side, 3] each, as the tower sees them, in order.
-      config: of the model.
-      prefilled: of a batch.
+      seen: from the model's `views`.
+      images: of each its pixels as uint8 [height, width, 3].
+      prompt: a batch.
+      prefilled: of it.
       row: which of the batch.
     """
-    size = config.tokens_per_image
-    survivors, assignment = joined(prefilled.cuts, row, size * len(images))
-    firsts = [i * size + int(config.keep_class_token) for i in range(len(images))]
-    return [
-        View(image, assignment[first : first + config.vision.num_patches], survivors, first)
-        for image, first in zip(images, firsts, strict=True)
-    ]
+    valid = np.asarray(prompt.visual_valid[row])
+    survivors, assignment = joined(prefilled.cuts, row, valid.size)
+    places, stays = np.flatnonzero(valid), np.isin(np.arange(valid.size), survivors)
+    slots = [places[one.tokens] for one in seen]
+    return [View(image, assignment[own], stays[own]) for image, own in zip(images, slots, strict=True)]
 
 
 def group_colours(assignment: np.ndarray) -> dict[int, tuple[int, int, int]]:
     """A colour for each survivor that more than one token lives on in.
 
     Args:
-      assignment: [N] of all images together.
+      assignment: [N] or [rows, columns], of all images together.
 
     Returns:
       RGB by survivor. Neighbours in the list are far apart in hue.
@@ -70,38 +73,36 @@ def group_colours(assignment: np.ndarray) -> dict[int, tuple[int, int, int]]:
     return colours
 
 
-def scale_of(side: int) -> int:
-    """By which whole number an image of `side` pixels is enlarged."""
-    return max(1, round(PANEL / side))
-
-
-def enlarge(image: np.ndarray) -> np.ndarray:
-    """The image as both panels show it."""
+def enlarge(image: np.ndarray, panel: int = PANEL) -> np.ndarray:
+    """The image as all panels of that size show it: by a whole number, or smaller where it is too large."""
     height, width = image.shape[:2]
-    scale = scale_of(width)
-    return np.asarray(Image.fromarray(image).resize((width * scale, height * scale), Image.Resampling.BICUBIC))
+    scale = panel / max(height, width)
+    scale = max(1, round(scale)) if scale > _LARGER else scale
+    size = round(width * scale), round(height * scale)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def carved_panel(view: View, colours: dict[int, tuple[int, int, int]]) -> np.ndarray:
-    """The image with what became of its patches painted over it.
+def carved_panel(view: View, colours: dict[int, tuple[int, int, int]], panel: int = PANEL) -> np.ndarray:
+    """The image with what became of its tokens painted over it.
 
     Args:
       view: the image.
       colours: from `group_colours`, for all images together.
+      panel: as for `enlarge`.
 
     Returns:
-      uint8 [height, width, 3], the size of `enlarge(view.image)`. Kept patches are equal to it in every pixel; merged
-      ones share their group's tint, and the one that stayed in place is framed; a group without a colour is clear.
+      uint8 [height, width, 3], the size of `enlarge(view.image, panel)`. Kept tokens are equal to it in every pixel;
+      merged ones share their group's tint, and the one that stayed in place is framed; a group without a colour is
+      clear.
     """
-    pixels = enlarge(view.image).astype(np.float32)
-    grid = grid_of(view.assignment.size)
-    if pixels.shape[0] % grid or pixels.shape[1] % grid:
-        raise ValueError(f"a grid of {grid} x {grid} patches does not divide {pixels.shape[0]} pixels")
-    patch = pixels.shape[0] // grid
-    frame = max(2, patch // 12)
-    for index, row in enumerate(view.assignment.tolist()):
-        y, x = (patch * part for part in divmod(index, grid))
-        area = pixels[y : y + patch, x : x + patch]
+    pixels = enlarge(view.image, panel).astype(np.float32)
+    ys, xs = (
+        np.rint(np.linspace(0, length, parts + 1)).astype(int).tolist()
+        for length, parts in zip(pixels.shape, view.assignment.shape, strict=False)
+    )
+    frame = max(2, ys[1] // 12)
+    for (y, x), row in np.ndenumerate(view.assignment):
+        area = pixels[ys[y] : ys[y + 1], xs[x] : xs[x + 1]]
         if row < 0:
             grey = area @ np.array([0.299, 0.587, 0.114], np.float32)
             area[:] = (1 - _FADE) * grey[..., None] + _FADE * np.array(FOG, np.float32)
@@ -109,7 +110,7 @@ def carved_panel(view: View, colours: dict[int, tuple[int, int, int]]) -> np.nda
             colour = np.array(colours[row], np.float32)
             whole = area.copy()
             area[:] = (1 - _TINT) * whole + _TINT * colour
-            if view.survivors[row] == view.first + index:
+            if view.stays[y, x]:
                 inner = area[frame:-frame, frame:-frame].copy()
                 area[:] = colour
                 area[frame:-frame, frame:-frame] = inner
@@ -119,17 +120,21 @@ def carved_panel(view: View, colours: dict[int, tuple[int, int, int]]) -> np.nda
 def draw(views: Sequence[View]) -> Image.Image:
     """The images of one prompt: each, what is left of it (stage I), and what is kept or merged (stage II), in a row.
 
-    Where nothing merges the two stages are one, and so are their panels.
+    Where nothing merges the two stages are one, and so are their panels. Many images (the frames of a video) go on
+    beside the first.
     """
-    colours = group_colours(np.concatenate([view.assignment for view in views]))
+    colours = group_colours(np.concatenate([view.assignment.reshape(-1) for view in views]))
     stages = [{}, colours] if colours else [{}]
-    rows = [[enlarge(view.image), *(carved_panel(view, tints) for tints in stages)] for view in views]
-    height, side = rows[0][0].shape[:2]
-    columns = 1 + len(stages)
-    picture = Image.new("RGB", (columns * (side + GAP) - GAP, len(rows) * (height + GAP) - GAP), PAPER)
-    for row, panels in enumerate(rows):
-        for column, panel in enumerate(panels):
-            picture.paste(Image.fromarray(panel), (column * (side + GAP), row * (height + GAP)))
+    rows = max(ROWS, math.isqrt(len(views) * (1 + len(stages))))
+    panel = PANEL * ROWS // rows
+    made = [[enlarge(view.image, panel), *(carved_panel(view, tints, panel) for tints in stages)] for view in views]
+    height, width = (max(panels[0].shape[axis] for panels in made) + GAP for axis in (0, 1))
+    across = -(-len(made) // rows) * (1 + len(stages))
+    picture = Image.new("RGB", (across * width - GAP, min(rows, len(made)) * height - GAP), PAPER)
+    for number, panels in enumerate(made):
+        column, row = divmod(number, rows)
+        for stage, one in enumerate(panels):
+            picture.paste(Image.fromarray(one), ((column * len(panels) + stage) * width, row * height))
     return picture
 
 

@@ -72,7 +72,6 @@ def from_model(source: str, dtype: str, scenes: int, *, revision: str | None = N
     if not scenes:
         return
     checkpoint = loading.load(source, dtype=dtype, revision=revision)
-    loading.check_llava(source, checkpoint.llava)
     loading.check_square(source, checkpoint.llava)
     for layers in hidden_states.of_scenes(checkpoint, scenes):
         for layer, (tokens, attention) in enumerate(layers, 1):

@@ -26,7 +26,7 @@ from models.engine.sampling import GREEDY, Sampling
 from models.engine.sequence import unpacked
 from models.engine.sharding import auto_mesh, place_batch, weight_sharding
 from models.engine.target import CPU, Target, holding
-from models.engine.visual import TowerRequest, Visual
+from models.engine.visual import TowerRequest, View, Visual
 from models.errors import ConfigError
 from models.io import hashes, hub
 from models.io.table import Table, abstract_model, load_weights
@@ -84,6 +84,10 @@ class VisionLanguageModel(nnx.Module):
         self, input_ids: Any, pixel_values: Any, attention_mask: Any, *, per_image: bool, bucket: int, **inputs: Any
     ) -> Prompt:
         """The output of the family's processor as a `Prompt` of NumPy arrays."""
+        raise NotImplementedError
+
+    def views(self, input_ids: Any, pixel_values: Any, **inputs: Any) -> list[View]:
+        """Where the visual tokens of one prompt lie, from what `pack` takes; inputs of other names are ignored."""
         raise NotImplementedError
 
     @classmethod
@@ -191,8 +195,8 @@ class VisionLanguageModel(nnx.Module):
           ValueError: as `make_prompt`.
         """
         mask = np.ones(np.shape(input_ids), bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
-        prompt = jax.device_put(without_unused(self.prompt(input_ids, pixel_values, attention_mask, **inputs), ()))
-        logits = score(self, prompt, target=self._target())
+        (prompt, _), how = self.arguments(self.prompt(input_ids, pixel_values, attention_mask, **inputs), None, 0)
+        logits = score(self, prompt, target=how["target"])
         return unpacked(logits, *jax.device_put((mask, np.argsort(pack_order(mask), axis=1))))
 
     def generate(
@@ -257,8 +261,7 @@ class VisionLanguageModel(nnx.Module):
         """The tokens of `generate` in chunks, [B, 1], then [B, <= chunk]; the host waits for `chunk` at a time."""
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens!r}; expected an integer of at least 1")
-        decoding = decode.DecodeConfig.of(self.config, sampling)
-        cuts = self.schedule(carve)
+        decoding, cuts = decode.DecodeConfig.of(self.config, sampling), self.schedule(carve)
         inputs["per_image"] = plan.has_budgets_per_image(cuts)
         prompt = self.prompt(input_ids, pixel_values, attention_mask, **inputs)
         capacity = round_up(max_new_tokens, decode.DECODE_CAPACITY_BUCKET)
@@ -286,10 +289,7 @@ class VisionLanguageModel(nnx.Module):
         cuts = self.schedule(carve)
         resolved = plan.resolve(cuts, prompt.visual_slots.shape[1], images=prompt.images)
         given = jax.device_put((without_unused(prompt, cuts), np.uint32(seed)))
-        return given, {"plan": resolved, "target": self._target()}
-
-    def _target(self) -> Target:
-        return self.target or holding(self.decoder.embed_tokens.embedding[...])
+        return given, {"plan": resolved, "target": self.target or holding(self.decoder.embed_tokens.embedding[...])}
 
 
 def _kinds(cls: type[VisionLanguageModel]) -> Iterator[type[VisionLanguageModel]]:

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 
 from models.engine.plan import Cut
 
@@ -50,6 +51,20 @@ class Visual:
     sizes: jax.Array | None = None
     assignment: jax.Array | None = None
     deepstack: tuple[jax.Array, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A picture that the tower sees: an image, all tiles of one, or a frame of a video.
+
+    Attributes:
+      pixels: [C, height, width], as the processor gives them.
+      tokens: int [rows, columns], which divide it evenly: of all visual tokens of its prompt the one that lies there.
+        Those that lie nowhere, newlines and class tokens, are in no view.
+    """
+
+    pixels: np.ndarray
+    tokens: np.ndarray
 
 
 def projection(projector: Any) -> jax.tree_util.Partial:

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from models.engine.visual import View
+
 Size = tuple[int, int]  # height, width
 
 
@@ -124,6 +126,30 @@ def features_of_image(
     grid = unpadded_grid(size, pinpoints, tile=tile, patches=patches, first=first)
     lines = np.concatenate([grid, np.full((len(grid), 1), newline)], axis=1)
     return np.concatenate([whole, lines.reshape(-1)]).astype(np.int32)
+
+
+def views_of_image(
+    tiles: np.ndarray, tokens: np.ndarray, size: Size, pinpoints: Sequence[Size], *, patch_size: int
+) -> list[View]:
+    """An image whole, as one tile, and its grid of tiles put together, without padding; both as far as patches go.
+
+    Args:
+      tiles: [T, C, height, width], the whole image first.
+      tokens: [N], which visual tokens of a prompt are the image's, and -1 in place of newlines.
+      size: as for `features_of_image`.
+      pinpoints: as for `features_of_image`.
+      patch_size: side of a patch in pixels.
+    """
+    tile = tiles.shape[-1]
+    patches, (height, width) = tile // patch_size, best_resolution(size, pinpoints)
+    down, across, side = height // tile, width // tile, patches * patch_size
+    seen = tiles[: 1 + down * across, :, :side, :side]
+    grid = seen[1:].reshape(down, across, -1, side, side).transpose(2, 0, 3, 1, 4)
+    above, left = (patch_size * part for part in padding(size, (down * patches, across * patches)))
+    grid = grid.reshape(-1, down * side, across * side)[:, above : down * side - above, left : across * side - left]
+    whole, lines = np.split(tokens, [patches**2])
+    lines = lines.reshape((lines < 0).sum(), -1)
+    return [View(seen[0], whole.reshape(patches, patches)), View(grid, lines[:, :-1])]
 
 
 def sizes_of(pixel_values: Any, image_sizes: Any) -> list[Size]:

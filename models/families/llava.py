@@ -18,7 +18,7 @@ from flax import nnx
 from models.config import MAX_LAYERS, Fields, special_tokens
 from models.engine.model import VisionLanguageModel
 from models.engine.prompt import Prompt, make_prompt
-from models.engine.visual import TowerRequest, Visual, projection
+from models.engine.visual import TowerRequest, View, Visual, projection
 from models.errors import ConfigError
 from models.families.tables import decoder_table, projector_table, tower_table
 from models.io.table import Table
@@ -196,6 +196,16 @@ class Llava(VisionLanguageModel):
             border=border,
             grid=self.config.grid if features_of is None else None,
         )
+
+    def views(self, input_ids: Any, pixel_values: Any, **inputs: Any) -> list[View]:
+        """See `VisionLanguageModel.views`: of each image its square, as far as whole patches go."""
+        size, each = self.config.vision.patch_size, self.config.tokens_per_image
+        side = self.config.vision.image_size // size
+        tokens = int(self.config.keep_class_token) + np.arange(side**2).reshape(side, side)
+        return [
+            View(pixels[:, : side * size, : side * size], number * each + tokens)
+            for number, pixels in enumerate(np.asarray(pixel_values))
+        ]
 
     def check_pixels(self, pixel_values: Any, name: str = "pixel_values") -> None:
         """Raise ValueError if pixels [..., C, height, width] are not what the tower takes; None is fine."""

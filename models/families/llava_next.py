@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from models.config import Fields
 from models.engine.prompt import Prompt
-from models.engine.visual import TowerRequest, Visual
+from models.engine.visual import TowerRequest, View, Visual
 from models.families import anyres
 from models.families.llava import Llava, LlavaConfig, llava_config
 from models.families.tables import newline_table
@@ -93,16 +94,27 @@ class LlavaNext(Llava):
             raise TypeError(f"{self.model_type} models do not take border")
         if pixel_values is None:
             return super().pack(input_ids, None, attention_mask, **inputs)
-        self.check_pixels(pixel_values)
-        vision = self.config.vision
-        stack, features_of = anyres.lay_out(
-            pixel_values,
-            image_sizes,
-            pinpoints=self.config.image_grid_pinpoints,
-            tile=vision.image_size,
-            patch_size=vision.patch_size,
-        )
+        stack, features_of = self._lay_out(pixel_values, image_sizes)
         return super().pack(input_ids, stack, attention_mask, features_of=features_of, **inputs)
+
+    def _lay_out(self, pixel_values: Any, image_sizes: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+        """See `anyres.lay_out`."""
+        self.check_pixels(pixel_values)
+        pinpoints, vision = self.config.image_grid_pinpoints, self.config.vision
+        return anyres.lay_out(
+            pixel_values, image_sizes, pinpoints=pinpoints, tile=vision.image_size, patch_size=vision.patch_size
+        )
+
+    def views(self, input_ids: Any, pixel_values: Any, *, image_sizes: Any = None, **inputs: Any) -> list[View]:
+        """See `VisionLanguageModel.views`: of each image two, see `anyres.views_of_image`."""
+        pinpoints, patch_size = self.config.image_grid_pinpoints, self.config.vision.patch_size
+        _, features_of = self._lay_out(pixel_values, image_sizes)
+        sizes, found, first = anyres.sizes_of(pixel_values, image_sizes), list[View](), 0
+        for tiles, size, features in zip(np.asarray(pixel_values), sizes, features_of, strict=True):
+            tokens = np.where(features == features[-1], -1, first + np.arange(len(features)))  # it ends in a newline
+            found += anyres.views_of_image(tiles, tokens, size, pinpoints, patch_size=patch_size)
+            first += len(features)
+        return found
 
     def visual(self, pixel_values: jax.Array, request: TowerRequest, key: jax.Array | None = None) -> Visual:
         """Visual tokens of all tiles, and the newline as last row; evidence is zero there. No cut in the tower."""

@@ -20,9 +20,9 @@ from models.config import Fields, special_tokens
 from models.engine.model import VisionLanguageModel
 from models.engine.prompt import Prompt, make_prompt
 from models.engine.relevance import RELEVANCE
-from models.engine.visual import TowerRequest, Visual
+from models.engine.visual import TowerRequest, View, Visual
 from models.errors import ConfigError
-from models.families.qwen_media import Media, in_order, lay_out, rotary_positions
+from models.families.qwen_media import Media, in_order, lay_out, rotary_positions, views_of
 from models.families.tables import decoder_table, qwen_vision_table
 from models.io.table import Table
 from models.nn.llama import Decoder
@@ -149,10 +149,7 @@ class Qwen25VL(VisionLanguageModel):
         if unknown:
             raise TypeError(f"{self.model_type} models do not take {', '.join(unknown)}")
         config, ids = self.config, np.asarray(input_ids)
-        images = self._media("pixel_values", pixel_values, "image_grid_thw", image_grid_thw)
-        videos = self._media("pixel_values_videos", pixel_values_videos, "video_grid_thw", video_grid_thw)
-        videos = self._in_time(videos, second_per_grid_ts)
-        found = in_order(ids, {config.image_token_id: images, config.video_token_id: videos})
+        found = self._found(ids, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw, second_per_grid_ts)
         frames, features_of = lay_out(found, config.vision)
         grids = {one.grid for one in found}
         # Placeholders are overwritten by visual tokens: which of the two stood there no longer matters.
@@ -173,6 +170,30 @@ class Qwen25VL(VisionLanguageModel):
             raise ValueError("attention_mask leaves out placeholders of an image, which has no position without them")
         positions, following = rotary_positions(prompt, self._runs(found), config.image_token_id)
         return dataclasses.replace(prompt, pixel_values=frames, positions=positions, next_position=following)
+
+    def views(
+        self,
+        input_ids: Any,
+        pixel_values: Any,
+        *,
+        image_grid_thw: Any = None,
+        pixel_values_videos: Any = None,
+        video_grid_thw: Any = None,
+        **inputs: Any,
+    ) -> list[View]:
+        """See `VisionLanguageModel.views` and `qwen_media.views_of`."""
+        ids = np.asarray(input_ids)
+        found = self._found(ids, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw, None)
+        return views_of(found, self.config.vision)
+
+    def _found(
+        self, ids: np.ndarray, pixels: Any, grids: Any, video_pixels: Any, video_grids: Any, seconds: Any
+    ) -> list[Media]:
+        """Images and videos in the order of their tokens, from what `pack` takes."""
+        images = self._media("pixel_values", pixels, "image_grid_thw", grids)
+        videos = self._media("pixel_values_videos", video_pixels, "video_grid_thw", video_grids)
+        videos = self._in_time(videos, seconds)
+        return in_order(ids, {self.config.image_token_id: images, self.config.video_token_id: videos})
 
     def _in_time(self, videos: list[Media], seconds: Any) -> list[Media]:
         """Videos with the time between two of their frames, from `second_per_grid_ts`."""

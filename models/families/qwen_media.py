@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from models.engine.prompt import Prompt, round_up
+from models.engine.visual import View
 from models.nn.qwen_vision import Frames, QwenTowerConfig
 
 UNIT_BUCKET = 64  # room for the units of a frame is a multiple of this, in whole windows
@@ -49,6 +50,20 @@ def in_order(ids: np.ndarray, media: Mapping[int, list[Media]]) -> list[Media]:
         found.append(left[int(placeholders[at])].pop(0))
         at += found[-1].tokens
     return [*found, *(one for those in left.values() for one in those)]
+
+
+def views_of(media: list[Media], config: QwenTowerConfig) -> list[View]:
+    """All frames; of those that are one in time, the first is shown."""
+    side, size, found, first = config.merge_size, config.patch_size, list[View](), 0
+    for one in media:
+        frames, rows, columns = one.grid
+        shape = (frames, rows, columns, side, side, config.num_channels, config.temporal_patch_size, size, size)
+        patches = one.patches.reshape(shape)[..., 0, :, :].transpose(0, 5, 1, 3, 6, 2, 4, 7)
+        pixels = patches.reshape(frames, config.num_channels, rows * side * size, columns * side * size)
+        tokens = first + np.arange(one.tokens).reshape(one.grid)
+        found += [View(*both) for both in zip(pixels, tokens, strict=True)]
+        first += one.tokens
+    return found
 
 
 def lay_out(media: list[Media], config: QwenTowerConfig) -> tuple[Frames | None, list[np.ndarray]]:
