@@ -28,11 +28,10 @@ def flops(config: WorkerConfig) -> dict[str, int]:
     given, prompt = config.model, config.prompt
     folder = find_checkpoint(given.source, revision=given.revision, weights=False)
     checkpoint = loading.load_without_weights(folder, image_aspect_ratio=prompt.image_aspect_ratio)
-    loading.check_llava(given.source, checkpoint.llava)
     loading.check_square(given.source, checkpoint.llava)
-    length = Batches(checkpoint, config.questions, prompt, 1, config.seed).length
-    cells = config.comparison.cells(checkpoint.llava, length=length)
-    return {name: prefill_flops(checkpoint.llava.config, length, cell.cuts) for name, cell in cells.items()}
+    batches = Batches(checkpoint, config.questions, prompt, 1, config.seed)
+    cells = config.comparison.cells(checkpoint.llava, length=batches.length, visual=batches.visual)
+    return {name: prefill_flops(checkpoint.llava.config, batches.length, cell.cuts) for name, cell in cells.items()}
 
 
 def rows(counts: Mapping[str, int | None], cost: Mapping[str, int]) -> list[dict[str, Any]]:
