@@ -21,7 +21,7 @@ from experiments.data.scenes import FAMILIES, make_scene
 from experiments.evaluation.worker import ModelWorker
 from experiments.reports import html as html_report
 from experiments.reports.patch_maps.maps import arrays_of
-from experiments.reports.pictures import GAP, scale_of
+from experiments.reports.pictures import GAP, enlarge
 from models.engine import prefill
 from tests.commands import DAMAGES, KEEPS, SIDE, VISUAL, answer_alone, damage, failure
 from tokencarve_jax import plan
@@ -110,7 +110,8 @@ class TestResults:
         assert report["settings"]["machine"]["cores"] >= 1
 
     def test_pictures_show_the_patches_that_were_kept(self, whole):
-        side, patch = scale_of(SIDE) * SIDE, scale_of(SIDE) * 14
+        side = len(enlarge(np.zeros((SIDE, SIDE, 3), np.uint8)))
+        patch = side * 14 // SIDE
         for family in FAMILIES:
             page = np.asarray(Image.open(whole / f"{family}.png"))
             assert page.shape == (side, 3 * side + 2 * GAP, 3)
