@@ -5,8 +5,7 @@ import json
 import pytest
 
 from experiments import bench, gpu_session
-from experiments.speed import video_prefill
-from experiments.studies import carve_tail, information_routes
+from experiments.studies import carve_tail, information_routes, video_prefill
 from tests.commands import failure
 
 COMMANDS = [bench, gpu_session, carve_tail, information_routes, video_prefill]

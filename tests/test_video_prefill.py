@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from experiments.speed import video_prefill
+from experiments.studies import video_prefill
 from tests.commands import failure
 
 FLAGS = ["--size=112x56", "--methods", "evs", "--repeats=2"]
