@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,14 @@ def head(kind: str, command: Sequence[str]) -> dict[str, Any]:
     """What every results.json begins with: the kind of run, the command, and the date."""
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"kind": kind, "command": list(command), "date": date}
+
+
+def write_study(path: Path, kind: str, command: Sequence[str], settings: Mapping[str, Any], **found: Any) -> None:
+    """Write the results.json of a study: its `head`, settings but for where it goes, machine, versions, and `found`."""
+    given = {name: value for name, value in settings.items() if name != "out"}
+    about = {"settings": given, "machine": machine(), "versions": versions()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, head(kind, command) | about | found)
 
 
 def plain(settings: Any) -> dict[str, Any]:

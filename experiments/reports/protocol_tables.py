@@ -66,8 +66,7 @@ def _scores(found: Mapping[str, Any]) -> Section:
         ("equal", lambda row: f"{row['basis']}, {row['budget']}" if row["basis"] else ""),
         *map(score, vanilla["scores"]),
         ("of vanilla", lambda row: percent(row["of_vanilla"])),
-        ("over random", lambda row: _difference(row["over"]["random"])),
-        ("over down-sampled", lambda row: _difference(row["over"]["downsampled"])),
+        *_OVER,
     ]
     text = (
         "Scores as lmms-eval gives them; the mean share of vanilla's score over the benchmarks, and how many points of "
@@ -80,6 +79,12 @@ def _difference(value: Sequence[Any] | float | None) -> str:
     return "" if value is None else points(value) if isinstance(value, float) else points(*value)
 
 
+_OVER: list[Column] = [
+    ("over random", lambda row: _difference(row["over"]["random"])),
+    ("over down-sampled", lambda row: _difference(row["over"]["downsampled"])),
+]
+
+
 def _best_first(rows: Sequence[Mapping[str, Any]], what: str) -> list[Mapping[str, Any]]:
     return sorted(rows, key=lambda row: -(row[what]["share"] if row[what] else -1))
 
@@ -90,8 +95,7 @@ def _floors(found: Mapping[str, Any]) -> Section:
         ("method", lambda row: row["method"]),
         ("equal", lambda row: f"{row['basis']}, {row['budget']}"),
         ("right", lambda row: with_interval(row["accuracy"])),
-        ("over random", lambda row: _difference(row["over"]["random"])),
-        ("over down-sampled", lambda row: _difference(row["over"]["downsampled"])),
+        *_OVER,
     ]
     text = (
         "Points gained over random tokens at the same budget, and over the image at the resolution that has so many "

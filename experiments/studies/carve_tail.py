@@ -108,16 +108,7 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
         rows.append([setting, str(threads[setting] or "?"), str(len(taken)), *times, f"{worst / median:.1f}"])
     print(f"carve at {tokens} x {width}, keep={keep}, on {machine['cores']} cores, beside {busy} busy loops\n")
     print(results.format_table(_HEADER, rows))
-    value = {
-        **results.head("carve-tail", command),
-        "settings": {name: given for name, given in vars(flags).items() if name != "out"},
-        "machine": machine,
-        "versions": results.versions(),
-        "threads": threads,
-        "seconds": seconds,
-    }
-    flags.out.mkdir(parents=True, exist_ok=True)
-    results.write_json(path, value)
+    results.write_study(path, "carve-tail", command, vars(flags), threads=threads, seconds=seconds)
     print(f"\nEvery time: {path}")
 
 

@@ -202,18 +202,10 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
     size = " x ".join(map(str, shape))
     print(f"\nTimes at {size} on {machine['device']}, {machine['cores']} cores, {flags.repeats} rounds\n")
     print(time_table(taken))
-    settings = {name: given for name, given in vars(flags).items() if name != "out"}
-    value = {
-        **results.head("information-routes", command),
-        "settings": settings | {"hidden": flags.hidden and str(flags.hidden)},
-        "machine": machine,
-        "versions": results.versions(),
-        "matrices": {name: len(cases) for name, cases in found.items()},
-        "agreement": agreement,
-        "seconds": taken,
-    }
-    flags.out.mkdir(parents=True, exist_ok=True)
-    results.write_json(path, value)
+    settings = vars(flags) | {"hidden": flags.hidden and str(flags.hidden)}
+    matrices = {name: len(cases) for name, cases in found.items()}
+    measured = {"matrices": matrices, "agreement": agreement, "seconds": taken}
+    results.write_study(path, "information-routes", command, settings, **measured)
     print(f"\nEvery figure and time: {path}")
 
 

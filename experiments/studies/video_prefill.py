@@ -147,16 +147,7 @@ def measure(flags: argparse.Namespace, *, command: Sequence[str]) -> None:
     print(f"{flags.frames} frames of {width} x {height}, keep={flags.keep}, on {machine['cores']} cores;", end=" ")
     print(f"the tower alone takes {1e3 * summary(seconds['tower'])['median']:.0f} ms\n")
     print(results.format_table(_HEADER, rows))
-    value = {
-        **results.head("video-prefill", command),
-        "settings": {name: given for name, given in vars(flags).items() if name != "out"},
-        "machine": machine,
-        "versions": results.versions(),
-        "cache": cache,
-        "seconds": seconds,
-    }
-    flags.out.mkdir(parents=True, exist_ok=True)
-    results.write_json(path, value)
+    results.write_study(path, "video-prefill", command, vars(flags), cache=cache, seconds=seconds)
     print(f"\nEvery time: {path}")
 
 

@@ -9,8 +9,8 @@ Axis letters: B batch, S sequence, N visual tokens of a row, A axes of a positio
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -62,6 +62,27 @@ class Prompt:
 def pack_order(attention_mask: np.ndarray) -> np.ndarray:
     """[B, S] bool -> [B, S] indices that bring each row's real tokens to the front, in order."""
     return np.argsort(~attention_mask, axis=1, kind="stable")
+
+
+class Media(Protocol):
+    """An image or a video of a prompt."""
+
+    @property
+    def tokens(self) -> int:
+        """How many visual tokens, and so placeholders, it has."""
+
+
+MediaT = TypeVar("MediaT", bound=Media)
+
+
+def in_order(ids: np.ndarray, media: Mapping[int, list[MediaT]]) -> list[MediaT]:
+    """Images and videos in the order in which their placeholders stand; those without any come last."""
+    left, found = {token: list(those) for token, those in media.items()}, list[MediaT]()
+    placeholders, at = ids[np.isin(ids, list(media))], 0
+    while at < len(placeholders) and left[int(placeholders[at])]:
+        found.append(left[int(placeholders[at])].pop(0))
+        at += found[-1].tokens
+    return [*found, *(one for those in left.values() for one in those)]
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models.config import Fields
-from models.engine.prompt import Prompt
+from models.engine.prompt import Prompt, in_order
 from models.engine.relevance import RELEVANCE
 from models.engine.visual import TowerRequest, View, Visual
 from models.families import anyres
@@ -28,7 +28,6 @@ from models.families.llava_next import LlavaNext, LlavaNextConfig, read_grids
 from models.families.onevision_media import (
     Media,
     Tiles,
-    in_order,
     lay_out,
     tokens_of_image,
     tokens_of_tile,

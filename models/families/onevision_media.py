@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -102,16 +102,6 @@ def tokens_of_video(frames: int, patches: int) -> Mix:
     frame, half = np.arange(patches**2).reshape(patches, patches), -(-patches // 2)
     features, weights = _flat(anyres.resized(frame, (half, half)))
     return _joined(*((features + number * patches**2, weights) for number in range(frames)), _NEWLINE)
-
-
-def in_order(ids: np.ndarray, media: Mapping[int, list[Media]]) -> list[Media]:
-    """Images and videos in the order in which their placeholders stand; those without any come last."""
-    found = list[tuple[int, Media]]()
-    for token, those in media.items():
-        places = [*np.flatnonzero(ids == token).tolist(), ids.size]
-        first = np.cumsum([0, *(one.tokens for one in those)])
-        found += [(places[min(at, len(places) - 1)], one) for at, one in zip(first, those, strict=False)]
-    return [one for _, one in sorted(found, key=lambda at: at[0])]
 
 
 def lay_out(media: list[Media], patches: int) -> tuple[Tiles | None, list[np.ndarray]]:

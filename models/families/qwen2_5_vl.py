@@ -18,11 +18,11 @@ from flax import nnx
 
 from models.config import Fields, special_tokens
 from models.engine.model import VisionLanguageModel
-from models.engine.prompt import Prompt, make_prompt
+from models.engine.prompt import Prompt, in_order, make_prompt
 from models.engine.relevance import RELEVANCE
 from models.engine.visual import TowerRequest, View, Visual
 from models.errors import ConfigError
-from models.families.qwen_media import Media, in_order, lay_out, rotary_positions, views_of
+from models.families.qwen_media import Media, lay_out, rotary_positions, views_of
 from models.families.tables import decoder_table, qwen_vision_table
 from models.io.table import Table
 from models.nn.llama import Decoder

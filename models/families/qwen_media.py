@@ -6,7 +6,6 @@ Axis letters: B batch, S sequence, F frames, W windows, U units of a window, P p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -40,16 +39,6 @@ class Media:
         """[tokens, 3] int32: time, row and column from 0."""
         frames, rows, columns = np.indices(self.grid, dtype=np.int32).reshape(3, -1)
         return np.stack([(frames * np.float32(self.seconds)).astype(np.int32), rows, columns], axis=-1)
-
-
-def in_order(ids: np.ndarray, media: Mapping[int, list[Media]]) -> list[Media]:
-    """Images and videos in the order in which their placeholders stand; those without any come last."""
-    left, found = {token: list(those) for token, those in media.items()}, list[Media]()
-    placeholders, at = ids[np.isin(ids, list(media))], 0
-    while at < len(placeholders) and left[int(placeholders[at])]:
-        found.append(left[int(placeholders[at])].pop(0))
-        at += found[-1].tokens
-    return [*found, *(one for those in left.values() for one in those)]
 
 
 def views_of(media: list[Media], config: QwenTowerConfig) -> list[View]:

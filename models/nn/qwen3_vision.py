@@ -18,7 +18,7 @@ from flax import nnx
 from models.config import Fields
 from models.nn.clip import Mlp
 from models.nn.linear import Linear
-from models.nn.qwen_vision import NORM_EPS, Block, Frames, Merger, Qkv, QwenTowerConfig, QwenVisionTower, read_tower
+from models.nn.qwen_vision import NORM_EPS, Block, Frames, Merger, QwenTowerConfig, QwenVisionTower, read_tower
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,14 +62,13 @@ def _layer_norm(width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
 class Qwen3Block(Block):
     """One pre-norm transformer block, its norms and MLP without a gate as in CLIP's tower."""
 
-    def __init__(self, config: QwenTowerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        width = config.hidden_size
-        self.num_heads = config.num_heads
-        self.norm1 = _layer_norm(width, dtype, rngs)
-        self.qkv = Qkv(width, dtype=dtype, rngs=rngs)
-        self.out_proj = Linear(width, width, use_bias=True, dtype=dtype, rngs=rngs)
-        self.norm2 = _layer_norm(width, dtype, rngs)
-        self.mlp = Mlp(width, config.intermediate_size, activation=config.activation, dtype=dtype, rngs=rngs)
+    norm = staticmethod(_layer_norm)
+
+    @staticmethod
+    def feed_forward(config: QwenTowerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> Mlp:
+        """The MLP."""
+        widths, activation = (config.hidden_size, config.intermediate_size), config.activation
+        return Mlp(*widths, activation=activation, dtype=dtype, rngs=rngs)
 
 
 class Qwen3VisionTower(QwenVisionTower):

@@ -158,18 +158,24 @@ def rms_norm(width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
 
 
 class Block(nnx.Module):
-    """One pre-norm transformer block."""
+    """One pre-norm transformer block; subclasses may have other norms and another MLP."""
+
+    norm = staticmethod(rms_norm)
+
+    @staticmethod
+    def feed_forward(config: QwenTowerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> Any:
+        """The MLP, here with a gate."""
+        widths, activation = (config.hidden_size, config.intermediate_size), config.activation
+        return Mlp(*widths, activation=activation, use_bias=True, dtype=dtype, rngs=rngs)
 
     def __init__(self, config: QwenTowerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         width = config.hidden_size
         self.num_heads = config.num_heads
-        self.norm1 = rms_norm(width, dtype, rngs)
+        self.norm1 = self.norm(width, dtype, rngs)
         self.qkv = Qkv(width, dtype=dtype, rngs=rngs)
         self.out_proj = Linear(width, width, use_bias=True, dtype=dtype, rngs=rngs)
-        self.norm2 = rms_norm(width, dtype, rngs)
-        self.mlp = Mlp(
-            width, config.intermediate_size, activation=config.activation, use_bias=True, dtype=dtype, rngs=rngs
-        )
+        self.norm2 = self.norm(width, dtype, rngs)
+        self.mlp = self.feed_forward(config, dtype=dtype, rngs=rngs)
 
     def heads(self, x: jax.Array, at: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[F, S, D] -> rotated queries and keys, and values, each [F, S, H, d]."""
